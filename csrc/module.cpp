@@ -1,0 +1,37 @@
+// The native side of fastvae at a glance: every op's schema, and what Python may ask about the build.
+// Equations and shapes: fastvae/ops/<op>.py.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fastvae, m) {
+  m.def(
+      "layer_norm_lstm(Tensor x, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor h0, Tensor c0, "
+      "float eps, bool save) -> (Tensor h, Tensor c_n, Tensor c, Tensor normalised, Tensor rstd)");
+  m.def(
+      "layer_norm_lstm_backward(Tensor dh, Tensor dc_n, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, "
+      "Tensor h0, Tensor c0, Tensor h, Tensor c, Tensor normalised, Tensor rstd) "
+      "-> (Tensor dx, Tensor dweight_hh, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dh0, Tensor dc0)");
+
+  m.def("highway_conv_project(Tensor x, Tensor weight, Tensor bias) -> (Tensor a, Tensor mean, Tensor m2)");
+  m.def(
+      "highway_conv_project_backward(Tensor da, Tensor dmean, Tensor dm2, Tensor x, Tensor weight, Tensor a, "
+      "Tensor mean) -> (Tensor dx, Tensor dweight, Tensor dbias)");
+  m.def("highway_conv_gate(Tensor a, Tensor x, Tensor mean, Tensor scale, Tensor shift, bool carry) -> Tensor");
+  m.def(
+      "highway_conv_gate_backward(Tensor dy, Tensor a, Tensor x, Tensor mean, Tensor scale, Tensor shift, bool carry) "
+      "-> (Tensor da, Tensor dx, Tensor dmean, Tensor dscale, Tensor dshift)");
+  m.def("highway_conv(Tensor x, Tensor weight, Tensor bias, bool carry) -> Tensor");
+
+  m.def(
+      "decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor weight_hh, Tensor norm_weight, "
+      "Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0, Tensor c0, Tensor? noise, "
+      "float eps, int end_id, int pad_id) -> Tensor");
+  m.def(
+      "decode_bytenet(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor conv_weight, "
+      "Tensor conv_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor? noise, bool carry, int end_id, "
+      "int pad_id) -> Tensor");
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.def("compiler", [] { return __VERSION__; });
+}

@@ -1,0 +1,19 @@
+"""The ops that carry the speed: each is one call for a whole sequence.
+
+Letters used throughout: B batch, T time (length L), C channels, H hidden size, D feature channels,
+V symbols, N layers, Z latent size. Sequences are time-major, as in `torch.nn.LSTM`.
+"""
+
+from fastvae.ops.decode_bytenet import decode_bytenet
+from fastvae.ops.decode_lstm import decode_lstm
+from fastvae.ops.highway_conv import highway_conv, highway_conv_gate, highway_conv_project
+from fastvae.ops.layer_norm_lstm import layer_norm_lstm
+
+__all__ = [
+    "decode_bytenet",
+    "decode_lstm",
+    "highway_conv",
+    "highway_conv_gate",
+    "highway_conv_project",
+    "layer_norm_lstm",
+]

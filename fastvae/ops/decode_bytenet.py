@@ -1,0 +1,87 @@
+"""Decoding with highway masked convolutions: a whole sequence, symbol by symbol, in one call.
+
+    p, q = chunk(W_d dₜ + E[sₜ₋₁]),   x⁰ₜ = tanh(p) σ(q)     s₋₁ = start: the last row of E
+    xⁿ⁺¹ₜ = highway_conv(xⁿₜ₋₁, xⁿₜ),   n = 0 … N−1           norms folded into the weights
+    sₜ = argmax(W_v xᴺₜ + b_v + noiseₜ)
+
+Each layer keeps its one previous vector, so that a symbol costs the same at every position.
+Semeniuta et al. 2017, arXiv:1702.02390; noise as in `decode_lstm`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvae.ops.decode_lstm import decode_steps
+
+
+def decode_bytenet(
+    features: Tensor,
+    feature_weight: Tensor,
+    symbol_rows: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor,
+    noise: Tensor | None = None,
+    carry: bool = True,
+    end_id: int | None = None,
+    pad_id: int | None = None,
+) -> Tensor:
+    """features d [T, B, D], feature_weight [2C, D], symbol_rows E [V + 1, 2C] -> tokens [B, T] int64.
+
+    E holds, for each previous symbol and last for `start`, its row of the input weight plus the bias.
+    conv_weight [N, 3C, C, 2], conv_bias [N, 3C], classifier_weight [V, C], classifier_bias [V]; D may
+    be 0. `noise` [T, B, V], in float32 (float64 for float64), joins the logits.
+    With `end_id`, a sequence is `pad_id` after its first `end_id`, and work stops once all have ended.
+    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
+    """
+    return torch.ops.fastvae.decode_bytenet(
+        features,
+        feature_weight,
+        symbol_rows,
+        conv_weight,
+        conv_bias,
+        classifier_weight,
+        classifier_bias,
+        noise,
+        carry,
+        -1 if end_id is None else end_id,
+        -1 if pad_id is None else pad_id,
+    )
+
+
+@torch.library.impl("fastvae::decode_bytenet", "CompositeExplicitAutograd")
+def decode_bytenet_reference(
+    features: Tensor,
+    feature_weight: Tensor,
+    symbol_rows: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor,
+    noise: Tensor | None = None,
+    carry: bool = True,
+    end_id: int = -1,
+    pad_id: int = -1,
+) -> Tensor:
+    """The same function in plain PyTorch, -1 for no id: what every kernel is tested against."""
+    B, C = features.shape[1], classifier_weight.shape[1]
+    before = [features.new_zeros(B, C) for _ in conv_weight]
+
+    def step(d_t: Tensor, rows: Tensor) -> Tensor:
+        p, q = (F.linear(d_t, feature_weight) + rows).chunk(2, -1)
+        x = p.tanh() * q.sigmoid()
+        for n, (weight, bias) in enumerate(zip(conv_weight, conv_bias, strict=True)):
+            a = F.linear(before[n], weight[..., 0]) + F.linear(x, weight[..., 1], bias)
+            i, f, g = a.chunk(3, -1)
+            before[n] = x
+            x = i.sigmoid() * g.tanh() + (f.sigmoid() * x if carry else 0)
+        return F.linear(x, classifier_weight, classifier_bias)
+
+    return decode_steps(step, features, symbol_rows, noise, end_id, pad_id)
+
+
+@torch.library.register_fake("fastvae::decode_bytenet")
+def _fake(features, *_):
+    return features.new_empty(features.shape[1], features.shape[0], dtype=torch.int64)

@@ -1,0 +1,184 @@
+"""Highway masked convolution, kernel 2, undilated: one layer of the ByteNet decoder.
+
+    aₜ = W₀ xₜ₋₁ + W₁ xₜ + b,   x₋₁ = 0               W = weight[..., tap], as in `torch.nn.Conv1d`
+    i, f, g = chunk((aₜ − mean) · scale + shift)       batch norm, per channel
+    yₜ = σ(f) xₜ + σ(i) tanh(g)                        carry = True
+    yₜ = σ(i) tanh(g)                                  carry = False
+
+In training the layer is two ops, so that the statistics between them are tensors which processes can
+reduce: `highway_conv_project` returns a with its column means and sums of squared deviations (m2);
+`highway_conv_gate` normalises and gates. `highway_conv` is the layer with its norm folded into W and b.
+
+Semeniuta et al. 2017, arXiv:1702.02390; gates after Srivastava et al. 2015, arXiv:1505.00387.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastvae.ops.precision import accumulate_dtype
+
+
+def highway_conv_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x [T, B, C], weight [3C, C, 2], bias [3C] -> a [T, B, 3C], mean [3C], m2 [3C].
+
+    mean and m2 = Σ (a − mean)² run over T and B, in float32 (float64 for float64 inputs).
+    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
+    """
+    return torch.ops.fastvae.highway_conv_project(x, weight, bias)
+
+
+def highway_conv_gate(
+    a: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, carry: bool = True
+) -> Tensor:
+    """a [T, B, 3C], x [T, B, C]; mean, scale, shift [3C] in float32 (float64) -> y [T, B, C].
+
+    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
+    """
+    return torch.ops.fastvae.highway_conv_gate(a, x, mean, scale, shift, carry)
+
+
+def highway_conv(x: Tensor, weight: Tensor, bias: Tensor, carry: bool = True) -> Tensor:
+    """The layer with its norm folded in: x [T, B, C], weight [3C, C, 2], bias [3C] -> y [T, B, C].
+
+    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
+    """
+    return torch.ops.fastvae.highway_conv(x, weight, bias, carry)
+
+
+def highway_conv_project_reference(
+    x: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same function in plain PyTorch: what every kernel is tested against."""
+    before = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+    a = F.linear(before, weight[..., 0]) + F.linear(x, weight[..., 1], bias)
+    wide = a.to(accumulate_dtype(a.dtype))
+    mean = wide.mean((0, 1))
+    return a, mean, (wide - mean).square().sum((0, 1))
+
+
+def highway_conv_gate_reference(
+    a: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, carry: bool = True
+) -> Tensor:
+    """The same function in plain PyTorch: what every kernel is tested against."""
+    i, f, g = ((a - mean) * scale + shift).chunk(3, -1)
+    y = i.sigmoid() * g.tanh()
+    return (f.sigmoid() * x + y if carry else y).to(x.dtype)
+
+
+def highway_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, carry: bool = True) -> Tensor:
+    """The same function in plain PyTorch: what every kernel is tested against."""
+    a, mean, _ = highway_conv_project_reference(x, weight, bias)
+    return highway_conv_gate_reference(a, x, *_identity_norm(mean), carry)
+
+
+def _identity_norm(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    zeros = torch.zeros_like(like)
+    return zeros, torch.ones_like(like), zeros
+
+
+@torch.library.register_fake("fastvae::highway_conv_project")
+def _fake_project(x, weight, bias):
+    C3, wide = weight.shape[0], accumulate_dtype(x.dtype)
+    return x.new_empty(*x.shape[:2], C3), bias.new_empty(C3, dtype=wide), bias.new_empty(C3, dtype=wide)
+
+
+@torch.library.register_fake("fastvae::highway_conv_project_backward")
+def _fake_project_backward(da, dmean, dm2, x, weight, a, mean):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+@torch.library.register_fake("fastvae::highway_conv_gate")
+def _fake_gate(a, x, mean, scale, shift, carry):
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("fastvae::highway_conv_gate_backward")
+def _fake_gate_backward(dy, a, x, mean, scale, shift, carry):
+    return tuple(t.new_empty(t.shape) for t in (a, x, mean, scale, shift))
+
+
+@torch.library.register_fake("fastvae::highway_conv")
+def _fake_folded(x, weight, bias, carry):
+    return x.new_empty(x.shape)
+
+
+# Devices without a kernel of their own run the reference: PyTorch's dispatcher is the only registry.
+torch.library.impl(
+    "fastvae::highway_conv_project", "CompositeExplicitAutograd", highway_conv_project_reference
+)
+torch.library.impl(
+    "fastvae::highway_conv_gate", "CompositeExplicitAutograd", highway_conv_gate_reference
+)
+torch.library.impl("fastvae::highway_conv", "CompositeExplicitAutograd", highway_conv_reference)
+
+
+@torch.library.impl("fastvae::highway_conv_project_backward", "CompositeExplicitAutograd")
+def _project_backward_reference(da, dmean, dm2, x, weight, a, mean):
+    with torch.enable_grad():
+        bias = weight.new_zeros(weight.shape[0])
+        inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        outputs = highway_conv_project_reference(*inputs)
+        return torch.autograd.grad(outputs, inputs, (da, dmean, dm2))
+
+
+@torch.library.impl("fastvae::highway_conv_gate_backward", "CompositeExplicitAutograd")
+def _gate_backward_reference(dy, a, x, mean, scale, shift, carry):
+    with torch.enable_grad():
+        inputs = [t.detach().requires_grad_() for t in (a, x, mean, scale, shift)]
+        y = highway_conv_gate_reference(*inputs, carry)
+        return torch.autograd.grad(y, inputs, dy, allow_unused=True, materialize_grads=True)
+
+
+def _project_setup(ctx, inputs, output):
+    x, weight, _ = inputs
+    a, mean, _ = output
+    ctx.save_for_backward(x, weight, a, mean)
+
+
+@once_differentiable
+def _project_backward(ctx, da, dmean, dm2):
+    return torch.ops.fastvae.highway_conv_project_backward(da, dmean, dm2, *ctx.saved_tensors)
+
+
+def _gate_setup(ctx, inputs, output):
+    *tensors, ctx.carry = inputs
+    ctx.save_for_backward(*tensors)
+
+
+@once_differentiable
+def _gate_backward(ctx, dy):
+    grads = torch.ops.fastvae.highway_conv_gate_backward(dy, *ctx.saved_tensors, ctx.carry)
+    return (*grads, None)
+
+
+def _folded_setup(ctx, inputs, output):
+    *tensors, ctx.carry = inputs
+    ctx.save_for_backward(*tensors)
+
+
+@once_differentiable
+def _folded_backward(ctx, dy):
+    # The pre-activations are computed again: inference keeps nothing of them.
+    x, weight, bias = ctx.saved_tensors
+    a, mean, _ = torch.ops.fastvae.highway_conv_project(x, weight, bias)
+    da, dx, *_ = torch.ops.fastvae.highway_conv_gate_backward(
+        dy, a, x, *_identity_norm(mean), ctx.carry
+    )
+    zeros = torch.zeros_like(mean)
+    through, dweight, dbias = torch.ops.fastvae.highway_conv_project_backward(
+        da, zeros, zeros, x, weight, a, mean
+    )
+    return dx + through, dweight, dbias, None
+
+
+torch.library.register_autograd(
+    "fastvae::highway_conv_project", _project_backward, setup_context=_project_setup
+)
+torch.library.register_autograd(
+    "fastvae::highway_conv_gate", _gate_backward, setup_context=_gate_setup
+)
+torch.library.register_autograd(
+    "fastvae::highway_conv", _folded_backward, setup_context=_folded_setup
+)

@@ -1,0 +1,145 @@
+"""LayerNorm-LSTM over a whole sequence: one joint norm over the four gates, none on the cell.
+
+    aₜ = xₜ + W hₜ₋₁                                  xₜ: input-side pre-activations, bias included
+    i, f, g, o = chunk(LayerNorm(aₜ) · gain + bias)    over the 4H axis, biased variance
+    cₜ = σ(f) cₜ₋₁ + σ(i) tanh(g),   hₜ = σ(o) tanh(cₜ)
+
+Semeniuta et al. 2017, arXiv:1702.02390; the norm after Ba et al. 2016, arXiv:1607.06450.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastvae.ops.precision import accumulate_dtype
+
+
+def layer_norm_lstm(
+    x: Tensor,
+    weight_hh: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    eps: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """x [T, B, 4H], weight_hh [4H, H], norm_weight, norm_bias [4H], h0, c0 [B, H] -> h [T, B, H], c_n [B, H].
+
+    `x` holds the input-side pre-activations W_x xₜ + b. All tensors share one dtype and device.
+    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
+    """
+    inputs = (x, weight_hh, norm_weight, norm_bias, h0, c0)
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    h, c_n, *_ = torch.ops.fastvae.layer_norm_lstm(*inputs, eps, save)
+    return h, c_n
+
+
+def layer_norm_lstm_cell(
+    a: Tensor, c: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """One step in plain PyTorch: pre-activations a [B, 4H], cell c [B, H] -> h, c [B, H]."""
+    i, f, g, o = F.layer_norm(a, a.shape[-1:], norm_weight, norm_bias, eps).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def layer_norm_lstm_reference(
+    x: Tensor,
+    weight_hh: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    eps: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """The same function in plain PyTorch: what every kernel is tested against."""
+    h, c, outputs = h0, c0, []
+    for x_t in x:
+        h, c = layer_norm_lstm_cell(x_t + h @ weight_hh.T, c, norm_weight, norm_bias, eps)
+        outputs.append(h)
+    return torch.stack(outputs), c
+
+
+@torch.library.register_fake("fastvae::layer_norm_lstm")
+def _fake(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
+    T, B, H = x.shape[0], h0.shape[0], h0.shape[1]
+    saved = accumulate_dtype(x.dtype)
+    return (
+        x.new_empty(T, B, H),
+        x.new_empty(B, H),
+        x.new_empty((T, B, H) if save else (0,), dtype=saved),
+        x.new_empty((T, B, 4 * H) if save else (0,)),
+        x.new_empty((T, B) if save else (0,), dtype=saved),
+    )
+
+
+@torch.library.register_fake("fastvae::layer_norm_lstm_backward")
+def _fake_backward(
+    dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd
+):
+    like = (normalised, weight_hh, norm_weight, norm_bias, h0, c0)
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
+
+
+# Devices without a kernel of their own run these two loops: PyTorch's dispatcher is the only registry.
+@torch.library.impl("fastvae::layer_norm_lstm", "CompositeExplicitAutograd")
+def _loop(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
+    saved = accumulate_dtype(x.dtype)
+    h, c, steps = h0, c0.to(saved), []
+    for x_t in x:
+        a = x_t + h @ weight_hh.T
+        normalised, _, rstd = torch.native_layer_norm(a, a.shape[-1:], None, None, eps)
+        i, f, g, o = (normalised * norm_weight + norm_bias).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = (o.sigmoid() * c.tanh()).to(x.dtype)
+        steps.append((h, c, normalised, rstd.squeeze(-1).to(saved)))
+    outputs = [torch.stack(step) for step in zip(*(steps if save else [s[:1] for s in steps]), strict=True)]
+    empty = () if save else (x.new_empty(0, dtype=saved), x.new_empty(0), x.new_empty(0, dtype=saved))
+    return (outputs[0], c.to(x.dtype), *outputs[1:], *empty)
+
+
+@torch.library.impl("fastvae::layer_norm_lstm_backward", "CompositeExplicitAutograd")
+def _loop_backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd):
+    T, B, H = h.shape
+    dz, dx = torch.empty_like(normalised), torch.empty_like(normalised)
+    dh_t, dc = torch.zeros_like(h0), dc_n.to(c.dtype)
+    for t in reversed(range(T)):
+        i, f, g, o = (normalised[t] * norm_weight + norm_bias).chunk(4, -1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c_before, tanh_c = c[t - 1] if t else c0, c[t].tanh()
+        dh_t = dh_t + dh[t]
+        dc = dc + dh_t * o * (1 - tanh_c * tanh_c)
+        gates = (
+            dc * g * i * (1 - i),
+            dc * c_before * f * (1 - f),
+            dc * i * (1 - g * g),
+            dh_t * tanh_c * o * (1 - o),
+        )
+        dz[t] = torch.cat(gates, -1)
+        dn = dz[t] * norm_weight
+        along = (dn * normalised[t]).mean(-1, keepdim=True)
+        dx[t] = rstd[t].unsqueeze(-1) * (dn - dn.mean(-1, keepdim=True) - normalised[t] * along)
+        dc = dc * f
+        dh_t = dx[t] @ weight_hh
+    h_before = torch.cat([h0.unsqueeze(0), h[:-1]])
+    dweight_hh = dx.flatten(0, 1).T @ h_before.flatten(0, 1)
+    return dx, dweight_hh, (dz * normalised).sum((0, 1)), dz.sum((0, 1)), dh_t, dc.to(c0.dtype)
+
+
+def _setup_context(ctx, inputs, output):
+    _, weight_hh, norm_weight, norm_bias, h0, c0, _, ctx.saved = inputs
+    h, _, *saved = output
+    ctx.mark_non_differentiable(*saved)
+    ctx.save_for_backward(weight_hh, norm_weight, norm_bias, h0, c0, h, *saved)
+
+
+@once_differentiable
+def _backward(ctx, dh, dc_n, *_):
+    if not ctx.saved:
+        raise RuntimeError("layer_norm_lstm was called with save=False, so it has no backward")
+    grads = torch.ops.fastvae.layer_norm_lstm_backward(dh, dc_n, *ctx.saved_tensors)
+    return (*grads, None, None)
+
+
+torch.library.register_autograd("fastvae::layer_norm_lstm", _backward, setup_context=_setup_context)

@@ -1,0 +1,47 @@
+"""The accuracy rule, shared by tests/ and benchmarks/: no hand-picked tolerances."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def assert_accurate(fn: Callable, reference: Callable, *inputs: Tensor, factor: float = 2.0) -> None:
+    """`fn` may lose at most `factor` times what plain PyTorch loses in the same dtype, plus 1 ulp.
+
+    Both are measured against `reference` in float64, as the largest absolute difference of each
+    output; an ulp is that of the output's largest value. Non-finite values must stand where the
+    float64 reference has them. Raises AssertionError naming the output that fails.
+    """
+    gold = _outputs(reference, [t.double() if t.is_floating_point() else t for t in inputs])
+    plain, got = _outputs(reference, inputs), _outputs(fn, inputs)
+    assert len(got) == len(plain), f"{len(got)} outputs, expected {len(plain)}"
+    for n, (k, p, g) in enumerate(zip(got, plain, gold, strict=True)):
+        assert k.dtype == p.dtype, f"output {n} is {k.dtype}, expected {p.dtype}"
+        assert k.shape == p.shape, f"output {n} has shape {k.shape}, expected {p.shape}"
+        finite = g.isfinite() & p.isfinite()
+        assert torch.equal(k.isfinite(), p.isfinite()), f"output {n}: non-finite values elsewhere"
+        if not finite.any():
+            continue
+        k, p, g = k.double()[finite], p.double()[finite], g[finite]
+        allowed = factor * (p - g).abs().max() + torch.finfo(got[n].dtype).eps * g.abs().max()
+        error = (k - g).abs().max()
+        assert error <= allowed, f"output {n}: error {error:.3g} > allowed {allowed:.3g}"
+
+
+def gradients(fn: Callable) -> Callable:
+    """fn's vector-Jacobian product with a fixed cotangent: backward as a function to compare."""
+
+    def vjp(*inputs: Tensor) -> tuple[Tensor, ...]:
+        inputs = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
+        outputs = [y for y in _outputs(fn, inputs) if y.requires_grad]
+        cotangents = [torch.linspace(-1, 1, y.numel()).to(y).view_as(y) for y in outputs]
+        wanted = [t for t in inputs if t.requires_grad]
+        return torch.autograd.grad(outputs, wanted, cotangents, materialize_grads=True)
+
+    return vjp
+
+
+def _outputs(fn: Callable, inputs) -> tuple[Tensor, ...]:
+    result = fn(*inputs)
+    return result if isinstance(result, tuple) else (result,)
