@@ -1,0 +1,18 @@
+"""Fixtures for every test: one seed, and no uninitialised memory that happens to hold good values."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: run kernels/ on CPU tensors
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    """Fixed seed; every uninitialised buffer starts as NaN, in Python and in C++."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)  # implies deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
