@@ -1,0 +1,285 @@
+"""What a run writes and reads: model folders and training checkpoints, safetensors and JSON only.
+
+Every file is replaced atomically and nothing is ever unpickled. A model's sizes are checked against
+its file before anything of that size is allocated.
+"""
+
+import importlib
+import inspect
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import HfApi, PyTorchModelHubMixin, hf_hub_download
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.optim import Optimizer
+
+from fastvae.files import (
+    DTYPES,
+    DamagedFileError,
+    check_tensors,
+    first_line,
+    make_folder,
+    open_tensors,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+
+FORMAT = 1
+CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.json"
+LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
+MODELS = {"HybridVAE": "fastvae.models.hybrid", "LSTMVAE": "fastvae.models.lstm_vae"}
+FLOATS = {str(t).removeprefix("torch."): t for t in DTYPES.values() if t.is_floating_point}
+
+
+class PretrainedMixin(PyTorchModelHubMixin):
+    """Saves and loads a model that keeps its constructor's arguments in `self.config`.
+
+    Strict where `PyTorchModelHubMixin` is not: the class is checked, no argument and no tensor may
+    be missing or unknown, and there is no pickle to fall back to.
+    """
+
+    config: dict[str, Any]
+
+    def save_pretrained(self, folder: str | Path, vocabulary=None) -> None:
+        """Write config.json, model.safetensors and, where given, vocabulary.json.
+
+        Raises ValueError where the vocabulary has another size than the model, OSError in one line.
+        """
+        folder, tensors = Path(folder), self.state_dict()
+        dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
+        if len(dtypes) != 1:
+            raise ValueError(
+                f"the model mixes dtypes {sorted(map(str, dtypes))}: convert it to one"
+            )
+        if vocabulary is not None:
+            _check_vocabulary(vocabulary, self.config, "the vocabulary")
+        make_folder(folder)
+        if vocabulary is not None:
+            write_json(folder / VOCABULARY, vocabulary.to_dict())
+        config = {
+            "class": type(self).__name__,
+            "version": FORMAT,
+            "dtype": str(dtypes.pop()).removeprefix("torch."),
+            "arguments": self.config,
+        }
+        write_json(folder / CONFIG, config)
+        write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **hub: Any) -> Self:
+        """The model of a folder or Hub id, in eval mode; `hub` goes to `hf_hub_download`.
+
+        Raises ValueError where the files hold another class, other arguments or other tensors,
+        FileNotFoundError where there are none.
+        """
+        config = _read_config(_find(source, CONFIG, hub))
+        if config["class"] != cls.__name__:
+            raise ValueError(f"{source} holds a {config['class']}, not a {cls.__name__}")
+        return _build(cls, config, _find(source, WEIGHTS, hub))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        vocabulary=None,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        commit_message: str = "Upload fastvae model",
+    ) -> str:
+        """Upload what `save_pretrained` writes, with a model card -> address of the commit."""
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, vocabulary)
+            self.generate_model_card().save(Path(folder) / "README.md")
+            return api.upload_folder(
+                repo_id=repo_id, folder_path=folder, revision=branch, commit_message=commit_message
+            )
+
+
+def load(folder: str | Path, *, best: bool = False):
+    """A saved folder -> (model in eval mode, vocabulary or None); the class comes from config.json.
+
+    `best` takes the weights of a run's best checkpoint instead of its last ones. Raises ValueError
+    where a file is not what it should be, FileNotFoundError where there is none.
+    """
+    from fastvae.text import Vocabulary
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder (for a model on the Hub, pass what "
+            "huggingface_hub.snapshot_download returns)"
+        )
+    config = _read_config(_find(folder, CONFIG, {}))
+    if config["class"] not in MODELS:
+        raise ValueError(
+            f"{folder / CONFIG}: unknown class {config['class']!r}, known: {[*MODELS]}"
+        )
+    cls = getattr(importlib.import_module(MODELS[config["class"]]), config["class"])
+    weights, prefix = (BEST, "model.") if best else (WEIGHTS, "")
+    model = _build(cls, config, _find(folder, weights, {}), prefix)
+    if not (folder / VOCABULARY).exists():
+        return model, None
+    vocabulary = Vocabulary.load(folder / VOCABULARY)
+    _check_vocabulary(vocabulary, model.config, folder / VOCABULARY)
+    return model, vocabulary
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    keep: Path | None = None,
+) -> None:
+    """Model, Adam's state and `state` (JSON: step, seed, best value) in one file, with a digest.
+
+    What the file replaces becomes `keep` where that is given. Raises OSError in one line.
+    """
+    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = value.float() if key == "step" else value
+    write_tensors(path, tensors, {"fastvae": json.dumps({"format": FORMAT, **state})}, keep)
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Fill model and optimizer in place -> the `state` that was saved.
+
+    Raises DamagedFileError where the file is not what was written, ValueError where it belongs to
+    another model; neither changes model or optimizer.
+    """
+    with open_tensors(path) as file:
+        # The digest first: a damaged header must not pass for another model's.
+        tensors, metadata = read_tensors(path, file)
+        if not {"digest", "fastvae"} <= metadata.keys():
+            raise DamagedFileError(f"{path} is damaged or no training checkpoint")
+        state = json.loads(metadata["fastvae"])
+        if state.pop("format") != FORMAT:
+            raise ValueError(f"{path} was written by another version of fastvae")
+        expected = {f"model.{name}": t for name, t in model.state_dict().items()}
+        moments = {}
+        for n, (name, parameter) in enumerate(model.named_parameters()):
+            if f"step.{name}" in tensors:  # Adam has no state before its first step
+                moments[n] = {
+                    "step": torch.empty(()),
+                    "exp_avg": parameter,
+                    "exp_avg_sq": parameter,
+                }
+                expected |= {f"{key}.{name}": t for key, t in moments[n].items()}
+        check_tensors(path, file, expected)
+    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+    names = [name for name, _ in model.named_parameters()]
+    filled = {n: {key: tensors[f"{key}.{names[n]}"] for key in keys} for n, keys in moments.items()}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": filled})
+    return state
+
+
+def load_latest(
+    folder: Path, model: nn.Module, optimizer: Optimizer, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """A run's last checkpoint, or the one before with one line to `say`; None where there is none.
+
+    Raises ValueError where all are damaged or belong to another model.
+    """
+    why = f"{folder / LAST} is missing"
+    damaged = False
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            state = load_checkpoint(path, model, optimizer)
+        except DamagedFileError as error:
+            why, damaged = str(error), True
+            continue
+        if path.name == PREVIOUS:
+            say(f"{why}; going on from the checkpoint before it, step {state['step']}")
+        return state
+    if damaged:
+        raise ValueError(f"{why}, and no other checkpoint is whole: start again in another folder")
+    return None
+
+
+def _check_vocabulary(vocabulary, config: dict[str, Any], name: Any) -> None:
+    if vocabulary.size != config["vocab_size"]:
+        raise ValueError(
+            f"{name} has {vocabulary.size} symbols, the model {config['vocab_size']}: "
+            "they do not belong together"
+        )
+
+
+def _find(source: str | Path, name: str, hub: dict[str, Any]) -> Path:
+    if Path(source).is_dir():
+        if not (Path(source) / name).is_file():
+            raise FileNotFoundError(f"{source} holds no {name}")
+        return Path(source) / name
+    try:
+        return Path(hf_hub_download(str(source), name, **hub))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{source} is neither a folder here nor a model on the Hub: {first_line(error)}"
+        ) from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if not isinstance(config, dict) or config.keys() != {"class", "version", "dtype", "arguments"}:
+        raise ValueError(f"{path} needs exactly class, version, dtype and arguments")
+    if config["version"] != FORMAT:
+        raise ValueError(f"{path} has version {config['version']}, this fastvae reads {FORMAT}")
+    if config["dtype"] not in FLOATS:
+        raise ValueError(f"{path}: unknown dtype {config['dtype']!r}")
+    if not isinstance(config["arguments"], dict):
+        raise ValueError(f"{path}: arguments must be an object")
+    return config
+
+
+def _build(cls: type, config: dict[str, Any], weights: Path, prefix: str = "") -> Any:
+    """A model with these weights, after a trial without memory has shown that everything fits."""
+    arguments = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in config["arguments"].items()
+    }
+    known = inspect.signature(cls.__init__).parameters.keys() - {"self", "device", "dtype"}
+    for name in sorted(known ^ arguments.keys()):
+        problem = "lacks the argument" if name in known else "has an unknown argument"
+        raise ValueError(f"{weights.parent / CONFIG} {problem} {name!r} of {cls.__name__}")
+    dtype = FLOATS[config["dtype"]]
+    with open_tensors(weights) as file:
+        trial = _trial(cls, arguments, dtype, weights).state_dict()
+        check_tensors(weights, file, {prefix + name: t for name, t in trial.items()}, prefix)
+        tensors, _ = read_tensors(weights, file)
+    with torch.random.fork_rng(devices=[]):  # reading a file must not move the caller's generator
+        model = cls(**arguments).to(dtype)
+    model.load_state_dict({name: tensors[prefix + name] for name in trial})
+    return model.eval()
+
+
+def _trial(cls: type, arguments: dict[str, Any], dtype: torch.dtype, weights: Path) -> nn.Module:
+    """The model on the meta device, given up as soon as it needs more bytes than its file has."""
+    room = size = weights.stat().st_size
+
+    def count(module, name, parameter):
+        nonlocal room
+        room -= parameter.numel() * dtype.itemsize if parameter is not None else 0
+        if room < 0:
+            raise ValueError(f"it needs more bytes than the {size:,} there")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            return cls(**arguments).to(dtype)
+    except Exception as error:  # whatever a constructor says to arguments that make no sense
+        raise ValueError(
+            f"{weights.parent / CONFIG} does not fit {weights.name}: {first_line(error)}"
+        ) from error
+    finally:
+        hook.remove()

@@ -1,0 +1,144 @@
+"""Files replaced atomically: JSON, and safetensors with a digest of all they hold.
+
+A reader, or a run started after a kill, finds the old file or the new one, never a part of either.
+"""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I64": torch.int64,
+}
+
+
+class DamagedFileError(ValueError):
+    """A file whose content is not what was written."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file atomically. Raises OSError in one line; the old file is kept then."""
+    _replace(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of at most 16 MB. Raises ValueError where it is none."""
+    if path.stat().st_size > 1 << 24:
+        raise ValueError(f"{path} is too large for a file of settings")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {first_line(error)}") from error
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], keep: Path | None = None
+) -> None:
+    """Replace a safetensors file atomically; what it replaces becomes `keep` where that is given.
+
+    The metadata gains a digest of the tensors and of itself. Raises OSError in one line.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    _replace(path, save(tensors, {**metadata, "digest": _digest(tensors, metadata)}), keep)
+
+
+def open_tensors(path: Path):
+    """A safetensors file whose header has been read, no tensor yet. DamagedFileError if it is none."""
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise DamagedFileError(f"{path} is damaged ({first_line(error)})") from error
+
+
+def check_tensors(path: Path, file, expected: dict[str, Tensor], prefix: str = "") -> None:
+    """The header must name exactly the expected tensors under `prefix`, with their shapes and dtypes.
+
+    Reads no tensor. Raises ValueError naming the first one that differs.
+    """
+    names = {name for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+    for name in sorted(names ^ expected.keys()):
+        problem = "holds an unknown tensor" if name in names else "lacks the tensor"
+        raise ValueError(f"{path} {problem} {name}: it belongs to another model")
+    for name, t in expected.items():
+        part = file.get_slice(name)
+        shape, dtype = part.get_shape(), DTYPES.get(part.get_dtype(), part.get_dtype())
+        if (shape, dtype) != (list(t.shape), t.dtype):
+            raise ValueError(
+                f"{path}: {name} is {dtype} {shape}, this model has {t.dtype} {list(t.shape)}"
+            )
+
+
+def read_tensors(path: Path, file) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata. Raises DamagedFileError where a digest in it does not match."""
+    metadata = dict(file.metadata() or {})
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    signed = {key: value for key, value in metadata.items() if key != "digest"}
+    if "digest" in metadata and metadata["digest"] != _digest(tensors, signed):
+        raise DamagedFileError(f"{path} is damaged (its digest does not match)")
+    return tensors, metadata
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents. Raises OSError in one line."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _replace(path: Path, content: bytes, keep: Path | None = None) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # A kill between the two renames leaves `keep`, which is whole.
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        kept = "; the file that was there is kept" if path.exists() else ""
+        raise OSError(f"cannot write {path}: {error.strerror}{kept}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename survives a power cut only once its folder is on disk; not every system can do that.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
