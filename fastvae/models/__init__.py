@@ -1,0 +1,1 @@
+"""The models of the paper: composition of `fastvae.nn` and `fastvae.objective`, nothing else."""

@@ -1,0 +1,80 @@
+"""The hybrid VAE: convolutional encoder, deconvolutional features, autoregressive decoder.
+
+Semeniuta, Severyn, Barth 2017, "A Hybrid Convolutional Variational Autoencoder for Text
+Generation", arXiv:1702.02390.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fastvae.models.decoders import ByteNetDecoder, LSTMDecoder
+from fastvae.models.vae import TextVAE, constructor_arguments
+from fastvae.nn import ConvEncoder, DeconvDecoder, Linear
+
+
+class HybridVAE(TextVAE):
+    """Figure 2 of the paper; `decoder` is "lstm", "bytenet" or "none" (2a, fully feed-forward).
+
+    `length` must be divisible by 2 for each encoder block. `word_dropout` = 1 hides all history,
+    when generating too. `mask_pad` leaves pads out of the loss. Raises ValueError for impossible
+    arguments.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        length: int,
+        *,
+        latent_size: int = 100,
+        encoder_channels: Sequence[int] = (128, 256, 512, 512, 512),
+        feature_channels: int = 200,
+        decoder: str = "lstm",
+        hidden_size: int = 1000,
+        conv_layers: int = 3,
+        conv_channels: int = 256,
+        carry: bool = True,
+        aux_weight: float = 0.2,
+        word_dropout: float = 0.0,
+        pad_id: int | None = None,
+        end_id: int | None = None,
+        mask_pad: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        encoder_channels = tuple(encoder_channels)
+        super().__init__(constructor_arguments(locals()))
+        _check_blocks(length, encoder_channels)
+        place = {"device": device, "dtype": dtype}
+        self.encoder = ConvEncoder(vocab_size, length, latent_size, encoder_channels, **place)
+        self.deconvolution = DeconvDecoder(
+            latent_size, length, encoder_channels, feature_channels, **place
+        )
+        self.head = Linear(feature_channels, vocab_size, **place)
+        if decoder == "lstm":
+            self.decoder = LSTMDecoder(feature_channels, vocab_size, hidden_size, **place)
+        elif decoder == "bytenet":
+            self.decoder = ByteNetDecoder(
+                feature_channels, vocab_size, conv_channels, conv_layers, carry=carry, **place
+            )
+        elif decoder != "none":
+            raise ValueError(f"decoder must be 'lstm', 'bytenet' or 'none', got {decoder!r}")
+
+    def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encoder(tokens)
+
+    def _expand(self, z: Tensor) -> tuple[Tensor, None]:
+        return self.deconvolution(z), None
+
+
+def _check_blocks(length: int, channels: tuple[int, ...]) -> None:
+    if not channels or min(channels) < 1:
+        raise ValueError(f"encoder_channels must be one or more positive sizes, got {channels}")
+    unit = 2 ** len(channels)
+    if length % unit:
+        below, above = length // unit * unit, (length // unit + 1) * unit
+        nearest = f"{below} or {above}" if below else above
+        raise ValueError(
+            f"length {length} is not divisible by {unit}, as {len(channels)} encoder blocks need: "
+            f"take {nearest}, or fewer encoder_channels"
+        )

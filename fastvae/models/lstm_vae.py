@@ -1,0 +1,48 @@
+"""The baseline: a VAE of two LayerNorm-LSTMs, with word dropout in the decoder.
+
+Bowman et al. 2016, "Generating Sentences from a Continuous Space", arXiv:1511.06349.
+"""
+
+from torch import Tensor
+
+from fastvae.models.decoders import LSTMDecoder
+from fastvae.models.vae import State, TextVAE, constructor_arguments
+from fastvae.nn import LayerNormLSTM, Linear
+
+
+class LSTMVAE(TextVAE):
+    """The encoder's last h gives the posterior; z gives the decoder's h0 and c0 and nothing else.
+
+    `word_dropout` = 1 hides all history, when generating too. `mask_pad` leaves pads out of the
+    loss. Raises ValueError for impossible arguments.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        length: int,
+        *,
+        latent_size: int = 100,
+        hidden_size: int = 1000,
+        word_dropout: float = 0.5,
+        pad_id: int | None = None,
+        end_id: int | None = None,
+        mask_pad: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(constructor_arguments(locals()))
+        place = {"device": device, "dtype": dtype}
+        self.encoder = LayerNormLSTM(vocab_size, hidden_size, **place)
+        self.posterior_linear = Linear(hidden_size, 2 * latent_size, **place)
+        self.initial_state = Linear(latent_size, 2 * hidden_size, **place)
+        self.decoder = LSTMDecoder(0, vocab_size, hidden_size, **place)
+
+    def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        _, (h_n, _) = self.encoder(None, symbols=tokens.T)
+        return self.posterior_linear(h_n).chunk(2, -1)
+
+    def _expand(self, z: Tensor) -> tuple[None, State]:
+        z = z.to(self.initial_state.weight.dtype)
+        h0, c0 = self.initial_state(z).tanh().chunk(2, -1)
+        return None, (h0, c0)

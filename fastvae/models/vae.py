@@ -1,0 +1,261 @@
+"""What the text VAEs share: the bound and its terms, word dropout, generation, input checks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastvae.checkpoint import PretrainedMixin
+from fastvae.nn import widen
+from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats
+
+State = tuple[Tensor, Tensor]
+
+
+class TextVAE(PretrainedMixin, nn.Module):
+    """A VAE over sequences of L symbols of V; start = V and dropped = V + 1 exist only as inputs.
+
+    A model defines `_encode` and `_expand`, and sets `decoder` (None: the head is the model) and
+    `head` (None: no auxiliary term). `config` holds its constructor's arguments.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        _check_arguments(config)
+        self.config = config
+        self.vocab_size, self.length = config["vocab_size"], config["length"]
+        self.latent_size, self.word_dropout = config["latent_size"], config["word_dropout"]
+        self.pad_id, self.end_id, self.mask_pad = (
+            config["pad_id"],
+            config["end_id"],
+            config["mask_pad"],
+        )
+        self.aux_weight = config.get("aux_weight", 0.0)
+        self.group = None  # of processes, for free bits: see fastvae.nn.set_process_group
+        self.decoder: nn.Module | None = None
+        self.head: nn.Module | None = None
+
+    def extra_repr(self) -> str:
+        return f"{self.vocab_size}, {self.length}, latent_size={self.latent_size}"
+
+    def reset_parameters(self) -> None:
+        for module in self.modules():
+            if module is not self and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [B, L] -> mean, log-variance [B, Z]."""
+        raise NotImplementedError
+
+    def _expand(self, z: Tensor) -> tuple[Tensor | None, State | None]:
+        """z [B, Z] -> features [L, B, D] or None, the decoder's initial state or None."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        tokens: Tensor,
+        kl_weight: float | Tensor = 1.0,
+        *,
+        free_bits: float = 0.0,
+        noise: Tensor | None = None,
+        dropped: Tensor | None = None,
+    ) -> VAEOutput:
+        """tokens [B, L] int64 -> the loss and its terms, nats per sample.
+
+        `noise` [B, Z], standard normal, and `dropped` [B, L], bool, make a step repeatable; None
+        draws them. dropped[b, t] hides the symbol before position t from the decoder; the start
+        symbol, at t = 0, is never hidden. `free_bits` is the least KL that counts per dimension.
+        Raises ValueError for tokens of another shape or dtype, or outside the vocabulary.
+        """
+        self._check_tokens(tokens)
+        mean, logvar = map(widen, self._encode(tokens))
+        noise = torch.randn_like(mean) if noise is None else noise
+        features, state = self._expand(mean + (0.5 * logvar).exp() * noise)
+        kl_per_dimension = gaussian_kl(mean, logvar).mean(0)
+        reconstruction = self._nats(tokens, features, state, dropped).mean()
+        auxiliary = torch.zeros_like(reconstruction)
+        if self.head is not None and self.decoder is not None:
+            auxiliary = self._head_nats(tokens, features).mean()
+        # A head of weight 0 stays in the graph: DistributedDataParallel waits for its gradient.
+        loss = (
+            reconstruction
+            + kl_weight * free_bits_kl(kl_per_dimension, free_bits, self.group)
+            + self.aux_weight * auxiliary
+        )
+        return VAEOutput(loss, reconstruction, kl_per_dimension.sum(), auxiliary, kl_per_dimension)
+
+    def posterior(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [B, L] -> mean, log-variance [B, Z]. Raises ValueError as forward does."""
+        self._check_tokens(tokens)
+        return self._encode(tokens)
+
+    def log_likelihood(self, tokens: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z), nats: tokens [B, L], z [B, Z] -> [B]; in the module's mode, none dropped.
+
+        Raises ValueError as forward does, and for z of another shape.
+        """
+        self._check_tokens(tokens)
+        self._check_latent(z, len(tokens))
+        nothing = torch.zeros_like(tokens, dtype=torch.bool)
+        return -self._nats(tokens, *self._expand(z), nothing)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        z: Tensor,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """z [B, Z] -> tokens [B, L]; temperature 0 is greedy; after end_id comes pad_id.
+
+        Uses running statistics whatever the module's mode. Raises ValueError for z of another shape
+        or a temperature below 0.
+        """
+        self._check_latent(z)
+        noise = self._gumbel(z, temperature, generator)
+        ids = self.end_id, self.pad_id
+        with evaluating(self):
+            features, state = self._expand(z)
+            if self.decoder is None:
+                return _pick(self.head(features), noise, *ids)
+            if features is None:
+                features = state[0].new_empty(self.length, len(z), 0)
+            return self.decoder.generate(features, state, noise, self.word_dropout == 1, *ids)
+
+    def sample(
+        self,
+        count: int,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """`count` sequences from the prior -> tokens [count, L]."""
+        parameter = next(self.parameters())
+        drawn_on = parameter.device if generator is None else generator.device
+        z = torch.randn(count, self.latent_size, generator=generator, device=drawn_on)
+        z = z.to(parameter.device)
+        return self.generate(z, temperature=temperature, generator=generator)
+
+    def interpolate(self, z0: Tensor, z1: Tensor, steps: int = 7) -> Tensor:
+        """Greedy sequences on the line from z0 [Z] to z1 [Z], ends included -> [steps, L]."""
+        if z0.shape != (self.latent_size,) or z1.shape != (self.latent_size,):
+            raise ValueError(
+                f"z0 and z1 must have shape [{self.latent_size}], "
+                f"got {list(z0.shape)} and {list(z1.shape)}"
+            )
+        if steps < 2:
+            raise ValueError(f"an interpolation needs at least its 2 ends, got steps={steps}")
+        share = torch.linspace(0, 1, steps, dtype=z0.dtype, device=z0.device)
+        return self.generate(torch.lerp(z0, z1, share.unsqueeze(1)))
+
+    def _previous(self, tokens: Tensor, dropped: Tensor | None) -> Tensor:
+        """The decoder's inputs, time-major: start, then each symbol or `dropped` -> [L, B]."""
+        before = tokens.T[:-1]
+        if self.word_dropout == 1:
+            before = torch.full_like(before, self.vocab_size + 1)
+        elif dropped is not None:
+            before = before.masked_fill(dropped.T[1:], self.vocab_size + 1)
+        elif self.training and self.word_dropout > 0:
+            hidden = torch.rand(before.shape, device=tokens.device) < self.word_dropout
+            before = before.masked_fill(hidden, self.vocab_size + 1)
+        return torch.cat([torch.full_like(tokens.T[:1], self.vocab_size), before])
+
+    def _nats(self, tokens: Tensor, features, state, dropped: Tensor | None) -> Tensor:
+        """−log p(x | z) [B]."""
+        if self.decoder is None:
+            return self._head_nats(tokens, features)
+        logits = self.decoder(features, self._previous(tokens, dropped), state)
+        return reconstruction_nats(widen(logits), tokens.T, self._ignored)
+
+    def _head_nats(self, tokens: Tensor, features: Tensor) -> Tensor:
+        return reconstruction_nats(widen(self.head(features)), tokens.T, self._ignored)
+
+    @property
+    def _ignored(self) -> int | None:
+        return self.pad_id if self.mask_pad else None
+
+    def _gumbel(
+        self, z: Tensor, temperature: float, generator: torch.Generator | None
+    ) -> Tensor | None:
+        """Noise [L, B, V] that turns the largest logit into a sample; None for temperature 0."""
+        if not temperature >= 0:
+            raise ValueError(f"temperature must be 0 or more, got {temperature}")
+        if temperature == 0:
+            return None
+        shape = self.length, len(z), self.vocab_size
+        dtype = widen(next(self.parameters())).dtype
+        drawn_on = z.device if generator is None else generator.device
+        uniform = torch.rand(shape, generator=generator, dtype=dtype, device=drawn_on)
+        # Where the uniform draw is 0 this is −inf, a symbol that is never picked: no harm.
+        return -(-uniform.log()).log().mul(temperature).to(z.device)
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.dim() != 2 or tokens.shape[1] != self.length or tokens.dtype != torch.int64:
+            raise ValueError(
+                f"tokens must be int64 of shape [B, {self.length}], "
+                f"got {tokens.dtype} of shape {list(tokens.shape)}"
+            )
+        # On other devices the values would have to be waited for; there the lookups check them.
+        if torch.compiler.is_compiling() or tokens.device.type != "cpu" or not tokens.numel():
+            return
+        low, high = (int(t) for t in tokens.aminmax())
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"tokens hold the id {wrong}; this model's ids are 0 to {self.vocab_size - 1}"
+            )
+
+    def _check_latent(self, z: Tensor, count: int | None = None) -> None:
+        if z.dim() != 2 or z.shape[1] != self.latent_size or (count or len(z)) != len(z):
+            raise ValueError(
+                f"z must have shape [{'B' if count is None else count}, {self.latent_size}], "
+                f"got {list(z.shape)}"
+            )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, each module's own mode again after, also after an exception."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def constructor_arguments(names: dict[str, Any]) -> dict[str, Any]:
+    """`config` of a model from the `locals()` of its constructor."""
+    return {k: v for k, v in names.items() if k not in ("self", "__class__", "device", "dtype")}
+
+
+def _pick(logits: Tensor, noise: Tensor | None, end_id: int | None, pad_id: int | None) -> Tensor:
+    """logits [L, B, V] of positions that do not see each other -> tokens [B, L]."""
+    tokens = (logits if noise is None else logits + noise).argmax(-1).T.contiguous()
+    if end_id is None:
+        return tokens
+    ends = (tokens == end_id).cumsum(1)
+    return tokens.masked_fill(ends - (tokens == end_id).long() > 0, pad_id)
+
+
+def _check_arguments(config: dict[str, Any]) -> None:
+    """Raises ValueError naming the argument that no model could have."""
+    sizes = ("vocab_size", "length", "latent_size", "hidden_size", "feature_channels")
+    for name in (*sizes, "conv_layers", "conv_channels"):
+        if config.get(name, 1) < 1:
+            raise ValueError(f"{name} must be 1 or more, got {config[name]}")
+    if not 0 <= config["word_dropout"] <= 1:
+        raise ValueError(f"word_dropout must be between 0 and 1, got {config['word_dropout']}")
+    if config.get("aux_weight", 0) < 0:
+        raise ValueError(f"aux_weight must be 0 or more, got {config['aux_weight']}")
+    for name in ("pad_id", "end_id"):
+        if config[name] is not None and not 0 <= config[name] < config["vocab_size"]:
+            last = config["vocab_size"] - 1
+            raise ValueError(f"{name} must be between 0 and {last}, got {config[name]}")
+    for name in ("end_id", "mask_pad"):
+        if config[name] not in (None, False) and config["pad_id"] is None:
+            raise ValueError(f"{name} needs pad_id: say which symbol fills a sequence up")

@@ -1,0 +1,342 @@
+"""Modules over the ops: parameters and one call each. Sequences are time-major, [T, B, ·].
+
+Weights and biases start as U(−0.1, 0.1), gains as 1, norm biases as 0; one-hot inputs are given as
+ids and looked up, never multiplied. Semeniuta et al. 2017, arXiv:1702.02390.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastvae import ops
+from fastvae.ops.precision import accumulate_dtype
+
+
+def cast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's dtype where it is on, float64 left alone: ops take one dtype."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in the dtype in which sums and statistics are kept: float32, or float64 for float64."""
+    return x.to(accumulate_dtype(x.dtype))
+
+
+def symbol_table(weight: Tensor, bias: Tensor, symbols: int) -> Tensor:
+    """What each one-hot input adds, bias included: weight [N, I], bias [N] -> [symbols, N].
+
+    The symbols' columns are the last ones of `weight`. Wide, because the backward of a lookup adds
+    up its gradients in the table's dtype.
+    """
+    return widen(weight[:, weight.shape[1] - symbols :]).T + widen(bias)
+
+
+def input_projection(
+    x: Tensor | None, symbols: Tensor | None, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Linear layer of [x [T, B, I'], one-hot(symbols [T, B])]: weight [N, I] -> [T, B, N].
+
+    The symbols' columns are the last I − I' of `weight`; either input may be None.
+    """
+    if symbols is None:
+        return F.linear(x, weight, bias)
+    dense = 0 if x is None else x.shape[-1]
+    table = symbol_table(weight, bias, weight.shape[1] - dense)
+    rows = F.embedding(symbols, table).to(weight.dtype)
+    if x is None:
+        return rows
+    a = torch.addmm(rows.flatten(0, 1), x.flatten(0, 1), weight[:, :dense].T)
+    return a.unflatten(0, symbols.shape)
+
+
+class _Uniform:
+    """Initialisation of the paper for torch's layers."""
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters(recurse=False):
+            nn.init.uniform_(parameter, -0.1, 0.1)
+
+
+class Linear(_Uniform, nn.Linear):
+    """`torch.nn.Linear`, initialised as in the paper."""
+
+
+class Conv1d(_Uniform, nn.Conv1d):
+    """`torch.nn.Conv1d`, initialised as in the paper."""
+
+
+class ConvTranspose1d(_Uniform, nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d`, initialised as in the paper."""
+
+
+class _Composite(nn.Module):
+    """A module without parameters of its own."""
+
+    def reset_parameters(self) -> None:
+        for module in self.modules():
+            if not isinstance(module, _Composite) and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over [N, C] or [B, C, T], eps 1e-4, momentum 0.1.
+
+    `group`, set by `set_process_group`, makes the batch that of all its processes, on any backend
+    (`torch.nn.SyncBatchNorm` refuses CPU tensors).
+    """
+
+    def __init__(self, channels: int, *, device=None, dtype=None) -> None:
+        super().__init__(channels, eps=1e-4, momentum=0.1, device=device, dtype=dtype)
+        self.group = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C] or [B, C, T] -> the same shape."""
+        if self.group is None or not self.training:
+            return super().forward(x)
+        wide, over = widen(x), [0, *range(2, x.dim())]
+        var, mean = torch.var_mean(wide, over, correction=0)
+        count = x.numel() // x.shape[1]
+        mean, scale, shift = self.from_statistics(count, mean, var * count)
+        shape = (-1, *[1] * (x.dim() - 2))
+        y = (wide - mean.view(shape)) * scale.view(shape) + shift.view(shape)
+        return y.to(x.dtype)
+
+    def from_statistics(
+        self, count: int, mean: Tensor, m2: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """mean, scale, shift [C] to normalise a batch by; moves the running statistics.
+
+        `mean` and `m2` = Σ (a − mean)² [C], wide, are those of this process's `count` values.
+        """
+        total, mean, m2 = combine_statistics(count, mean, m2, self.group)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            dtype = self.running_mean.dtype
+            self.running_mean.lerp_(mean.to(dtype), self.momentum)
+            self.running_var.lerp_((m2 / (total - 1)).to(dtype), self.momentum)
+        scale = widen(self.weight) * torch.rsqrt(m2 / total + self.eps)
+        return mean, scale, widen(self.bias)
+
+    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight [C, ...] and bias [C] of the layer before, with the running norm in them."""
+        scale = widen(self.weight) * torch.rsqrt(widen(self.running_var) + self.eps)
+        folded = widen(weight) * scale.view(-1, *[1] * (weight.dim() - 1))
+        shifted = (widen(bias) - self.running_mean) * scale + self.bias
+        return folded.to(weight.dtype), shifted.to(bias.dtype)
+
+
+def combine_statistics(
+    count: int, mean: Tensor, m2: Tensor, group
+) -> tuple[int | Tensor, Tensor, Tensor]:
+    """count, mean, Σ (a − mean)² [C] over the processes of `group`, differentiable; None is alone.
+
+    Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample
+    variances".
+    """
+    if group is None:
+        return count, mean, m2
+    from torch.distributed.nn.functional import all_reduce
+
+    sums = all_reduce(torch.cat([count * mean, mean.new_tensor([count])]), group=group)
+    total, global_mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
+    m2 = all_reduce(m2 + count * (mean - global_mean).square(), group=group)
+    return total, global_mean, m2
+
+
+def set_process_group(model: nn.Module, group) -> None:
+    """Make batch statistics and free bits those of all processes of `group`; None: each alone."""
+    for module in model.modules():
+        if hasattr(module, "group"):
+            module.group = group
+
+
+class LayerNormLSTM(nn.Module):
+    """LSTM with one joint layer norm over its four gates, in the order i, f, g, o.
+
+    Parameters weight_ih [4H, I], weight_hh [4H, H], bias, norm_weight, norm_bias [4H]. Equation:
+    `fastvae.ops.layer_norm_lstm`.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, *, eps: float = 1e-4, device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size, self.eps = input_size, hidden_size, eps
+        rows, place = 4 * hidden_size, {"device": device, "dtype": dtype}
+        self.weight_ih = nn.Parameter(torch.empty(rows, input_size, **place))
+        self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size, **place))
+        self.bias = nn.Parameter(torch.empty(rows, **place))
+        self.norm_weight = nn.Parameter(torch.empty(rows, **place))
+        self.norm_bias = nn.Parameter(torch.empty(rows, **place))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for parameter in (self.weight_ih, self.weight_hh, self.bias):
+            nn.init.uniform_(parameter, -0.1, 0.1)
+        nn.init.ones_(self.norm_weight)
+        nn.init.zeros_(self.norm_bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, eps={self.eps}"
+
+    def forward(
+        self,
+        x: Tensor | None,
+        state: tuple[Tensor, Tensor] | None = None,
+        *,
+        symbols: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x [T, B, I'], h0 and c0 [B, H] (zeros if None) -> y [T, B, H], (h_n, c_n) [B, H].
+
+        `symbols` [T, B]: one-hot inputs as ids, whose columns are the last I − I' of weight_ih;
+        with them x may be None.
+        """
+        (a,) = cast(input_projection(x, symbols, self.weight_ih, self.bias))
+        if state is None:
+            zeros = a.new_zeros(a.shape[1], self.hidden_size)
+            state = zeros, zeros
+        parameters = (self.weight_hh, self.norm_weight, self.norm_bias)
+        y, c_n = ops.layer_norm_lstm(a, *cast(*parameters, *state), self.eps)
+        return y, (y[-1], c_n)
+
+
+class HighwayConv(nn.Module):
+    """Highway masked convolution of kernel 2 with its batch norm: `fastvae.ops.highway_conv`."""
+
+    def __init__(self, channels: int, *, carry: bool = True, device=None, dtype=None) -> None:
+        super().__init__()
+        self.channels, self.carry = channels, carry
+        place = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(3 * channels, channels, 2, **place))
+        self.bias = nn.Parameter(torch.empty(3 * channels, **place))
+        self.norm = BatchNorm(3 * channels, **place)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.weight, -0.1, 0.1)
+        nn.init.uniform_(self.bias, -0.1, 0.1)
+        self.norm.reset_parameters()
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, carry={self.carry}"
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """weight [3C, C, 2] and bias [3C] with the running norm in them."""
+        return self.norm.fold(self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, B, C] -> [T, B, C]."""
+        if not self.training:
+            return ops.highway_conv(*cast(x, *self.folded()), self.carry)
+        x, weight, bias = cast(x, self.weight, self.bias)
+        a, mean, m2 = ops.highway_conv_project(x, weight, bias)
+        norm = self.norm.from_statistics(x.shape[0] * x.shape[1], mean, m2)
+        return ops.highway_conv_gate(a, x, *norm, self.carry)
+
+
+class HighwayConvStack(_Composite):
+    """`layers` highway masked convolutions: causal, receptive field layers + 1."""
+
+    def __init__(
+        self, channels: int, layers: int, *, carry: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            HighwayConv(channels, carry=carry, device=device, dtype=dtype) for _ in range(layers)
+        )
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """All layers for decoding, norms folded in: weight [N, 3C, C, 2], bias [N, 3C]."""
+        weights, biases = zip(*(layer.folded() for layer in self.layers), strict=True)
+        return torch.stack(weights), torch.stack(biases)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, B, C] -> [T, B, C]."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class ConvEncoder(_Composite):
+    """Tokens -> mean, log-variance: blocks of Conv1d, batch norm, ReLU that halve L; Linear."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        length: int,
+        latent_size: int,
+        channels: Sequence[int],
+        *,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        place = {"device": device, "dtype": dtype}
+        self.vocab_size = vocab_size
+        self.convs = nn.ModuleList(
+            Conv1d(before, after, 3, stride=2, padding=1, **place)
+            for before, after in pairwise((vocab_size, *channels))
+        )
+        self.norms = nn.ModuleList(BatchNorm(size, **place) for size in channels)
+        flat = channels[-1] * (length >> len(channels))
+        self.linear = Linear(flat, 2 * latent_size, **place)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [B, L] -> mean, log-variance [B, Z]."""
+        x = self._first(tokens)
+        for n, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x) if n else x).relu()
+        return self.linear(x.flatten(1)).chunk(2, -1)
+
+    def _first(self, tokens: Tensor) -> Tensor:
+        """The first convolution, of one-hot symbols: the sum of three rows of its weight."""
+        conv, pad = self.convs[0], self.vocab_size
+        # One table [3 (V + 1), C]: each tap's rows, then zeros for the position before the text.
+        table = F.pad(widen(conv.weight).permute(2, 1, 0), (0, 0, 0, 1)).flatten(0, 1)
+        windows = F.pad(tokens, (1, 0), value=pad).unfold(1, 3, 2)
+        rows = windows + torch.arange(3, device=tokens.device) * (pad + 1)
+        y = F.embedding_bag(rows.flatten(0, 1), table, mode="sum") + conv.bias
+        (y,) = cast(y.to(conv.weight.dtype))
+        return y.unflatten(0, rows.shape[:2]).transpose(1, 2)
+
+
+class DeconvDecoder(_Composite):
+    """z -> features: Linear, ReLU; blocks of ConvTranspose1d, batch norm, ReLU that double T.
+
+    Mirrors an encoder of `channels`: from channels[-1] to channels[0], then feature_channels.
+    """
+
+    def __init__(
+        self,
+        latent_size: int,
+        length: int,
+        channels: Sequence[int],
+        feature_channels: int,
+        *,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        place = {"device": device, "dtype": dtype}
+        self.shape = channels[-1], length >> len(channels)
+        sizes = (*reversed(channels), feature_channels)
+        self.linear = Linear(latent_size, self.shape[0] * self.shape[1], **place)
+        self.convs = nn.ModuleList(
+            ConvTranspose1d(before, after, 3, stride=2, padding=1, output_padding=1, **place)
+            for before, after in pairwise(sizes)
+        )
+        self.norms = nn.ModuleList(BatchNorm(size, **place) for size in sizes[1:])
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z [B, Z] -> features [T, B, D]."""
+        x = self.linear(z.to(self.linear.weight.dtype)).relu().unflatten(1, self.shape)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(conv(x)).relu()
+        return x.permute(2, 0, 1).contiguous()
