@@ -236,10 +236,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} needs exactly class, version, dtype and arguments")
     if config["version"] != FORMAT:
         raise ValueError(f"{path} has version {config['version']}, this fastvae reads {FORMAT}")
-    if config["dtype"] not in FLOATS:
+    if str(config["dtype"]) not in FLOATS:
         raise ValueError(f"{path}: unknown dtype {config['dtype']!r}")
-    if not isinstance(config["arguments"], dict):
-        raise ValueError(f"{path}: arguments must be an object")
+    if not isinstance(config["class"], str) or not isinstance(config["arguments"], dict):
+        raise ValueError(f"{path}: class must be a name and arguments an object")
     return config
 
 

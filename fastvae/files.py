@@ -55,7 +55,7 @@ def write_tensors(
 
 
 def open_tensors(path: Path):
-    """A safetensors file whose header has been read, no tensor yet. DamagedFileError if it is none."""
+    """A safetensors file with its header read, no tensor yet. DamagedFileError where it is none."""
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
@@ -65,7 +65,7 @@ def open_tensors(path: Path):
 
 
 def check_tensors(path: Path, file, expected: dict[str, Tensor], prefix: str = "") -> None:
-    """The header must name exactly the expected tensors under `prefix`, with their shapes and dtypes.
+    """The header must name exactly the expected tensors under `prefix`, shapes and dtypes included.
 
     Reads no tensor. Raises ValueError naming the first one that differs.
     """

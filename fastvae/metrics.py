@@ -1,0 +1,162 @@
+"""What a model learnt, in numbers: bits per character, use of the latent, likelihood, variety.
+
+bits per character = (reconstruction + KL) / (characters · ln 2)
+active unit: Var_x E[z | x] ≥ 0.01                      Burda et al. 2016, arXiv:1509.00519
+I(x; z) = E_x KL(q(z | x) ‖ q(z)),   q(z) = 1/N Σₙ q(z | xₙ)    Hoffman & Johnson 2016
+−log p(x) ≤ −E log 1/K Σₖ p(x | zₖ) p(zₖ) / q(zₖ | x)           Burda et al. 2016
+distinct-n = distinct n-grams / n-grams                 Li et al. 2016, arXiv:1510.03055
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+ACTIVE_VARIANCE = 0.01
+
+
+def bits_per_character(nats_per_sample: float, characters_per_sample: float) -> float:
+    """Nats per sample -> bits per character (on bytes: bits per byte)."""
+    return nats_per_sample / (characters_per_sample * math.log(2))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every submodule gets the mode back that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[Tensor], *, kl_weight: float = 1.0, seed: int = 0
+) -> dict[str, float]:
+    """Batches of tokens [B, L] -> means over all samples, nats per sample, noise fixed by `seed`.
+
+    Keys: loss (at `kl_weight`), reconstruction, kl, auxiliary, bound (reconstruction + kl), bpc,
+    active_units, samples. Leaves the model's mode and the global generators as they were. Raises
+    ValueError where there is nothing to evaluate.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parameter = next(model.parameters())
+    sums, means, count = torch.zeros(4, dtype=torch.float64), [], 0
+    with evaluating(model):
+        for tokens in batches:
+            noise = torch.randn(len(tokens), model.latent_size, generator=generator).to(parameter)
+            tokens = tokens.to(parameter.device)
+            out = model(tokens, kl_weight, noise=noise)
+            terms = (out.loss, out.reconstruction, out.kl, out.auxiliary)
+            sums += torch.stack([t.float() for t in terms]).cpu().double() * len(tokens)
+            means.append(model.posterior(tokens)[0].float().cpu())
+            count += len(tokens)
+    if not count:
+        raise ValueError(
+            "there is nothing to evaluate: the data give no sample of the model's length"
+        )
+    loss, reconstruction, kl, auxiliary = (sums / count).tolist()
+    return {
+        "loss": loss,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "auxiliary": auxiliary,
+        "bound": reconstruction + kl,
+        "bpc": bits_per_character(reconstruction + kl, model.length),
+        "active_units": active_units(torch.cat(means)),
+        "samples": count,
+    }
+
+
+def active_units(mean: Tensor) -> int:
+    """Posterior means [N, Z] -> number of dimensions with (biased) variance of at least 0.01."""
+    return int((mean.double().var(0, correction=0) >= ACTIVE_VARIANCE).sum())
+
+
+def mutual_information(
+    mean: Tensor, logvar: Tensor, *, generator: torch.Generator | None = None, chunk: int = 1024
+) -> float:
+    """Posteriors mean, logvar [N, Z] -> I(x; z) in nats under their mixture, one z from each.
+
+    At most log N, which N posteriors far apart reach; `chunk` rows of the [N, N] densities exist at
+    a time.
+    """
+    mean, logvar = mean.detach().cpu().double(), logvar.detach().cpu().double()
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    z = mean + (logvar / 2).exp() * noise
+    precision = (-logvar).exp()
+    # log q(z | x) without its constant, which cancels; the squares are expanded into products.
+    constant = (mean.square() * precision + logvar).sum(1)
+    total = 0.0
+    for rows, own in zip(z.split(chunk), _log_normal(noise, logvar).split(chunk), strict=True):
+        squares = rows.square() @ precision.T - 2 * rows @ (mean * precision).T + constant
+        total += (own - (-squares / 2).logsumexp(1)).sum().item()
+    return total / len(z) + math.log(len(z))
+
+
+def importance_weighted_nll(
+    model: nn.Module,
+    tokens: Tensor,
+    samples: int,
+    generator: torch.Generator | None = None,
+    chunk: int = 256,
+) -> Tensor:
+    """Tokens [B, L] -> an upper bound on −log p(x) in nats, [B] float64, from `samples` z each.
+
+    Tightens as `samples` grows; at most `chunk` pairs of text and z go through the model at once.
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    B = len(tokens)
+    parameter = next(model.parameters())
+    tokens = tokens.to(parameter.device)
+    total = torch.full((B,), -math.inf, dtype=torch.float64)
+    with evaluating(model):
+        mean, logvar = model.posterior(tokens)
+        scale = (logvar / 2).exp()
+        for start in range(0, samples, max(1, chunk // B)):
+            K = min(max(1, chunk // B), samples - start)
+            # One draw for each k: the result does not depend on the chunk.
+            noise = torch.stack([torch.randn(mean.shape, generator=generator) for _ in range(K)])
+            noise = noise.to(mean)
+            z = (mean + scale * noise).flatten(0, 1)
+            pairs = zip(tokens.repeat(K, 1).split(chunk), z.to(parameter).split(chunk), strict=True)
+            likelihood = torch.cat([model.log_likelihood(x, z) for x, z in pairs]).view(K, B)
+            likelihood, z, noise = likelihood.cpu().double(), z.cpu().double(), noise.cpu().double()
+            prior = _log_normal(z, torch.zeros_like(z)).view(K, B)
+            weights = likelihood + prior - _log_normal(noise, logvar.cpu().double())
+            total = torch.logaddexp(total, weights.logsumexp(0))
+    return math.log(samples) - total
+
+
+def distinct_n(texts: Sequence[str], n: int, *, unit: str = "word") -> float:
+    """Share of distinct n-grams among all n-grams of the texts; 0 where no text has one.
+
+    `unit`: "word" (what white space separates) or "character". N-grams do not cross texts.
+    """
+    if unit not in ("word", "character"):
+        raise ValueError(f'unit must be "word" or "character", got {unit!r}')
+    parts = [text.split() if unit == "word" else text for text in texts]
+    grams = [tuple(p[i : i + n]) for p in parts for i in range(len(p) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def unique_share(texts: Sequence[str]) -> float:
+    """Share of different texts among all texts."""
+    return len(set(texts)) / len(texts)
+
+
+def most_common_share(texts: Sequence[str]) -> float:
+    """Share of the text that occurs most often."""
+    return Counter(texts).most_common(1)[0][1] / len(texts)
+
+
+def _log_normal(noise: Tensor, logvar: Tensor) -> Tensor:
+    """Log density, less its constant, of mean + exp(logvar/2) · noise: [..., Z] -> [...]."""
+    return -(noise.square() + logvar).sum(-1) / 2
