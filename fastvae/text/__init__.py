@@ -1,0 +1,17 @@
+"""Text in and out: vocabularies, corpora, tweet normalisation, the corpus of known entropy."""
+
+from fastvae.text.corpus import Corpus, LineCorpus, WindowCorpus
+from fastvae.text.synthetic import SyntheticCorpus
+from fastvae.text.tweets import normalise_tweet
+from fastvae.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
+
+__all__ = [
+    "ByteVocabulary",
+    "CharVocabulary",
+    "Corpus",
+    "LineCorpus",
+    "SyntheticCorpus",
+    "Vocabulary",
+    "WindowCorpus",
+    "normalise_tweet",
+]

@@ -1,0 +1,197 @@
+"""Symbols to ids and back: characters of a text, or the 256 bytes (ids as in arXiv:1702.02390)."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from fastvae.text.files import text_chunks
+
+
+class Vocabulary:
+    """Base of the two vocabularies: `size` V, ids of pad, unknown and end (None where it has none).
+
+    `start_id` = V and `dropped_id` = V + 1 exist only on a decoder's input side.
+    """
+
+    unit: str  # what one symbol is: "character" or "byte"
+    size: int
+    pad_id: int
+    unk_id: int | None = None
+    end_id: int | None = None
+
+    @property
+    def start_id(self) -> int:
+        return self.size
+
+    @property
+    def dropped_id(self) -> int:
+        return self.size + 1
+
+    def encode_array(self, text: str, *, offset: int = 0, source: str = "the text") -> np.ndarray:
+        """Ids of the text [n]; an error names `source` and the position, counted from offset."""
+        raise NotImplementedError
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, nothing added. Raises ValueError naming a symbol it does not have."""
+        return self.encode_array(text).tolist()
+
+    def encode_sample(self, text: str, length: int) -> list[int]:
+        """Ids of the text, the end symbol if there is one, and pads up to `length`.
+
+        Raises ValueError if the text does not fit.
+        """
+        ids = self.encode(text) + ([] if self.end_id is None else [self.end_id])
+        if len(ids) > length:
+            room = length - (self.end_id is not None)
+            raise ValueError(
+                f"the text has {len(ids) - length + room} {self.unit}s, more than the {room} that "
+                f"fit: {text[:40]!r}"
+            )
+        return ids + [self.pad_id] * (length - len(ids))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids up to the end symbol, without pads. ValueError if one is out of range."""
+        raise NotImplementedError
+
+    def _content(self, ids: Iterable[int]) -> list[int]:
+        """The ids up to the end symbol, pads dropped, checked."""
+        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        for position, i in enumerate(ids):
+            if not 0 <= i < self.size:
+                raise ValueError(f"id {i} at position {position} is outside 0 .. {self.size - 1}")
+        if self.end_id in ids:
+            ids = ids[: ids.index(self.end_id)]
+        return [i for i in ids if i != self.pad_id]
+
+    def to_dict(self) -> dict:
+        """What `from_dict` needs, JSON-able."""
+        raise NotImplementedError
+
+    @staticmethod
+    def from_dict(values: dict) -> "Vocabulary":
+        """The vocabulary that `to_dict` described. Raises ValueError on anything else."""
+        match values:
+            case {"kind": "character", "characters": str(characters)}:
+                return CharVocabulary(characters)
+            case {"kind": "byte"}:
+                return ByteVocabulary()
+        raise ValueError(
+            'not a vocabulary: its kind must be "character" (with characters) or "byte"'
+        )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write vocabulary.json; an existing file is replaced in one step."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(self.to_dict()) + "\n", encoding="ascii")
+        os.replace(partial, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> "Vocabulary":
+        """Read what `save` wrote. Raises OSError, or ValueError if it is something else."""
+        try:
+            return Vocabulary.from_dict(json.loads(Path(path).read_text(encoding="ascii")))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.to_dict().values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.size} symbols)"
+
+
+class CharVocabulary(Vocabulary):
+    """Given characters in their order, then pad: V = characters + 1. An unknown one is an error."""
+
+    unit = "character"
+
+    def __init__(self, characters: str):
+        if not characters:
+            raise ValueError("a vocabulary needs at least one character")
+        if len(set(characters)) < len(characters):
+            twice = next(c for n, c in enumerate(characters) if c in characters[:n])
+            raise ValueError(f"the vocabulary has {twice!r} twice")
+        self.characters = characters
+        self.pad_id = len(characters)
+        self.size = len(characters) + 1
+        codes = _code_points(characters)
+        # One entry beyond the highest code point stands for all that come after it.
+        self._ids = np.full(int(codes.max()) + 2, -1, dtype=np.int32)
+        self._ids[codes] = np.arange(len(characters))
+
+    @classmethod
+    def from_text(cls, text: str) -> "CharVocabulary":
+        """The characters of the text in order of first appearance."""
+        return cls("".join(dict.fromkeys(text)))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike) -> "CharVocabulary":
+        """The characters of a UTF-8 file (.gz too), read as a stream, in order of first appearance.
+
+        Raises FileNotFoundError, or ValueError if the file is empty or not UTF-8.
+        """
+        seen: dict[str, None] = {}
+        for text in text_chunks(Path(path)):
+            new = set(text).difference(seen)
+            seen.update(dict.fromkeys(sorted(new, key=text.index)))
+        if not seen:
+            raise ValueError(f"{path} is empty")
+        return cls("".join(seen))
+
+    def encode_array(self, text: str, *, offset: int = 0, source: str = "the text") -> np.ndarray:
+        ids = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
+        if ids.size and ids.min() < 0:
+            position = int(np.argmax(ids < 0))
+            character = text[position]
+            raise ValueError(
+                f"character {character!r} (U+{ord(character):04X}) at position "
+                f"{offset + position} of {source} is not among the {len(self.characters)} "
+                "of the vocabulary"
+            )
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(self.characters[i] for i in self._content(ids))
+
+    def to_dict(self) -> dict:
+        return {"kind": "character", "characters": self.characters}
+
+
+class ByteVocabulary(Vocabulary):
+    """Pad 0, unknown 1, end 2, then the 256 bytes: V = 259."""
+
+    unit = "byte"
+    size, pad_id, unk_id, end_id = 259, 0, 1, 2
+    first_byte_id = 3
+
+    def encode_array(self, text: str, *, offset: int = 0, source: str = "the text") -> np.ndarray:
+        # surrogateescape: what the command line could not decode keeps its bytes
+        return self.encode_bytes(text.encode("utf-8", "surrogateescape"))
+
+    def encode_bytes(self, data: bytes) -> np.ndarray:
+        """Ids of the bytes, as an int32 array."""
+        return np.frombuffer(data, np.uint8).astype(np.int32) + self.first_byte_id
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The exact bytes up to the end symbol; the unknown symbol becomes U+FFFD's bytes."""
+        first, unknown = self.first_byte_id, "\ufffd".encode()
+        return b"".join(
+            unknown if i == self.unk_id else bytes((i - first,)) for i in self._content(ids)
+        )
+
+    def to_dict(self) -> dict:
+        return {"kind": "byte"}
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
