@@ -297,14 +297,13 @@ class ConvEncoder(_Composite):
 
     def _first(self, tokens: Tensor) -> Tensor:
         """The first convolution, of one-hot symbols: the sum of three rows of its weight."""
-        conv, pad = self.convs[0], self.vocab_size
-        # One table [3 (V + 1), C]: each tap's rows, then zeros for the position before the text.
-        table = F.pad(widen(conv.weight).permute(2, 1, 0), (0, 0, 0, 1)).flatten(0, 1)
-        windows = F.pad(tokens, (1, 0), value=pad).unfold(1, 3, 2)
-        rows = windows + torch.arange(3, device=tokens.device) * (pad + 1)
-        y = F.embedding_bag(rows.flatten(0, 1), table, mode="sum") + conv.bias
+        conv = self.convs[0]
+        # [3, V + 1, C]: each tap's rows, then zeros for the position before the text.
+        table = F.pad(widen(conv.weight).permute(2, 1, 0), (0, 0, 0, 1))
+        windows = F.pad(tokens, (1, 0), value=self.vocab_size).unfold(1, 3, 2)
+        y = conv.bias + sum(F.embedding(windows[..., k], table[k]) for k in range(3))
         (y,) = cast(y.to(conv.weight.dtype))
-        return y.unflatten(0, rows.shape[:2]).transpose(1, 2)
+        return y.transpose(1, 2).contiguous()
 
 
 class DeconvDecoder(_Composite):

@@ -188,9 +188,8 @@ class TextVAE(PretrainedMixin, nn.Module):
         shape = self.length, len(z), self.vocab_size
         dtype = widen(next(self.parameters())).dtype
         drawn_on = z.device if generator is None else generator.device
-        uniform = torch.rand(shape, generator=generator, dtype=dtype, device=drawn_on)
-        # Where the uniform draw is 0 this is −inf, a symbol that is never picked: no harm.
-        return -(-uniform.log()).log().mul(temperature).to(z.device)
+        noise = torch.empty(shape, dtype=dtype, device=drawn_on).exponential_(generator=generator)
+        return noise.log().mul(-temperature).to(z.device)
 
     def _check_tokens(self, tokens: Tensor) -> None:
         if tokens.dim() != 2 or tokens.shape[1] != self.length or tokens.dtype != torch.int64:
