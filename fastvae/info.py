@@ -1,0 +1,47 @@
+"""What is installed here: versions, build, machine, and which kernel serves which op."""
+
+import platform
+from typing import Any
+
+import torch
+
+import fastvae
+from fastvae import _C
+
+
+def facts() -> dict[str, Any]:
+    """Names and values for people and programs; `ops` maps each op to what serves it per device."""
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    backends = ("CUDA", torch.version.cuda), ("ROCm", torch.version.hip)
+    backend = next((f"{name} {version}" for name, version in backends if version), "CPU only")
+    return {
+        "fastvae": fastvae.__version__,
+        "compiler": _C.compiler(),
+        "torch": f"{torch.__version__}, {backend}",
+        "Python": platform.python_version(),
+        "CPU": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "GPU": ", ".join(gpus) or "none",
+        "ops": {name: {k: _server(name, k.upper()) for k in ("cpu", "cuda")} for name in _ops()},
+    }
+
+
+def _ops() -> list[str]:
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted(name.removeprefix("fastvae::") for name in names if name.startswith("fastvae::"))
+
+
+def _server(op: str, key: str) -> str:
+    """What the dispatcher calls for this op on a device of this kind."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{op}", key):
+        return "C++ kernel" if key == "CPU" else "GPU kernel"
+    return "PyTorch reference"
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1] for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0].strip() if names else platform.processor() or platform.machine()

@@ -1,0 +1,211 @@
+"""The paper's settings under short names, and how a field of them is overridden by its name.
+
+Semeniuta, Severyn, Barth 2017, arXiv:1702.02390, and its released code where the paper is silent.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+CHARACTERS, TWEETS = "characters", "tweets"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model's class and arguments, the text it reads, and fields of `TrainingConfig`.
+
+    text: "characters" (windows of a file's characters) or "tweets" (lines of bytes, normalised).
+    """
+
+    description: str
+    model: str = "HybridVAE"
+    length: int = 48
+    model_arguments: Mapping[str, Any] = field(default_factory=dict)
+    text: str = CHARACTERS
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+_PTB_MODEL = {"latent_size": 50, "encoder_channels": (128, 256), "aux_weight": 0.2}
+_PTB_TRAINING = {
+    "steps": 100_000,
+    "batch_size": 64,
+    "kl_floor": 0.001,
+    "kl_start": 1000,
+    "kl_end": 8000,
+    "lr_decay": 0.95,
+    "lr_decay_start": 20_000,
+}
+_BASELINE_TRAINING = {
+    "steps": 100_000,
+    "batch_size": 64,
+    "kl_start": 10_000,
+    "kl_end": 17_000,
+}
+
+PRESETS: dict[str, Preset] = {
+    "small": Preset(
+        "a small hybrid for quick runs on any text file",
+        model_arguments={
+            "latent_size": 32,
+            "encoder_channels": (64, 128),
+            "feature_channels": 100,
+            "hidden_size": 200,
+        },
+        training={"steps": 3000, "batch_size": 32, "kl_floor": 0.001, "kl_end": 2000},
+    ),
+    "ptb-lstm": Preset(
+        "the paper's hybrid with an LSTM decoder, on characters",
+        model_arguments={**_PTB_MODEL, "hidden_size": 500},
+        training=_PTB_TRAINING,
+    ),
+    "ptb-bytenet": Preset(
+        "the paper's hybrid with masked convolutions, on characters",
+        length=56,
+        model_arguments={**_PTB_MODEL, "decoder": "bytenet", "conv_layers": 3},
+        training=_PTB_TRAINING,
+    ),
+    "ptb-conv": Preset(
+        "the paper's feed-forward VAE without history, on characters",
+        length=52,
+        model_arguments={
+            "latent_size": 100,
+            "encoder_channels": (128, 256),
+            "decoder": "none",
+            "aux_weight": 0.0,
+        },
+        training=_BASELINE_TRAINING,
+    ),
+    "ptb-lstm-vae": Preset(
+        "the LSTM VAE that the paper compares with, on characters",
+        model="LSTMVAE",
+        model_arguments={"latent_size": 100, "hidden_size": 500, "word_dropout": 0.5},
+        training={**_BASELINE_TRAINING, "clip_norm": 100.0},
+    ),
+    "tweets": Preset(
+        "the paper's hybrid for tweets, on lines of bytes",
+        length=128,
+        text=TWEETS,
+        training={
+            "steps": 100_000,
+            "batch_size": 32,
+            "kl_floor": 0.001,
+            "kl_start": 50_000,
+            "kl_end": 60_000,
+            "lr_decay": 0.95,
+            "lr_decay_start": 70_000,
+        },
+    ),
+    "tweets-lstm-vae": Preset(
+        "the LSTM VAE that the paper compares with, on lines of bytes",
+        model="LSTMVAE",
+        length=128,
+        model_arguments={"latent_size": 100, "hidden_size": 1000, "word_dropout": 0.5},
+        text=TWEETS,
+        training={**_BASELINE_TRAINING, "batch_size": 32, "clip_norm": 100.0},
+    ),
+}
+
+
+def configure(name: str, overrides: Mapping[str, str]) -> Preset:
+    """The preset with fields replaced by values given as text.
+
+    Fields are `length`, the model's arguments and those of `TrainingConfig`. Raises ValueError in
+    one line listing what there is, for an unknown preset or field, or naming a value that is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}: there are {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    model, training = _model_fields(preset.model), _training_fields()
+    for key, text in overrides.items():
+        if key == "length":
+            preset = replace(preset, length=_parse(key, text, int))
+        elif key in model:
+            value = _parse(key, text, model[key])
+            preset = replace(preset, model_arguments={**preset.model_arguments, key: value})
+        elif key in training:
+            value = _parse(key, text, training[key])
+            preset = replace(preset, training={**preset.training, key: value})
+        else:
+            there = ", ".join(["length", *model, *training])
+            raise ValueError(f"{name} has no field {key!r}: there are {there}")
+    return preset
+
+
+def open_corpus(path: Path, length: int, vocabulary=None, *, text: str, cache: Path | None = None):
+    """A file as a corpus of this kind of text; `vocabulary` None makes the file's own."""
+    from fastvae.text import ByteVocabulary, LineCorpus, WindowCorpus, normalise_tweet
+
+    if text == TWEETS:
+        vocabulary = vocabulary or ByteVocabulary()
+        return LineCorpus(
+            path, length, vocabulary=vocabulary, normalise=normalise_tweet, cache=cache
+        )
+    return WindowCorpus(path, length, vocabulary=vocabulary, cache=cache)
+
+
+def build_model(preset: Preset, vocabulary):
+    """The preset's model for this vocabulary, on the CPU, initialised by torch's seed."""
+    return _model_class(preset.model)(
+        vocabulary.size,
+        preset.length,
+        pad_id=vocabulary.pad_id,
+        end_id=vocabulary.end_id,
+        **preset.model_arguments,
+    )
+
+
+def _model_class(name: str) -> type:
+    from fastvae.models.hybrid import HybridVAE
+    from fastvae.models.lstm_vae import LSTMVAE
+
+    return {"HybridVAE": HybridVAE, "LSTMVAE": LSTMVAE}[name]
+
+
+def _model_fields(name: str) -> dict[str, Any]:
+    """Keyword arguments of a model that a user may set -> their types."""
+    # These follow from the text, or are not a matter of the command line.
+    given = {"self", "vocab_size", "length", "pad_id", "end_id", "device", "dtype"}
+    parameters = inspect.signature(_model_class(name).__init__, eval_str=True).parameters
+    return {k: p.annotation for k, p in parameters.items() if k not in given}
+
+
+def _training_fields() -> dict[str, Any]:
+    from fastvae.training import TrainingConfig
+
+    hints = typing.get_type_hints(TrainingConfig)
+    return {f.name: hints[f.name] for f in fields(TrainingConfig)}
+
+
+def _parse(name: str, text: str, hint: Any) -> Any:
+    """A value of the hinted type from its text: `12`, `0.5`, `true`, `64,128`, `none`."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        try:
+            return _parse_one(text.strip(), kind)
+        except (KeyError, ValueError):
+            continue
+    wanted = " or ".join(_DESCRIPTIONS.get(kind, "numbers such as 64,128") for kind in kinds)
+    raise ValueError(f"{name} = {text!r}: expected {wanted}")
+
+
+_DESCRIPTIONS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    type(None): "none",
+}
+
+
+def _parse_one(text: str, kind: Any) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    if kind is type(None):
+        return {"none": None}[text.lower()]
+    if kind in (int, float, str):
+        return kind(text)
+    return tuple(int(part) for part in text.strip("()[] ,").split(","))

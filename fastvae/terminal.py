@@ -1,0 +1,92 @@
+"""What reaches a terminal: escaped texts, tables, and errors as one line."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+def escape(text: str) -> str:
+    """`text` on one line and harmless: newline as ⏎, other unprintable characters as \\xNN."""
+    return "".join(_escape_character(c) for c in text)
+
+
+def _escape_character(c: str) -> str:
+    if c == "\n":
+        return "⏎"
+    if c.isprintable():
+        return c
+    # backslashreplace leaves what UTF-8 can encode alone, so go through ASCII.
+    return c.encode("ascii", "backslashreplace").decode() if ord(c) > 127 else f"\\x{ord(c):02x}"
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that prints texts as they are: no markup, no emoji codes, no highlighting."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def progress() -> Progress:
+    """A progress bar on standard error that vanishes when done."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+        transient=True,
+    )
+
+
+def track(values: Iterable, description: str, total: int | None = None) -> Iterable:
+    """`values` one by one behind a progress bar."""
+    with progress() as bar:
+        yield from bar.track(values, total=total, description=description)
+
+
+def print_json(value: Any) -> None:
+    """`value` as one JSON document on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> Table:
+    """A rich table whose cells are plain text; numbers are right-aligned."""
+    rows = [[_cell(cell) for cell in row] for row in rows]
+    result = Table(title=title or None, title_justify="left", header_style="bold", box=None)
+    for n, name in enumerate(columns):
+        numeric = bool(rows) and all(row[n][1] for row in rows)
+        result.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(text for text, _ in row))
+    return result
+
+
+def _cell(value: Any) -> tuple[Text, bool]:
+    if isinstance(value, Text):
+        return value, False
+    if isinstance(value, float):
+        return Text(f"{value:,.4g}" if abs(value) < 10 else f"{value:,.2f}"), True
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Text(f"{value:,}"), True
+    return Text(str(value)), False
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, in one line for a user."""
+    if hasattr(error, "format_message"):  # typer's own errors, in every version of it
+        text = error.format_message()
+    elif isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    else:
+        text = str(error) or type(error).__name__
+    return escape(" ".join(text.strip().splitlines()[0].split()))
+
+
+def hush() -> None:
+    """Send what is still buffered for a closed pipe to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
