@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvae import ops
+from fastvae.collectives import combine_statistics
 from fastvae.ops.precision import accumulate_dtype
 
 
@@ -130,24 +131,6 @@ class BatchNorm(nn.BatchNorm1d):
         folded = widen(weight) * scale.view(-1, *[1] * (weight.dim() - 1))
         shifted = (widen(bias) - self.running_mean) * scale + self.bias
         return folded.to(weight.dtype), shifted.to(bias.dtype)
-
-
-def combine_statistics(
-    count: int, mean: Tensor, m2: Tensor, group
-) -> tuple[int | Tensor, Tensor, Tensor]:
-    """count, mean, Σ (a − mean)² [C] over the processes of `group`, differentiable; None is alone.
-
-    Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample
-    variances".
-    """
-    if group is None:
-        return count, mean, m2
-    from torch.distributed.nn.functional import all_reduce
-
-    sums = all_reduce(torch.cat([count * mean, mean.new_tensor([count])]), group=group)
-    total, global_mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
-    m2 = all_reduce(m2 + count * (mean - global_mean).square(), group=group)
-    return total, global_mean, m2
 
 
 def set_process_group(model: nn.Module, group) -> None:

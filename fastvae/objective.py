@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastvae.collectives import all_reduce
+
 
 class VAEOutput(NamedTuple):
     """What a model's forward returns: the loss to minimise and its terms, in nats per sample.
@@ -78,9 +80,7 @@ def free_bits_kl(kl_per_dimension: Tensor, free_bits: float, group=None) -> Tens
     With a process `group`, KL_z are the means over its processes, whose batches count alike.
     """
     if free_bits > 0 and group is not None:
-        from torch.distributed.nn.functional import all_reduce
-
-        kl_per_dimension = all_reduce(kl_per_dimension, group=group) / group.size()
+        kl_per_dimension = all_reduce(kl_per_dimension, group) / group.size()
     return kl_per_dimension.clamp_min(free_bits).sum()
 
 

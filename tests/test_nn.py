@@ -1,0 +1,314 @@
+"""Modules against plain PyTorch, and their statistics over several processes."""
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from fastvae.models.hybrid import HybridVAE
+from fastvae.nn import (
+    BatchNorm,
+    ConvEncoder,
+    DeconvDecoder,
+    HighwayConv,
+    HighwayConvStack,
+    LayerNormLSTM,
+    set_process_group,
+)
+from fastvae.testing import assert_accurate, gradients
+
+DTYPES = [torch.float32, torch.bfloat16]
+MODULES = {
+    "lstm": (partial(LayerNormLSTM, 5, 6), (3, 2, 5)),
+    "highway": (partial(HighwayConvStack, 4, 2), (3, 2, 4)),
+    "deconvolution": (partial(DeconvDecoder, 5, 8, (6, 7), 3), (2, 5)),
+}
+
+
+def parameters(module, dtype=torch.float32):
+    """Names, and values drawn so that norms do something too."""
+    named = dict(module.named_parameters())
+    return list(named), [torch.randn(p.shape, dtype=dtype) for p in named.values()]
+
+
+def lstm_plain(x, symbols, h, c, w_ih, w_hh, bias, gain, shift):
+    inputs = F.one_hot(symbols, w_ih.shape[1] - x.shape[-1]).to(x.dtype)
+    outputs = []
+    for x_t in torch.cat([x, inputs], -1):
+        a = F.linear(x_t, w_ih, bias) + F.linear(h, w_hh)
+        i, f, g, o = F.layer_norm(a, a.shape[-1:], gain, shift, 1e-4).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        outputs.append(h)
+    return torch.stack(outputs), h, c
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dense", [0, 3])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_lstm_looks_symbols_up(dtype, dense, backward):
+    T, B, V, H = 4, 3, 5, 6
+    module = LayerNormLSTM(dense + V, H)
+    names, values = parameters(module, dtype)
+
+    def fn(x, symbols, h, c, *weights):
+        x = x if dense else None
+        named = dict(zip(names, weights, strict=True))
+        y, (h_n, c_n) = functional_call(module, named, (x, (h, c)), {"symbols": symbols})
+        return y, h_n, c_n
+
+    x, state = torch.randn(T, B, dense, dtype=dtype), torch.randn(2, B, H, dtype=dtype).unbind()
+    symbols = torch.randint(V, (T, B))
+    wrap = gradients if backward else lambda fn: fn
+    assert_accurate(wrap(fn), wrap(lstm_plain), x, symbols, *state, *values)
+
+
+def test_lstm_state_starts_at_zero():
+    module, x = LayerNormLSTM(3, 4), torch.randn(5, 2, 3)
+    zeros = torch.zeros(2, 4)
+    assert torch.equal(module(x)[0], module(x, (zeros, zeros))[0])
+
+
+def test_lstm_goes_on_from_its_state():
+    module, x = LayerNormLSTM(3, 4).double(), torch.randn(6, 2, 3, dtype=torch.float64)
+    whole, (h_n, c_n) = module(x)
+    first, state = module(x[:4])
+    second, (h, c) = module(x[4:], state)
+    torch.testing.assert_close(torch.cat([first, second]), whole)
+    torch.testing.assert_close((h, c), (h_n, c_n))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 4, 5)], ids=str)
+def test_batch_norm_is_torchs(shape):
+    ours, theirs = BatchNorm(4), nn.BatchNorm1d(4, eps=1e-4, momentum=0.1)
+    x = torch.randn(shape)
+    for _ in range(2):
+        assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value), key
+
+
+def highway_plain(carry, running, x, weight, bias, gain, shift):
+    a = F.conv1d(F.pad(x.permute(1, 2, 0), (1, 0)), weight, bias)
+    if running is None:
+        a = F.batch_norm(a, None, None, gain, shift, True, 0.1, 1e-4)
+    else:
+        a = F.batch_norm(a, *(t.to(a.dtype) for t in running), gain, shift, False, 0.1, 1e-4)
+    i, f, g = a.permute(2, 0, 1).chunk(3, -1)
+    y = i.sigmoid() * g.tanh()
+    return y + f.sigmoid() * x if carry else y
+
+
+@pytest.mark.parametrize("carry", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_highway_conv(carry, training, backward):
+    C = 4
+    module = HighwayConv(C, carry=carry).train(training)
+    running = None
+    if not training:
+        running = module.norm.running_mean.normal_(), module.norm.running_var.uniform_(0.5, 2)
+    names, values = parameters(module)
+
+    def fn(x, *weights):
+        return functional_call(module, dict(zip(names, weights, strict=True)), (x,))
+
+    wrap = gradients if backward else lambda fn: fn
+    plain = partial(highway_plain, carry, running)
+    assert_accurate(wrap(fn), wrap(plain), torch.randn(5, 3, C), *values)
+
+
+def test_highway_conv_keeps_torchs_running_statistics():
+    module, norm = HighwayConv(4).double(), nn.BatchNorm1d(12, eps=1e-4).double()
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    for _ in range(3):
+        module(x)
+        norm(F.conv1d(F.pad(x.permute(1, 2, 0), (1, 0)), module.weight, module.bias))
+    torch.testing.assert_close(module.norm.state_dict(), norm.state_dict())
+
+
+def test_highway_stack_sees_layers_plus_one_symbols():
+    stack = HighwayConvStack(4, 3).eval()
+    x = torch.randn(9, 1, 4)
+    changed = x.clone()
+    changed[2] += 1
+    differs = (stack(x) != stack(changed)).flatten(1).any(1)
+    assert differs.tolist() == [False] * 2 + [True] * 4 + [False] * 3
+
+
+def test_encoder_looks_its_first_convolution_up():
+    V, L, channels = 5, 8, (4, 6)
+    module = ConvEncoder(V, L, 3, channels)
+    tokens = torch.randint(V, (3, L))
+
+    def fn(weight, bias):
+        named = {"convs.0.weight": weight, "convs.0.bias": bias}
+        return torch.cat(functional_call(module, named, (tokens,)), -1)
+
+    def plain(weight, bias):
+        copy = [p.to(weight.dtype) for p in module.parameters()]
+        second, second_bias, gain, shift, gain2, shift2, linear, linear_bias = copy[2:]
+        x = F.one_hot(tokens, V).mT.to(weight.dtype)
+        x = F.conv1d(x, weight, bias, stride=2, padding=1)
+        x = F.batch_norm(x, None, None, gain, shift, True, 0.1, 1e-4).relu()
+        x = F.conv1d(x, second, second_bias, stride=2, padding=1)
+        x = F.batch_norm(x, None, None, gain2, shift2, True, 0.1, 1e-4).relu()
+        return F.linear(x.flatten(1), linear, linear_bias)
+
+    values = torch.randn(4, V, 3), torch.randn(4)
+    assert_accurate(fn, plain, *values)
+    # A bias before a batch norm has no gradient but noise, so only the weight's is compared.
+    by_weight = [lambda w, f=f: f(w, values[1].to(w.dtype)) for f in (fn, plain)]
+    assert_accurate(*map(gradients, by_weight), values[0])
+
+
+def test_deconvolution_is_torchs_time_major():
+    module = DeconvDecoder(5, 8, (6, 7), 3).double().eval()
+    z = torch.randn(2, 5, dtype=torch.float64)
+    x = F.linear(z, module.linear.weight, module.linear.bias).relu().view(2, 7, 2)
+    for conv, norm in zip(module.convs, module.norms, strict=True):
+        x = F.conv_transpose1d(x, conv.weight, conv.bias, stride=2, padding=1, output_padding=1)
+        x = (x / (1 + norm.eps) ** 0.5).relu()
+    assert module(z).shape == (8, 2, 3)
+    torch.testing.assert_close(module(z), x.permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("name", [*MODULES, "encoder"])
+def test_initialisation(name):
+    make = MODULES[name][0] if name in MODULES else partial(ConvEncoder, 5, 8, 3, (4, 6))
+    module = make()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.fill_(9)
+    module.reset_parameters()
+    for key, p in module.named_parameters():
+        last = key.rpartition(".")[2]
+        if "norm" in key:
+            assert (p == (1 if last.endswith("weight") else 0)).all(), key
+        else:
+            assert p.abs().max() <= 0.1 and p.unique().numel() == p.numel(), key
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_autocast(name):
+    make, shape = MODULES[name]
+    module = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = module(torch.randn(shape))
+        y = y[0] if isinstance(y, tuple) else y
+        y.float().square().sum().backward()
+    assert y.dtype == torch.bfloat16
+    for key, p in module.named_parameters():
+        assert p.grad.dtype == torch.float32 and p.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_export(name):
+    make, shape = MODULES[name]
+    module, x = make().eval(), torch.randn(shape)
+    exported = torch.export.export(module, (x,)).module()
+    torch.testing.assert_close(exported(x), module(x))
+
+
+def test_repr_says_the_sizes():
+    assert "3, 4, eps=0.0001" in repr(LayerNormLSTM(3, 4))
+    assert "4, carry=False" in repr(HighwayConvStack(4, 2, carry=False))
+
+
+# Several processes: this file is also the program that each of them runs.
+
+
+def small_model():
+    torch.manual_seed(1)
+    return HybridVAE(
+        7,
+        8,
+        latent_size=3,
+        encoder_channels=(4, 5),
+        feature_channels=4,
+        decoder="bytenet",
+        conv_channels=3,
+        conv_layers=2,
+        dtype=torch.float64,
+    )
+
+
+def global_batch():
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(7, (4, 8), generator=generator)
+    noise = torch.randn(4, 3, dtype=torch.float64, generator=generator)
+    x = torch.randn(5, 4, 3, dtype=torch.float64, generator=generator)
+    return tokens, noise, x
+
+
+def step(model, tokens, noise):
+    output = model(tokens, 0.7, free_bits=0.02, noise=noise)
+    output.loss.backward()
+    return output
+
+
+def norm_step(norm, x):
+    """Batch norm of a part x of the global batch, with a loss that no symmetry makes vanish."""
+    x = x.clone().requires_grad_()
+    y = norm(x)
+    (y * x.detach().square()).sum().backward()
+    return [y.detach(), x.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()]
+
+
+def worker(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    tokens, noise, x = global_batch()
+    model = small_model()
+    set_process_group(model, torch.distributed.group.WORLD)
+    mine = slice(2 * rank, 2 * rank + 2)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    output = step(parallel, tokens[mine], noise[mine])
+    norm = BatchNorm(4, dtype=torch.float64)
+    set_process_group(norm, torch.distributed.group.WORLD)
+    uneven = norm_step(norm, x[:3] if rank == 0 else x[3:])
+    result = {
+        "loss": output.loss.detach(),
+        "gradients": [p.grad for p in model.parameters()],
+        "buffers": list(model.buffers()),
+        "uneven": uneven,
+    }
+    torch.save(result, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_are_one(tmp_path):
+    command = [sys.executable, __file__]
+    running = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in (0, 1)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+
+    tokens, noise, x = global_batch()
+    model = small_model()
+    output = step(model, tokens, noise)
+    assert (output.kl_per_dimension < 0.02).any() and (output.kl_per_dimension > 0.02).any()
+    torch.testing.assert_close((first["loss"] + second["loss"]) / 2, output.loss.detach())
+    for result in (first, second):
+        torch.testing.assert_close(result["gradients"], [p.grad for p in model.parameters()])
+        torch.testing.assert_close(result["buffers"], list(model.buffers()))
+
+    y, dx, dweight, dbias, *buffers = norm_step(BatchNorm(4, dtype=torch.float64), x)
+    (y0, dx0, dw0, db0, *buffers0), (y1, dx1, dw1, db1, *buffers1) = (
+        result["uneven"] for result in (first, second)
+    )
+    torch.testing.assert_close(torch.cat([y0, y1]), y)
+    torch.testing.assert_close(torch.cat([dx0, dx1]), dx)
+    torch.testing.assert_close((dw0 + dw1, db0 + db1), (dweight, dbias))
+    torch.testing.assert_close(buffers0, buffers)
+    torch.testing.assert_close(buffers1, buffers)
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,96 @@
+import math
+
+import pytest
+import torch
+
+from fastvae.objective import (
+    KLSchedule,
+    free_bits_kl,
+    gaussian_kl,
+    reconstruction_nats,
+)
+
+
+def test_schedule_without_arguments_is_one_from_the_first_step():
+    assert [KLSchedule()(step) for step in (0, 1, 10**6)] == [1.0, 1.0, 1.0]
+
+
+def test_schedule_rises_linearly_from_the_floor():
+    schedule = KLSchedule(floor=0.001, start=1000, end=8000)
+    assert [schedule(step) for step in (0, 999, 1000, 8000, 10**6)] == [0.001] * 3 + [1.0] * 2
+    assert schedule(2750) == pytest.approx(0.001 + 0.999 / 4)
+
+
+def test_schedule_may_jump():
+    assert [KLSchedule(start=5, end=5)(step) for step in (4, 5)] == [0.0, 1.0]
+
+
+def test_schedule_of_an_autoencoder():
+    assert [KLSchedule(target=0.0)(step) for step in (0, 500)] == [0.0, 0.0]
+
+
+def test_schedule_falls_to_a_target_below_the_floor():
+    assert KLSchedule(floor=0.8, end=4, target=0.4)(1) == pytest.approx(0.7)
+
+
+def test_cyclical_schedule():
+    schedule = KLSchedule(start=10, end=50, cycles=4, rise=0.5)
+    expected = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert [schedule(10 + n) for n in range(40)] == pytest.approx(expected * 4)
+    assert (schedule(9), schedule(50), schedule(51)) == (0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"floor": -0.1}, "floor"),
+        ({"floor": math.nan}, "floor"),
+        ({"target": math.inf}, "target"),
+        ({"start": 5, "end": 4}, "start 5 and end 4"),
+        ({"start": -1}, "start"),
+        ({"cycles": 0}, "cycles"),
+        ({"rise": 0.0}, "rise"),
+        ({"rise": 1.5}, "rise"),
+    ],
+)
+def test_schedule_rejects(arguments, word):
+    with pytest.raises(ValueError, match=word):
+        KLSchedule(**arguments)
+
+
+def test_gaussian_kl_is_that_of_torch_distributions():
+    mean, logvar = torch.randn(2, 5, 3, dtype=torch.float64).unbind()
+    posterior = torch.distributions.Normal(mean, (logvar / 2).exp())
+    prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    expected = torch.distributions.kl_divergence(posterior, prior)
+    torch.testing.assert_close(gaussian_kl(mean, logvar), expected)
+
+
+def test_gaussian_kl_by_hand():
+    kl = gaussian_kl(torch.tensor([[0.0, 2.0, 0.0]]), torch.tensor([[0.0, 0.0, math.log(4)]]))
+    torch.testing.assert_close(kl, torch.tensor([[0.0, 2.0, 1.5 - math.log(2)]]))
+
+
+def test_gaussian_kl_keeps_its_digits_near_the_prior():
+    # In float32 exp(logvar) − 1 − logvar is here a multiple of 6e-8; the series begins logvar² / 4.
+    kl = gaussian_kl(torch.tensor([[0.0]]), torch.tensor([[1e-4]]))
+    assert kl.item() == pytest.approx(2.5e-9, rel=0.01)
+
+
+def test_free_bits():
+    kl = torch.tensor([0.1, 0.5, 2.0], requires_grad=True)
+    loss = free_bits_kl(kl, 0.3)
+    loss.backward()
+    torch.testing.assert_close(loss, torch.tensor(0.3 + 0.5 + 2.0))
+    assert kl.grad.tolist() == [0, 1, 1]
+    torch.testing.assert_close(free_bits_kl(kl, 0.0), kl.sum())
+
+
+def test_reconstruction_by_hand():
+    odds = torch.tensor([[[1.0, 1, 2], [8, 1, 1]], [[1, 3, 0.5], [1, 1, 1]]])  # [T, B, V]
+    tokens = torch.tensor([[2, 0], [1, 2]])
+    nats = reconstruction_nats(odds.log(), tokens)
+    expected = [math.log(4 / 2) + math.log(4.5 / 3), math.log(10 / 8) + math.log(3)]
+    torch.testing.assert_close(nats, torch.tensor(expected))
+    masked = reconstruction_nats(odds.log(), tokens, ignored=2)
+    torch.testing.assert_close(masked, torch.tensor([math.log(4.5 / 3), math.log(10 / 8)]))
