@@ -1,0 +1,481 @@
+"""Behaviour of the models; equality with the plain twins is in test_reference."""
+
+import copy
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastvae.models.hybrid import HybridVAE
+from fastvae.models.lstm_vae import LSTMVAE
+from fastvae.models.vae import constructor_arguments
+
+NAMES = ["lstm", "bytenet", "none", "lstm_vae"]
+RECURRENT = ["lstm", "bytenet", "lstm_vae"]
+V, L, Z, PAD, END = 11, 8, 3, 0, 2
+
+
+def make(name, vocab_size=V, length=L, **arguments):
+    """A small model whose parameters and running statistics are far from their first values."""
+    if name == "lstm_vae":
+        sizes = {"hidden_size": 6}
+        model = LSTMVAE(
+            vocab_size, length, latent_size=Z, **{"word_dropout": 0.0, **sizes, **arguments}
+        )
+    else:
+        sizes = {"encoder_channels": (4, 5), "feature_channels": 4, "hidden_size": 6}
+        sizes |= {"conv_layers": 2, "conv_channels": 4}
+        model = HybridVAE(vocab_size, length, latent_size=Z, decoder=name, **{**sizes, **arguments})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.7)
+        for key, buffer in model.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                buffer.add_(torch.rand_like(buffer))
+    return model
+
+
+def batch(count=4):
+    """tokens, and the keyword arguments that make a step repeatable."""
+    dropped = torch.rand(count, L) < 0.3
+    return torch.randint(V, (count, L)), {"noise": torch.randn(count, Z), "dropped": dropped}
+
+
+@pytest.mark.parametrize(
+    ("make_model", "expected"),
+    [
+        (lambda: HybridVAE(259, 128), 11_099_574),
+        (lambda: LSTMVAE(259, 128), 10_765_459),
+    ],
+    ids=["hybrid", "lstm_vae"],
+)
+def test_parameter_count_of_the_paper(make_model, expected):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in make_model().parameters()) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_likelihood_sums_to_one(name):
+    """Σ p(x | z) over every sequence: start, causality and the softmax are right."""
+    model = make(name, vocab_size=3, length=4).double().eval()
+    tokens = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    z = torch.randn(1, Z, dtype=torch.float64).expand(len(tokens), -1)
+    total = model.log_likelihood(tokens, z).logsumexp(0)
+    torch.testing.assert_close(total, torch.zeros_like(total))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_is_its_terms(name):
+    model = make(name, **({} if name == "lstm_vae" else {"aux_weight": 0.3})).double().eval()
+    tokens, step = batch()
+    step["dropped"][:] = False
+    mean, logvar = model.posterior(tokens)
+    output = model(tokens, 0.25, **step)
+    z = mean + (logvar / 2).exp() * step["noise"]
+    kl = 0.5 * (mean**2 + logvar.exp() - logvar - 1).mean(0)
+    torch.testing.assert_close(output.kl_per_dimension, kl)
+    torch.testing.assert_close(output.kl, kl.sum())
+    torch.testing.assert_close(output.reconstruction, -model.log_likelihood(tokens, z).mean())
+    auxiliary = torch.zeros((), dtype=torch.float64)
+    if name in ("lstm", "bytenet"):
+        logits = model.head(model.deconvolution(z)).log_softmax(-1)  # [L, B, V]
+        auxiliary = -logits.gather(-1, tokens.T.unsqueeze(-1)).sum() / len(tokens)
+    torch.testing.assert_close(output.auxiliary, auxiliary)
+    loss = output.reconstruction + 0.25 * output.kl + 0.3 * output.auxiliary
+    torch.testing.assert_close(output.loss, loss)
+
+
+def test_free_bits_count_in_the_loss_only():
+    model = make("none").double().eval()
+    tokens, step = batch()
+    plain = model(tokens, 0.5, **step)
+    bits = plain.kl_per_dimension.median().item()
+    output = model(tokens, 0.5, free_bits=bits, **step)
+    torch.testing.assert_close(output.kl, plain.kl)
+    extra = (bits - plain.kl_per_dimension).clamp(min=0).sum()
+    assert extra > 0
+    torch.testing.assert_close(output.loss, plain.loss + 0.5 * extra)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weight_may_be_a_tensor(name):
+    model = make(name).eval()
+    tokens, step = batch()
+    weight = torch.tensor(0.25)
+    torch.testing.assert_close(model(tokens, weight, **step), model(tokens, 0.25, **step))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masked_pads_do_not_count(name):
+    model = make(name, pad_id=PAD).double().eval()
+    masked = make(name, pad_id=PAD, mask_pad=True).double().eval()
+    masked.load_state_dict(model.state_dict())
+    z = torch.randn(2, Z, dtype=torch.float64)
+    tokens = torch.randint(1, V, (2, L))
+    torch.testing.assert_close(masked.log_likelihood(tokens, z), model.log_likelihood(tokens, z))
+    tokens[0, 5:] = PAD
+    features, state = model._expand(z)
+    if name == "none":
+        logits = model.head(features)
+    else:
+        previous = torch.cat([torch.full((1, 2), V), tokens.T[:-1]])
+        logits = model.decoder(features, previous, state)
+    nats = logits.log_softmax(-1).gather(-1, tokens.T.unsqueeze(-1)).squeeze(-1)  # [L, B]
+    expected = torch.stack([nats[:5, 0].sum(), nats[:, 1].sum()])
+    torch.testing.assert_close(masked.log_likelihood(tokens, z), expected)
+    if name in ("lstm", "bytenet"):
+        auxiliary = [m(tokens, noise=z).auxiliary for m in (masked, model)]
+        assert auxiliary[0] < auxiliary[1]
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_dropped_hides_one_symbol_of_one_sequence(name):
+    model = make(name).double().eval()
+    tokens, step = batch()
+    features, state = model._expand(step["noise"].double())
+
+    def logits(tokens, dropped):
+        return model.decoder(features, model._previous(tokens, dropped), state)
+
+    nothing = torch.zeros(4, L, dtype=torch.bool)
+    before = logits(tokens, nothing)
+    start = nothing.clone()
+    start[:, 0] = True
+    assert torch.equal(logits(tokens, start), before)
+    one = nothing.clone()
+    one[1, 3] = True
+    changed = (logits(tokens, one) != before).any(-1)  # [L, B]
+    assert changed[3, 1] and not changed[:3].any() and not changed[:, [0, 2, 3]].any()
+    other = tokens.clone()
+    other[1, 2] = (other[1, 2] + 1) % V
+    assert torch.equal(logits(other, one), logits(tokens, one))
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_history_is_hidden_altogether_at_one(name):
+    """At p = 1 positions are independent given z, so likelihoods of recombined halves balance."""
+    model = make(name, word_dropout=1.0).double().eval()
+    z = torch.randn(1, Z, dtype=torch.float64).expand(4, -1)
+    (a, b), (c, d) = torch.randint(V, (2, 2, L // 2))
+    tokens = torch.stack([torch.cat(pair) for pair in ((a, b), (c, d), (a, d), (c, b))])
+    ab, cd, ad, cb = model.log_likelihood(tokens, z)
+    torch.testing.assert_close(ab + cd, ad + cb)
+    sighted = make(name, word_dropout=0.5).double().eval()
+    sighted.load_state_dict(model.state_dict())
+    everything = torch.ones(4, L, dtype=torch.bool)
+    noise = torch.randn(4, Z, dtype=torch.float64)
+    hidden = sighted(tokens, noise=noise, dropped=everything)
+    torch.testing.assert_close(hidden, model(tokens, noise=noise))
+
+
+def test_training_drops_at_its_rate():
+    model = make("lstm", word_dropout=0.3, length=64)
+    tokens = torch.randint(V, (256, 64))
+    previous = model._previous(tokens, None)
+    assert (previous[0] == V).all()
+    assert ((previous[1:] == V + 1) | (previous[1:] == tokens.T[:-1])).all()
+    count = previous[1:].numel()
+    dropped = (previous[1:] == V + 1).sum().item()
+    assert abs(dropped - 0.3 * count) < 5 * math.sqrt(0.3 * 0.7 * count)
+    evaluated = model.eval()._previous(tokens, None)
+    assert torch.equal(evaluated[1:], tokens.T[:-1])
+
+
+@pytest.mark.parametrize("word_dropout", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_greedy_is_step_by_step_argmax(name, word_dropout):
+    model = make(name, word_dropout=word_dropout).double().eval()
+    model.decoder.classifier.weight.data *= 4
+    z = 4 * torch.randn(5, Z, dtype=torch.float64)
+    features, state = model._expand(z)
+    tokens = torch.zeros(5, L, dtype=torch.int64)
+    nothing = torch.zeros(5, L, dtype=torch.bool)
+    for t in range(L):
+        logits = model.decoder(features, model._previous(tokens, nothing), state)
+        tokens[:, t] = logits[t].argmax(-1)
+    assert torch.equal(model.generate(z), tokens)
+    assert tokens.unique().numel() > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mode_neither_matters_nor_changes(name):
+    model, z = make(name, pad_id=PAD, end_id=END), torch.randn(4, Z)
+    expected = model.eval().generate(z)
+    model.train()
+    frozen = next(iter(model.children())).eval()
+    modes = {key: module.training for key, module in model.named_modules()}
+    buffers = [b.clone() for b in model.buffers()]
+    tokens = model.generate(z)
+    assert torch.equal(tokens, expected) and not tokens.requires_grad
+    assert modes == {key: module.training for key, module in model.named_modules()}
+    assert not frozen.training and model.training
+    assert all(map(torch.equal, buffers, model.buffers()))
+
+
+def test_mode_survives_an_exception():
+    model = make("lstm")
+    del model.decoder.classifier
+    with pytest.raises(AttributeError, match="classifier"):
+        model.generate(torch.randn(2, Z))
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pads_follow_the_end(name):
+    model, z = make(name, pad_id=PAD, end_id=END), torch.randn(3, Z)
+    classifier = model.head if name == "none" else model.decoder.classifier
+    classifier.bias.data[END] += 1000
+    expected = torch.tensor([[END] + [PAD] * (L - 1)]).expand(3, -1)
+    assert torch.equal(model.generate(z), expected)
+    assert torch.equal(model.generate(z, temperature=1.0), expected)
+    classifier.bias.data[END] -= 1000
+    free = make(name)
+    free.load_state_dict(model.state_dict())
+    tokens, endless = model.generate(z.repeat(20, 1), temperature=3.0), free.generate(z)
+    assert torch.equal(endless[:, 0], model.generate(z)[:, 0])
+    ends = (tokens == END).cumsum(1).cumsum(1)  # 1 at the first end, more after it
+    assert (ends == 1).any() and (tokens[ends > 1] == PAD).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_temperature_samples_the_softmax(name):
+    """Frequencies of whole sequences against their probabilities, tempered by hand for T = 1."""
+    model = make(name, vocab_size=3, length=4).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    z = torch.randn(1, Z).expand(4000, -1)
+    tokens = model.generate(z, temperature=1.0, generator=torch.Generator().manual_seed(3))
+    every = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    probability = model.log_likelihood(every, z[: len(every)]).exp()
+    counts = (tokens.unsqueeze(1) == every).all(-1).sum(0)
+    expected = 4000 * probability
+    chi_square = ((counts - expected).square() / expected).sum().item()
+    degrees = len(every) - 1
+    assert chi_square < degrees + 5 * math.sqrt(2 * degrees)
+
+
+def test_temperature_sharpens():
+    model = make("none", vocab_size=3, length=4).eval()
+    z = torch.randn(1, Z)
+    logits = model.head(model.deconvolution(z))[:, 0] / 0.5
+    tokens = model.generate(z.expand(4000, -1), temperature=0.5)
+    share = torch.stack([(tokens == v).float().mean(0) for v in range(3)], -1)
+    p = logits.softmax(-1)
+    assert ((share - p).abs() < 5 * (p * (1 - p) / 4000).sqrt() + 1e-3).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sampling_repeats_with_its_generator(name):
+    model = make(name)
+    first, second = (
+        model.sample(5, temperature=0.8, generator=torch.Generator().manual_seed(7))
+        for _ in range(2)
+    )
+    assert first.shape == (5, L) and first.dtype == torch.int64
+    assert torch.equal(first, second)
+    assert not torch.equal(first, model.sample(5, temperature=0.8))
+    generator = torch.Generator().manual_seed(7)
+    z = torch.randn(5, Z, generator=generator)
+    assert torch.equal(first, model.generate(z, temperature=0.8, generator=generator))
+
+
+def test_interpolation_includes_its_ends():
+    model = make("lstm")
+    z = torch.randn(2, Z)
+    tokens = model.interpolate(*z, steps=5)
+    middle = model.generate(z.mean(0, keepdim=True))
+    assert tokens.shape == (5, L) and model.interpolate(*z).shape == (7, L)
+    assert torch.equal(tokens[[0, 4]], model.generate(z))
+    assert torch.equal(tokens[2:3], middle)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.zeros(2, L - 1, dtype=torch.int64), rf"shape \[B, {L}\].*\[2, {L - 1}\]"),
+        (torch.zeros(L, dtype=torch.int64), "shape"),
+        (torch.zeros(2, L, dtype=torch.int32), "int64.*int32"),
+        (torch.full((2, L), V), f"id {V}; this model's ids are 0 to {V - 1}"),
+        (torch.full((2, L), -3), "id -3"),
+    ],
+)
+@pytest.mark.parametrize("method", ["forward", "posterior", "log_likelihood"])
+def test_bad_tokens(tokens, message, method):
+    model = make("lstm")
+    arguments = (torch.randn(2, Z),) if method == "log_likelihood" else ()
+    with pytest.raises(ValueError, match=message):
+        getattr(model, method)(tokens, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.generate(torch.randn(Z)), rf"z must have shape \[B, {Z}\]"),
+        (lambda m: m.generate(torch.randn(2, Z + 1)), "z must have shape"),
+        (lambda m: m.generate(torch.randn(2, Z), temperature=-1.0), "temperature"),
+        (lambda m: m.generate(torch.randn(2, Z), temperature=math.nan), "temperature"),
+        (lambda m: m.log_likelihood(torch.zeros(2, L).long(), torch.randn(3, Z)), r"\[2, 3\]"),
+        (lambda m: m.interpolate(torch.randn(Z), torch.randn(2, Z)), "z0 and z1"),
+        (lambda m: m.interpolate(*torch.randn(2, Z), steps=1), "steps=1"),
+    ],
+)
+def test_bad_calls(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make("lstm"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"length": 10}, "length 10 is not divisible by 4.*take 8 or 12"),
+        ({"length": 3}, "take 4,"),
+        ({"encoder_channels": ()}, "encoder_channels"),
+        ({"encoder_channels": (4, 0)}, "encoder_channels"),
+        ({"decoder": "gru"}, "'lstm', 'bytenet' or 'none', got 'gru'"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"latent_size": 0}, "latent_size"),
+        ({"hidden_size": -1}, "hidden_size"),
+        ({"conv_layers": 0}, "conv_layers"),
+        ({"word_dropout": 1.5}, "word_dropout"),
+        ({"aux_weight": -0.1}, "aux_weight"),
+        ({"pad_id": V}, f"pad_id must be between 0 and {V - 1}"),
+        ({"end_id": 2}, "end_id needs pad_id"),
+        ({"mask_pad": True}, "mask_pad needs pad_id"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    arguments = {"vocab_size": V, "length": L, "encoder_channels": (4, 5), **arguments}
+    with pytest.raises(ValueError, match=message):
+        HybridVAE(**arguments)
+
+
+@pytest.mark.parametrize("name", ["bytenet", "lstm_vae"])
+def test_config_builds_the_model_again(name):
+    model = make(name, pad_id=PAD, word_dropout=0.25, mask_pad=True)
+    config = json.loads(json.dumps(model.config))
+    again = type(model)(**config)
+    assert again.config == model.config
+    assert {k: v.shape for k, v in again.state_dict().items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
+    assert constructor_arguments({"self": 1, "device": 2, "a": 3}) == {"a": 3}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_compiles_whole(name):
+    model = make(name)
+    tokens, step = batch()
+    expected = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    output, plain = (m(tokens, torch.tensor(0.5), **step) for m in (compiled, expected))
+    torch.testing.assert_close(output, plain)
+    output.loss.backward()
+    plain.loss.backward()
+    for (key, p), q in zip(model.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=lambda m, key=key: f"{key}: {m}")
+    torch.testing.assert_close(model.state_dict(), expected.state_dict())
+
+
+def test_compiled_weight_does_not_compile_again():
+    model = make("none")
+    tokens, step = batch()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    losses = [compiled(tokens, torch.tensor(w), **step).loss.item() for w in (0.0, 0.5, 1.0)]
+    assert counter.frame_count == 1 and losses == sorted(set(losses))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", NAMES)
+def test_exports(name, training):
+    model = make(name).train(training)
+    tokens, step = batch()
+    exported = torch.export.export(copy.deepcopy(model), (tokens, 0.5), step).module()
+    torch.testing.assert_close(
+        tuple(exported(tokens, 0.5, **step)), tuple(model(tokens, 0.5, **step))
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast(name):
+    model = make(name, pad_id=PAD, end_id=END)
+    tokens, step = batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(tokens, 0.5, **step)
+        greedy, sampled = model.generate(step["noise"]), model.sample(2, temperature=1.0)
+    output.loss.backward()
+    assert {t.dtype for t in output} == {torch.float32}
+    assert greedy.shape == (4, L) and sampled.shape == (2, L)
+    for key, p in model.named_parameters():
+        assert p.grad.dtype == torch.float32 and p.grad.isfinite().all(), key
+    again = model(tokens, 0.5, **step)
+    torch.testing.assert_close(again.loss, output.loss, rtol=2**-6, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16(name):
+    model = make(name, pad_id=PAD, end_id=END).bfloat16()
+    tokens, step = batch()
+    model(tokens, 0.5, **step).loss.backward()
+    assert all(p.grad.isfinite().all() and p.dtype == torch.bfloat16 for p in model.parameters())
+    for temperature in (0.0, 1.0):
+        assert model.generate(step["noise"], temperature=temperature).shape == (4, L)
+    assert model.sample(2).shape == (2, L)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_deepcopy_is_apart(name):
+    model = make(name)
+    tokens, step = batch()
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(twin(tokens, **step), model(tokens, **step))
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.zero_()
+    assert all(p.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reset_parameters_and_repr(name):
+    model = make(name)
+    model.reset_parameters()
+    assert all(p.abs().max() <= 1 for p in model.parameters())
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
+    assert all((m.running_mean == 0).all() and (m.weight == 1).all() for m in norms)
+    assert repr(model).startswith(f"{type(model).__name__}(\n  {V}, {L}, latent_size={Z}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_data_parallel_waits_for_nothing(name, tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        model = make(name, **({} if name == "lstm_vae" else {"aux_weight": 0.0}))
+        plain = copy.deepcopy(model)
+        parallel = nn.parallel.DistributedDataParallel(model)
+        tokens, step = batch()
+        for _ in range(2):  # the second step fails if the first left a parameter without gradient
+            parallel(tokens, **step).loss.backward()
+            plain(tokens, **step).loss.backward()
+        for (key, p), q in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q[1].grad, msg=lambda m, key=key: f"{key}: {m}")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_one_op_call_generates():
+    calls = []
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            calls.append(str(op))
+            return op(*args, **(kwargs or {}))
+
+    with Record():
+        make("lstm").generate(torch.randn(2, Z))
+    assert calls.count("fastvae.decode_lstm.default") == 1
