@@ -1,0 +1,299 @@
+"""decode_lstm: whole sequences of tokens, on every path, against its reference."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastvae.ops.decode_lstm import decode_lstm, decode_lstm_reference
+from fastvae.ops.layer_norm_lstm import layer_norm_lstm_reference
+
+NAMES = ("features", "feature_weight", "symbol_rows", "weight_hh", "norm_weight", "norm_bias")
+NAMES += ("classifier_weight", "classifier_bias", "h0", "c0")
+DTYPES = [torch.float32, torch.bfloat16]
+# (T, B, D, H, V): ones, primes, lanes and their neighbours
+SHAPES = [(1, 1, 1, 1, 1), (5, 1, 3, 7, 2), (1, 7, 5, 3, 11), (7, 3, 4, 15, 17), (6, 2, 0, 16, 16)]
+SHAPES += [(5, 5, 13, 17, 15), (4, 3, 47, 47, 31), (9, 4, 48, 48, 51), (3, 13, 49, 49, 33)]
+PAPER = pytest.param((12, 32, 200, 1000, 259), marks=pytest.mark.slow)
+
+
+def make(shape=(6, 3, 4, 5, 7), dtype=torch.float32):
+    T, B, D, H, V = shape
+    tensors = (
+        torch.randn(T, B, D),
+        torch.randn(4 * H, D) / max(D, 1) ** 0.5,
+        torch.randn(V + 1, 4 * H),
+        torch.randn(4 * H, H) / H**0.5,
+        1 + 0.1 * torch.randn(4 * H),
+        0.1 * torch.randn(4 * H),
+        2 * torch.randn(V, H),
+        0.1 * torch.randn(V),
+        torch.randn(B, H).tanh(),
+        torch.randn(B, H),
+    )
+    return [t.to(dtype) for t in tensors]
+
+
+def gumbel(shape, dtype=torch.float32):
+    T, B, _, _, V = shape
+    return -torch.empty(T, B, V, dtype=dtype).exponential_().log()
+
+
+def teacher_forced(tokens, noise, *inputs):
+    """The logits [T, B, V] at every step, given what came before it, as one sequence."""
+    features, feature_weight, rows, weight_hh, gain, shift, weight, bias, h0, c0 = inputs
+    start = torch.full_like(tokens[:, :1], len(rows) - 1)
+    x = F.linear(features, feature_weight) + rows[torch.cat([start, tokens[:, :-1]], 1).T]
+    h, _ = layer_norm_lstm_reference(x, weight_hh, gain, shift, h0, c0)
+    logits = F.linear(h, weight, bias)
+    return logits if noise is None else logits + noise
+
+
+def assert_best(tokens, noise, inputs):
+    """Each token's logit, given the tokens before it, is the largest but for rounding.
+
+    A logit may be off by what the accuracy rule grants it, so two that are closer than twice that
+    may change places; where the top two differ by more, exactly the largest passes.
+    """
+    wide = [t.double() for t in inputs]
+    gold = teacher_forced(tokens, noise, *wide)
+    plain = teacher_forced(tokens, noise, *inputs)
+    ulp = torch.finfo(inputs[0].dtype).eps * gold.abs().max()
+    allowed = 2 * (plain.double() - gold).abs().max() + ulp
+    chosen = gold.gather(-1, tokens.T.unsqueeze(-1)).squeeze(-1)
+    assert (gold.amax(-1) - chosen <= 2 * allowed).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("noisy", [False, True], ids=["greedy", "noise"])
+@pytest.mark.parametrize("shape", [*SHAPES, PAPER], ids=str)
+def test_forward(shape, noisy, dtype):
+    inputs, noise = make(shape, dtype), gumbel(shape) if noisy else None
+    tokens = decode_lstm(*inputs, noise)
+    assert tokens.dtype == torch.int64 and tokens.shape == (shape[1], shape[0])
+    assert_best(tokens, noise, inputs)
+
+
+@pytest.mark.parametrize("noisy", [False, True], ids=["greedy", "noise"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_the_reference(shape, dtype, noisy):
+    inputs, noise = make(shape, dtype), gumbel(shape, dtype) if noisy else None
+    tokens = decode_lstm(*inputs, noise)
+    assert torch.equal(tokens, decode_lstm_reference(*inputs, noise))
+
+
+def test_the_rule_can_fail():
+    inputs = make()
+    tokens = decode_lstm(*inputs)
+    tokens[1, 2] = (tokens[1, 2] + 1) % 7
+    with pytest.raises(AssertionError):
+        assert_best(tokens, None, inputs)
+
+
+def test_tokens_depend_on_everything():
+    """Another value of any input changes what comes out: none is ignored."""
+    shape = (20, 8, 4, 5, 7)
+    tokens = decode_lstm(*make(shape), gumbel(shape))
+    for n in range(len(NAMES)):
+        torch.manual_seed(0)
+        inputs, noise = make(shape), gumbel(shape)
+        inputs[n] = 3 * inputs[n].flip(0)
+        assert not torch.equal(decode_lstm(*inputs, noise), tokens), NAMES[n]
+
+
+def test_noise_decides():
+    shape = (6, 3, 4, 5, 7)
+    wanted = torch.randint(7, (3, 6))
+    noise = 1e6 * F.one_hot(wanted.T, 7).float()
+    assert torch.equal(decode_lstm(*make(shape), noise), wanted)
+
+
+def test_gumbel_noise_samples_from_the_softmax():
+    """Logits the same at every step: symbol counts are multinomial, within five deviations."""
+    T, B, V = 50, 400, 5
+    inputs = make((T, B, 1, 2, V))
+    inputs[6].zero_()
+    share = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03])
+    inputs[7].copy_(share.log())
+    counts = decode_lstm(*inputs, gumbel((T, B, 1, 2, V))).flatten().bincount(minlength=V)
+    deviation = (T * B * share * (1 - share)).sqrt()
+    assert ((counts - T * B * share).abs() < 5 * deviation).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ties_go_to_the_first(dtype):
+    inputs = make(dtype=dtype)
+    inputs[6].zero_()
+    inputs[7].copy_(torch.tensor([0.0, 1, 3, 3, 2, 3, 0]))
+    assert torch.equal(decode_lstm(*inputs), torch.full((3, 6), 2))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_end_id(dtype):
+    """Up to its first end_id a sequence is as without; after it, pads."""
+    shape = (15, 6, 4, 5, 4)
+    inputs = make(shape, dtype)
+    inputs[6] /= 4  # so that noise decides, and lengths differ
+    noise = gumbel(shape, torch.promote_types(dtype, torch.float32))
+    free = decode_lstm(*inputs, noise)
+    tokens = decode_lstm(*inputs, noise, end_id=2, pad_id=1)
+    lengths = []
+    for got, want in zip(tokens.tolist(), free.tolist(), strict=True):
+        length = want.index(2) + 1 if 2 in want else len(want)
+        assert got == want[:length] + [1] * (len(want) - length)
+        lengths.append(length)
+    assert len(set(lengths)) > 1
+
+
+def test_all_end_at_once():
+    """Work stops at the first symbol: features after it, NaN, are never read."""
+    inputs = make((7, 3, 4, 5, 6))
+    inputs[7][4] = 1e6
+    inputs[0][1:] = float("nan")
+    tokens = decode_lstm(*inputs, end_id=4, pad_id=0)
+    assert tokens.tolist() == [[4, 0, 0, 0, 0, 0, 0]] * 3
+
+
+def test_pad_may_be_end():
+    inputs = make((4, 2, 3, 5, 6))
+    inputs[7][4] = 1e6
+    assert torch.equal(decode_lstm(*inputs, end_id=4, pad_id=4), torch.full((2, 4), 4))
+
+
+def test_opcheck():
+    inputs, shape = make(), (6, 3, 4, 5, 7)
+    for noise, end_id, pad_id in ((None, -1, -1), (gumbel(shape), 2, 0)):
+        args = (*inputs, noise, 1e-4, end_id, pad_id)
+        torch.library.opcheck(torch.ops.fastvae.decode_lstm, args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_noncontiguous(dtype):
+    shape = (9, 4, 48, 17, 15)
+    inputs, noise = make(shape, dtype), gumbel(shape)
+    want = decode_lstm(*inputs, noise)
+    strided = [torch.stack([t, t.neg()], -1)[..., 0] for t in (*inputs, noise)]
+    assert not strided[0].is_contiguous()
+    assert torch.equal(decode_lstm(*strided), want)
+    batch_first = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (*inputs[:4], noise)]
+    assert torch.equal(decode_lstm(*batch_first[:4], *inputs[4:], batch_first[4]), want)
+
+
+def test_expanded():
+    inputs = make((6, 3, 4, 5, 7))
+    for n in (0, 8, 9):
+        inputs[n] = inputs[n][..., :1, :].expand_as(inputs[n])
+    tokens = decode_lstm(*inputs)
+    assert torch.equal(tokens, tokens[:1].expand_as(tokens))
+    assert torch.equal(tokens, decode_lstm(*(t.contiguous() for t in inputs)))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "noise"])
+def test_rejects_wrong_shape(name):
+    inputs = [*make(), gumbel((6, 3, 4, 5, 7))]
+    n = [*NAMES, "noise"].index(name)
+    wrong = {"features": inputs[0][0], "symbol_rows": inputs[2][0]}
+    wrong["classifier_weight"] = inputs[6][:, :-1]
+    inputs[n] = wrong.get(name, inputs[n][:-1])
+    with pytest.raises(RuntimeError, match=rf"\b{name} must have"):
+        decode_lstm(*inputs)
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_rejects_wrong_dtype(name):
+    inputs = make()
+    n = NAMES.index(name)
+    inputs[n] = inputs[n].double()
+    with pytest.raises(RuntimeError, match=rf"\b{name} must have the dtype of features"):
+        decode_lstm(*inputs)
+
+
+def test_noise_is_float32():
+    shape = (6, 3, 4, 5, 7)
+    with pytest.raises(RuntimeError, match="noise must have"):
+        decode_lstm(*make(shape, torch.bfloat16), gumbel(shape).bfloat16())
+    with pytest.raises(RuntimeError, match="noise must have"):
+        decode_lstm(*make(shape, torch.float64), gumbel(shape))
+
+
+@pytest.mark.parametrize("noisy", [False, True], ids=["greedy", "noise"])
+def test_reference_serves_devices_without_a_kernel(noisy):
+    shape, key = (6, 3, 4, 5, 7), torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
+    inputs, noise = make(shape), gumbel(shape) if noisy else None
+    op = torch.ops.fastvae.decode_lstm.default
+    assert_best(op.redispatch(key, *inputs, noise, 1e-4, -1, -1), noise, inputs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", NAMES)
+def test_non_finite_values(name, value):
+    """As in the reference, where NaN counts as largest; one bad sequence harms no other."""
+    inputs = make((5, 3, 4, 17, 7))
+    tokens = decode_lstm(*inputs)
+    n = NAMES.index(name)
+    inputs[n].view(-1)[4 if name == "features" else 1] = value
+    got = decode_lstm(*inputs)
+    assert torch.equal(got, decode_lstm_reference(*inputs))
+    if name in ("features", "h0", "c0"):
+        healthy = [0, 2] if name == "features" else [1, 2]
+        assert torch.equal(got[healthy], tokens[healthy])
+
+
+def test_large_magnitudes():
+    shape = (6, 3, 4, 17, 7)
+    for n in (0, 2, 6):
+        inputs = make(shape)
+        inputs[n].mul_(1e4)
+        assert_best(decode_lstm(*inputs), None, inputs)
+
+
+def test_constant_rows():
+    """No variance in the norm: its bias alone decides, the same at every place."""
+    inputs = make((4, 3, 2, 16, 5))
+    for n in (0, 2, 3, 8, 9):
+        inputs[n].zero_()
+    tokens = decode_lstm(*inputs)
+    assert torch.equal(tokens, tokens[:1].expand_as(tokens))
+    assert_best(tokens, None, inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inputs_are_never_written(dtype):
+    inputs = [*make(dtype=dtype), gumbel((6, 3, 4, 5, 7))]
+    before = [(t.clone(), t._version) for t in inputs]
+    decode_lstm(*inputs, end_id=2, pad_id=0)
+    for tensor, (value, version) in zip(inputs, before, strict=True):
+        assert torch.equal(tensor, value) and tensor._version == version
+
+
+def test_parameters_need_no_gradient():
+    inputs = [t.requires_grad_() for t in make()]
+    assert not decode_lstm(*inputs).requires_grad
+
+
+def test_compile():
+    shape = (6, 3, 4, 5, 7)
+    inputs, noise = make(shape), gumbel(shape)
+    compiled = torch.compile(lambda *t: decode_lstm(*t, end_id=2, pad_id=0) + 0, fullgraph=True)
+    assert torch.equal(compiled(*inputs, noise), decode_lstm(*inputs, noise, end_id=2, pad_id=0))
+
+
+def test_python_threads():
+    cases = [make((5, n, 4, 17, 7)) for n in range(1, 9)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda case: decode_lstm(*case), cases * 4))
+    for case, tokens in zip(cases * 4, results, strict=True):
+        assert_best(tokens, None, case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_thread_counts(threads, dtype):
+    inputs, before = make((5, 9, 13, 49, 31), dtype), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_best(decode_lstm(*inputs), None, inputs)
+    finally:
+        torch.set_num_threads(before)
