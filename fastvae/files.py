@@ -28,9 +28,33 @@ class DamagedFileError(ValueError):
     """A file whose content is not what was written."""
 
 
+def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Replace a file atomically; what it replaces becomes `keep` where that is given.
+
+    Raises OSError in one line; the old file is kept then and nothing else is left behind.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # A kill between the two renames leaves `keep`, which is whole.
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        kept = "; the file that was there is kept" if path.exists() else ""
+        raise OSError(f"cannot write {path}: {error.strerror}{kept}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file atomically. Raises OSError in one line; the old file is kept then."""
-    _replace(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -51,7 +75,7 @@ def write_tensors(
     The metadata gains a digest of the tensors and of itself. Raises OSError in one line.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    _replace(path, save(tensors, {**metadata, "digest": _digest(tensors, metadata)}), keep)
+    write_bytes(path, save(tensors, {**metadata, "digest": _digest(tensors, metadata)}), keep)
 
 
 def open_tensors(path: Path):
@@ -103,26 +127,6 @@ def make_folder(folder: Path) -> None:
 def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _replace(path: Path, content: bytes, keep: Path | None = None) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # A kill between the two renames leaves `keep`, which is whole.
-        if keep is not None and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        kept = "; the file that was there is kept" if path.exists() else ""
-        raise OSError(f"cannot write {path}: {error.strerror}{kept}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,11 +9,12 @@ distinct-n = distinct n-grams / n-grams                 Li et al. 2016, arXiv:15
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from fastvae.models.vae import evaluating
 
 ACTIVE_VARIANCE = 0.01
 
@@ -21,19 +22,6 @@ ACTIVE_VARIANCE = 0.01
 def bits_per_character(nats_per_sample: float, characters_per_sample: float) -> float:
     """Nats per sample -> bits per character (on bytes: bits per byte)."""
     return nats_per_sample / (characters_per_sample * math.log(2))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every submodule gets the mode back that it had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def evaluate(
@@ -47,8 +35,8 @@ def evaluate(
     """
     generator = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters())
-    sums, means, count = torch.zeros(4, dtype=torch.float64), [], 0
-    with evaluating(model):
+    sums, means, count, characters = torch.zeros(4, dtype=torch.float64), [], 0, 0
+    with torch.no_grad(), evaluating(model):
         for tokens in batches:
             noise = torch.randn(len(tokens), model.latent_size, generator=generator).to(parameter)
             tokens = tokens.to(parameter.device)
@@ -57,6 +45,7 @@ def evaluate(
             sums += torch.stack([t.float() for t in terms]).cpu().double() * len(tokens)
             means.append(model.posterior(tokens)[0].float().cpu())
             count += len(tokens)
+            characters += count_characters(model, tokens)
     if not count:
         raise ValueError(
             "there is nothing to evaluate: the data give no sample of the model's length"
@@ -68,10 +57,15 @@ def evaluate(
         "kl": kl,
         "auxiliary": auxiliary,
         "bound": reconstruction + kl,
-        "bpc": bits_per_character(reconstruction + kl, model.length),
+        "bpc": bits_per_character(reconstruction + kl, characters / count),
         "active_units": active_units(torch.cat(means)),
         "samples": count,
     }
+
+
+def count_characters(model: nn.Module, tokens: Tensor) -> int:
+    """Symbols of the batch [B, L] that the model's loss counts: pads too, unless it masks them."""
+    return int((tokens != model.pad_id).sum()) if model.mask_pad else tokens.numel()
 
 
 def active_units(mean: Tensor) -> int:
@@ -117,7 +111,7 @@ def importance_weighted_nll(
     parameter = next(model.parameters())
     tokens = tokens.to(parameter.device)
     total = torch.full((B,), -math.inf, dtype=torch.float64)
-    with evaluating(model):
+    with torch.no_grad(), evaluating(model):
         mean, logvar = model.posterior(tokens)
         scale = (logvar / 2).exp()
         for start in range(0, samples, max(1, chunk // B)):

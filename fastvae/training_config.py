@@ -1,0 +1,104 @@
+"""The settings of a training run, checked."""
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from fastvae.objective import KLSchedule
+
+# The least value of a field; 0 where it is not named here.
+LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "lr_decay_every": 1,
+    "accumulate": 1,
+    "log_every": 1,
+    "checkpoint_every": 1,
+    "eval_samples": 1,
+}
+ABOVE_ZERO = ("learning_rate", "lr_decay", "clip_norm")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train. Raises ValueError naming the field whose value makes no sense.
+
+    `batch_size` samples make a step, over all processes and `accumulate` micro-batches together
+    (batch norm sees one micro-batch of all processes). After every `lr_decay_every` steps from
+    `lr_decay_start` on, the learning rate is multiplied by `lr_decay`; `kl_*` are the fields of
+    `fastvae.KLSchedule`. `precision` is "fp32" (the model's own dtype) or "bf16" (autocast).
+    `eval_every` and `sample_every` 0 mean never; `eval_samples` None means the whole fixed pass.
+    """
+
+    steps: int = 100_000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    lr_decay: float = 1.0
+    lr_decay_every: int = 1000
+    lr_decay_start: int = 0
+    kl_floor: float = 0.0
+    kl_start: int = 0
+    kl_end: int = 0
+    kl_cycles: int = 1
+    kl_rise: float = 1.0
+    kl_target: float = 1.0
+    free_bits: float = 0.0
+    clip_norm: float | None = None
+    precision: str = "fp32"
+    accumulate: int = 1
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 1000
+    eval_samples: int | None = 2000
+    checkpoint_every: int = 1000
+    sample_every: int = 1000
+    samples: int = 5
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_field(field.name, field.type, getattr(self, field.name))
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f'precision must be "fp32" or "bf16", got {self.precision!r}')
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}"
+            )
+        _ = self.kl_schedule  # checks itself
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The config with these fields. Raises ValueError naming one that it does not have."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+                raise ValueError(f"training has no field {name!r}: {hint}")
+        return cls(**values)
+
+    @property
+    def kl_schedule(self) -> KLSchedule:
+        """Step -> weight of the KL term."""
+        names = [field.name for field in fields(KLSchedule)]
+        return KLSchedule(**{name: getattr(self, f"kl_{name}") for name in names})
+
+    def learning_rate_at(self, step: int) -> float:
+        """Adam's learning rate in the step that follows `step` others."""
+        decays = max(0, step - self.lr_decay_start) // self.lr_decay_every
+        return self.learning_rate * self.lr_decay**decays
+
+
+def _check_field(name: str, kind: Any, value: Any) -> None:
+    """Raises ValueError where the value is not of the annotated kind or out of range."""
+    whole = kind in (int, int | None)
+    if isinstance(value, bool) or not isinstance(value, kind if whole else kind | int):
+        raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+    if value is None or isinstance(value, str):
+        return
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if name in ABOVE_ZERO and value <= 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+    if value < LEAST.get(name, 0):
+        raise ValueError(f"{name} must be {LEAST.get(name, 0)} or more, got {value}")

@@ -1,0 +1,53 @@
+"""What a training run shows while it runs, on standard error."""
+
+import time
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastvae import terminal
+
+
+class TrainingDisplay:
+    """A progress bar on a terminal, elsewhere a line every ten seconds; texts come out escaped."""
+
+    def __init__(self, console: Console | None, steps: int) -> None:
+        self.console = console or terminal.console(stderr=True)
+        self.steps, self.spoken = steps, time.monotonic()
+        self.bar = None
+        if self.console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            text = TextColumn("{task.description}", markup=False)
+            self.bar = Progress(*columns, text, console=self.console, transient=True)
+            self.task = self.bar.add_task("", total=steps)
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line, whatever the text holds."""
+        self.console.print(
+            terminal.escape(text), markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
+
+    def update(self, step: int, record: dict[str, Any] | None) -> None:
+        """Show how far the run is and its last record."""
+        text = ""
+        if record:
+            text = (
+                f"rec {record['reconstruction']:.2f}  KL {record['kl']:.2f}  "
+                f"bpc {record['bpc']:.3f}  {record['steps_per_second']:.1f} steps/s  "
+                f"{record['characters_per_second']:,.0f} characters/s"
+            )
+        if self.bar:
+            self.bar.update(self.task, completed=step, description=text)
+        elif text and (time.monotonic() - self.spoken > 10 or step == self.steps):
+            self.say(f"step {step} of {self.steps}  {text}")
+            self.spoken = time.monotonic()
