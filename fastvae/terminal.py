@@ -83,8 +83,8 @@ def one_line(error: BaseException) -> str:
     elif isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
     else:
-        text = str(error) or type(error).__name__
-    return escape(" ".join(text.strip().splitlines()[0].split()))
+        text = str(error).strip() or type(error).__name__
+    return escape(text.split("\n")[0].strip())
 
 
 def hush() -> None:

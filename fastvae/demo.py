@@ -1,0 +1,205 @@
+"""`fastvae demo`: a small hybrid VAE learns a toy language whose entropy is known, in a minute."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+from torch import Tensor, nn
+
+from fastvae import reference
+from fastvae.models.hybrid import HybridVAE
+from fastvae.plots import learning_curves, read_metrics
+from fastvae.terminal import escape, table
+from fastvae.text import SyntheticCorpus
+from fastvae.training import TrainingConfig, train
+
+LENGTH, ROWS, SHOWN = 48, 12, 6
+MODEL = {
+    "latent_size": 32,
+    "encoder_channels": (64, 128),
+    "feature_channels": 64,
+    "hidden_size": 128,
+    "aux_weight": 0.2,
+}
+PLOT = "learning-curve.png"
+
+
+def demo(
+    folder: Path, *, steps: int, seed: int, device: torch.device, console: Console
+) -> dict[str, float]:
+    """Train, show and measure; the run and its plot go to `folder` -> bound, entropy, speed-ups.
+
+    Raises ValueError where the folder is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: name another folder with --out")
+    corpus = SyntheticCorpus(LENGTH)
+    torch.manual_seed(seed)
+    model = HybridVAE(corpus.vocabulary.size, LENGTH, pad_id=corpus.vocabulary.pad_id, **MODEL)
+    model.to(device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    console.print(
+        f"A hybrid VAE of {sum(p.numel() for p in model.parameters()):,} parameters learns a toy "
+        f"language on {where}, {torch.get_num_threads()} threads.\n"
+        f"Its lines come from a grammar, so their entropy is known exactly: {corpus.entropy:.2f} "
+        "nats a line.\nThe bound (reconstruction + KL) comes down towards it, and on fresh lines "
+        "no model's can pass it.\n"
+    )
+    bound = _train(model, corpus, folder, steps, seed, console)
+    if bound is None:
+        return {}
+    model.eval()
+    _show_samples(model, corpus, seed, console)
+    _show_reconstructions(model, corpus, seed, console)
+    _show_interpolation(model, corpus, seed, console)
+    speed = _show_speed(model, corpus, seed, console)
+    title = "fastvae demo: the bound nears the entropy of the corpus"
+    metrics = read_metrics(folder / "metrics.jsonl")
+    learning_curves(metrics, folder / PLOT, entropy=corpus.entropy, title=title)
+    console.print(
+        f"Written to {folder}: the model, metrics.jsonl, {PLOT}. Try:\n"
+        f"  fastvae sample {folder} -n 5 -t 1\n"
+        f'  fastvae interpolate {folder} "the old king rides." "a diver found pearls at sea."\n'
+        "  fastvae train --data your.txt --out your-run"
+    )
+    return {"bound": bound, "entropy": corpus.entropy, **speed}
+
+
+def _train(
+    model: HybridVAE, corpus: SyntheticCorpus, folder: Path, steps: int, seed: int, console: Console
+) -> float | None:
+    """Train in as many parts as the table has rows -> the last bound; None on Ctrl-C."""
+    config = TrainingConfig(
+        steps=steps,
+        seed=seed,
+        kl_floor=0.05,
+        kl_end=steps // 2,
+        lr_decay=0.5,
+        lr_decay_every=max(1, steps // 10),
+        lr_decay_start=steps * 7 // 10,
+        learning_rate=3e-3,
+        log_every=max(1, steps // 100),
+        eval_every=0,
+        sample_every=0,
+    )
+    fresh = SyntheticCorpus(LENGTH, seed=seed + 1)
+    quiet, ends = Console(quiet=True), sorted({steps * n // ROWS or 1 for n in range(1, ROWS + 1)})
+    console.print(
+        Text("   step   reconstruction      KL   bound   above the entropy", style="bold")
+    )
+    columns = TextColumn("training"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        for end in bar.track(ends):
+            part = replace(config, steps=end, eval_every=end)
+            result = train(
+                model, corpus, part, folder, validation=fresh, resume=end > ends[0], console=quiet
+            )
+            if result["interrupted"]:
+                return None
+            row = result["valid"]
+            above = row["bound"] - corpus.entropy
+            terms = f"{end:7,}   {row['reconstruction']:14.2f} {row['kl']:6.2f} {row['bound']:6.2f}"
+            console.print(f"{terms}  {above:6.2f} {'━' * min(30, max(1, round(above / 3)))}")
+    console.print()
+    return row["bound"]
+
+
+def _show_samples(model: HybridVAE, corpus: SyntheticCorpus, seed: int, console: Console) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    texts = _decode(corpus, model.sample(200, generator=generator))
+    right = sum(corpus.describe(text) is not None for text in texts)
+    console.print(Text("Samples from the prior, greedy", style="bold"))
+    for text in texts[:SHOWN]:
+        mark = "✓" if corpus.describe(text) else " "
+        console.print(f"  {mark} {escape(text)}")
+    console.print(f"  ✓ a line of the grammar, as {right} of {len(texts)} are\n")
+
+
+def _show_reconstructions(
+    model: HybridVAE, corpus: SyntheticCorpus, seed: int, console: Console
+) -> None:
+    tokens = corpus.batch(SHOWN, torch.Generator().manual_seed(seed + 2))
+    copies = _decode(corpus, model.generate(_means(model, tokens)))
+    console.print(Text("Fresh lines, and below each its reconstruction from z", style="bold"))
+    for text, copy in zip(_decode(corpus, tokens), copies, strict=True):
+        shown = Text("  → ")
+        for n, character in enumerate(copy):
+            shown.append(escape(character), style="" if text[n : n + 1] == character else "red")
+        console.print(f"    {escape(text)}")
+        console.print(shown)
+    console.print("")
+
+
+def _show_interpolation(
+    model: HybridVAE, corpus: SyntheticCorpus, seed: int, console: Console
+) -> None:
+    ends = _means(model, corpus.batch(2, torch.Generator().manual_seed(seed + 3)))
+    console.print(Text("From one line to another in seven points of z", style="bold"))
+    for n, text in enumerate(_decode(corpus, model.interpolate(*ends, 7))):
+        console.print(Text(f"    {escape(text)}", style="bold" if n in (0, 6) else ""))
+    console.print("")
+
+
+def _show_speed(
+    model: HybridVAE, corpus: SyntheticCorpus, seed: int, console: Console
+) -> dict[str, float]:
+    """Medians of a training step and of greedy decoding, against plain PyTorch's."""
+    device = next(model.parameters()).device
+    twin = reference.HybridVAE(**model.config).to(device)
+    twin.load_state_dict(model.state_dict())
+    tokens = corpus.batch(64, torch.Generator().manual_seed(seed)).to(device)
+    z = torch.randn(64, model.latent_size, device=device)
+    rows, ratios = [], {}
+    jobs = {
+        "training step of 64 lines": (_step(model, tokens), _step(twin, tokens)),
+        "greedy decoding of 64 lines": (lambda: model.generate(z), lambda: twin.generate(z)),
+    }
+    for name, (ours, plain) in jobs.items():
+        fast, slow = _medians(ours, plain, device)
+        rows.append((name, f"{1e3 * fast:.1f} ms", f"{1e3 * slow:.1f} ms", f"{slow / fast:.1f}x"))
+        ratios[name] = slow / fast
+    console.print(Text("Speed: fastvae and plain PyTorch with the same weights", style="bold"))
+    console.print(table(("", "fastvae", "PyTorch", "faster"), rows))
+    console.print("")
+    return ratios
+
+
+def _step(model: nn.Module, tokens: Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(model.parameters(), 0.0)
+
+    def step() -> None:
+        model.train()
+        model(tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _medians(ours: Callable, plain: Callable, device: torch.device) -> tuple[float, float]:
+    """Median seconds of each, taken in turns so that other load meets both."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(8):
+        for function, found in zip((ours, plain), times, strict=True):
+            begin = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:  # the first warms up
+                found.append(time.perf_counter() - begin)
+    return median(times[0]), median(times[1])
+
+
+def _means(model: HybridVAE, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.posterior(tokens.to(next(model.parameters()).device))[0]
+
+
+def _decode(corpus: SyntheticCorpus, tokens: Tensor) -> list[str]:
+    return [corpus.vocabulary.decode(row) for row in tokens.tolist()]

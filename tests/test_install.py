@@ -1,0 +1,84 @@
+"""What an installation must get right; .ci/run covers building and installing for real."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_bare_source_tree_gives_one_clear_import_error(tmp_path):
+    shutil.copytree(ROOT / "fastvae", tmp_path / "fastvae", ignore=shutil.ignore_patterns("*.so"))
+    # Where the tests run on an editable install, its finder would supply the native module.
+    program = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")]
+import fastvae
+"""
+    result = python("-c", program, cwd=tmp_path)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: fastvae's native module is missing: run `pip install .`")
+    assert "circular" not in result.stderr
+
+
+def test_missing_compiler_gives_one_clear_sentence(tmp_path):
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    # A build dependency that need not be installed where the tests run, and is not reached.
+    (tmp_path / "pybind11.py").write_text("def get_include(): return ''\n")
+    result = python("setup.py", "build_ext", cwd=tmp_path, CXX="no-such-compiler")
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("fastvae needs a C++20 compiler and found no `no-such-compiler`")
+
+
+def test_every_package_of_the_tree_is_installed():
+    folders = [path.parent for path in (ROOT / "fastvae").rglob("__init__.py")]
+    in_tree = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    listed = PYPROJECT["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(in_tree | {"fastvae.kernels"})
+
+
+def test_version_is_stated_once_and_the_same(tmp_path):
+    import fastvae
+
+    assert importlib.metadata.version("fastvae") == fastvae.__version__
+    assert PYPROJECT["project"]["version"] == fastvae.__version__
+
+
+def test_core_dependencies_are_enough(tmp_path):
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    names = {re.split(r"[\s>=<;]", line)[0].replace("-", "_") for line in sum(extras.values(), [])}
+    program = f"""
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names - {"triton"}!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+import fastvae, fastvae.cli, fastvae.demo, fastvae.plots, fastvae.training
+"""
+    result = python("-c", program, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {"pytest", "tensorboard", "hypothesis"} <= names
