@@ -90,11 +90,9 @@ def _train(
     )
     fresh = SyntheticCorpus(LENGTH, seed=seed + 1)
     quiet, ends = Console(quiet=True), sorted({steps * n // ROWS or 1 for n in range(1, ROWS + 1)})
-    console.print(
-        Text("   step   reconstruction      KL   bound   above the entropy", style="bold")
-    )
-    columns = TextColumn("training"), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
+    console.print(Text("   step  reconstruction     KL  bound  above the entropy", style="bold"))
+    columns, hidden = (TextColumn("training"), BarColumn()), not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         for end in bar.track(ends):
             part = replace(config, steps=end, eval_every=end)
             result = train(
@@ -104,7 +102,7 @@ def _train(
                 return None
             row = result["valid"]
             above = row["bound"] - corpus.entropy
-            terms = f"{end:7,}   {row['reconstruction']:14.2f} {row['kl']:6.2f} {row['bound']:6.2f}"
+            terms = f"{end:7,}   {row['reconstruction']:13.2f} {row['kl']:6.2f} {row['bound']:6.2f}"
             console.print(f"{terms}  {above:6.2f} {'━' * min(30, max(1, round(above / 3)))}")
     console.print()
     return row["bound"]
