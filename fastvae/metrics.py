@@ -38,11 +38,13 @@ def evaluate(
     sums, means, count, characters = torch.zeros(4, dtype=torch.float64), [], 0, 0
     with torch.no_grad(), evaluating(model):
         for tokens in batches:
-            noise = torch.randn(len(tokens), model.latent_size, generator=generator).to(parameter)
+            # Row by row: a sample's noise does not depend on the size of the batches.
+            rows = [torch.randn(model.latent_size, generator=generator) for _ in tokens]
+            noise = torch.stack(rows).to(parameter)
             tokens = tokens.to(parameter.device)
             out = model(tokens, kl_weight, noise=noise)
             terms = (out.loss, out.reconstruction, out.kl, out.auxiliary)
-            sums += torch.stack([t.float() for t in terms]).cpu().double() * len(tokens)
+            sums += torch.stack(terms).cpu().double() * len(tokens)
             means.append(model.posterior(tokens)[0].float().cpu())
             count += len(tokens)
             characters += count_characters(model, tokens)

@@ -1,0 +1,186 @@
+"""Metrics against hand-computed and closed-form cases."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastvae import metrics
+from fastvae.models.hybrid import HybridVAE
+
+
+class LinearGaussian(nn.Module):
+    """z ~ N(0, I), x = a z + N(0, s²) per position: the posterior and p(x) are known exactly.
+
+    A token is the value of x. `stretch` widens the posterior that it claims: 1 is the true one.
+    """
+
+    def __init__(self, a: float, s: float, stretch: float = 1.0) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(a, dtype=torch.float64))
+        self.s, self.stretch = s, stretch
+
+    def posterior(self, tokens):
+        variance = 1 / (1 + self.gain**2 / self.s**2)
+        mean = variance * self.gain / self.s**2 * tokens
+        return mean, torch.full_like(mean, (variance * self.stretch).log().item())
+
+    def log_likelihood(self, tokens, z):
+        assert not self.training
+        return torch.distributions.Normal(self.gain * z, self.s).log_prob(tokens).sum(1)
+
+    def negative_log_marginal(self, tokens):
+        deviation = math.sqrt(self.gain.item() ** 2 + self.s**2)
+        return -torch.distributions.Normal(0.0, deviation).log_prob(tokens.double()).sum(1)
+
+
+TOKENS = torch.tensor([[0, 1, -2], [3, 0, 1], [2, 2, 2], [-1, 0, 0], [5, -4, 1]])
+
+
+def test_bits_per_character():
+    # Two bits for each of eight characters.
+    assert metrics.bits_per_character(16 * math.log(2), 8) == pytest.approx(2)
+
+
+def test_importance_weights_are_exact_under_the_true_posterior():
+    model = LinearGaussian(a=1.5, s=0.7)
+    nll = metrics.importance_weighted_nll(model, TOKENS, 1)
+    torch.testing.assert_close(nll, model.negative_log_marginal(TOKENS))
+    assert nll.dtype == torch.float64 and model.training
+
+
+def test_importance_weights_converge_from_above():
+    model = LinearGaussian(a=1.5, s=0.7, stretch=1.5)
+    truth = model.negative_log_marginal(TOKENS)
+
+    def estimates(samples, repeats):
+        copies = TOKENS.repeat(repeats, 1)
+        return metrics.importance_weighted_nll(model, copies, samples).view(repeats, len(TOKENS))
+
+    loose, tight = estimates(1, 2000), estimates(500, 200)
+    # One sample gives the bound: above the truth by KL(q ‖ p(z | x)), here 3/2 (1.5 − 1 − ln 1.5).
+    gap = 1.5 * (0.5 - math.log(1.5))
+    error = loose.std(0) / math.sqrt(len(loose))
+    assert ((loose.mean(0) - truth - gap).abs() < 5 * error).all()
+    # Five hundred leave about Var(w) / 1000 of it.
+    error = tight.std(0) / math.sqrt(len(tight))
+    assert ((tight.mean(0) - truth).abs() < 5 * error + 1e-3).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 64])
+def test_importance_weights_do_not_depend_on_the_chunk(chunk):
+    model = LinearGaussian(a=1.5, s=0.7, stretch=2.0)
+    results = [
+        metrics.importance_weighted_nll(model, TOKENS, 9, torch.Generator().manual_seed(1), chunk=c)
+        for c in (1000, chunk)
+    ]
+    torch.testing.assert_close(*results)
+
+
+def test_importance_weights_survive_improbable_texts():
+    model = LinearGaussian(a=1.5, s=0.01)  # densities far below what float64 can hold
+    nll = metrics.importance_weighted_nll(model, TOKENS * 100, 3)
+    torch.testing.assert_close(nll, model.negative_log_marginal(TOKENS * 100))
+
+
+def test_importance_weights_need_a_sample():
+    with pytest.raises(ValueError, match="samples"):
+        metrics.importance_weighted_nll(LinearGaussian(1.0, 1.0), TOKENS, 0)
+
+
+def test_mutual_information_of_equal_posteriors_is_zero():
+    mean, logvar = torch.full((50, 3), 0.7), torch.full((50, 3), -1.0)
+    assert metrics.mutual_information(mean, logvar) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [7, 1024])
+def test_mutual_information_of_posteriors_far_apart_is_log_n(chunk):
+    mean = torch.arange(50).view(50, 1).repeat(1, 3) * 100.0
+    logvar = torch.zeros(50, 3)
+    found = metrics.mutual_information(mean, logvar, chunk=chunk)
+    assert found == pytest.approx(math.log(50))
+
+
+def test_mutual_information_of_two_overlapping_posteriors():
+    # The mixture of N(−1, 1) and N(1, 1): I = H(z) − H(z | x), its entropy by quadrature.
+    grid = torch.linspace(-12, 12, 20001, dtype=torch.float64)
+    normal = torch.distributions.Normal
+    density = (normal(-1.0, 1.0).log_prob(grid).exp() + normal(1.0, 1.0).log_prob(grid).exp()) / 2
+    entropy = -torch.trapezoid(density * density.log(), grid)
+    expected = (entropy - normal(0.0, 1.0).entropy()).item()
+
+    mean = torch.tensor([-1.0, 1.0]).repeat(500).view(-1, 1)  # copies leave the mixture as it is
+    generator = torch.Generator().manual_seed(0)
+    found = [
+        metrics.mutual_information(mean, torch.zeros_like(mean), generator=generator)
+        for _ in range(10)
+    ]
+    found = torch.tensor(found)
+    assert (found.mean() - expected).abs() < 5 * found.std() / math.sqrt(len(found))
+
+
+def test_active_units():
+    # Biased variances 1/64, 1/256 and 0 about any mean.
+    signs = torch.tensor([[1.0], [-1.0]]).repeat(10, 1)
+    mean = torch.cat([5 + signs / 8, -3 + signs / 16, torch.ones(20, 1)], 1)
+    assert metrics.active_units(mean) == 1
+
+
+def test_variety():
+    texts = ["a b a b", "a b", "c", "a b"]
+    # Bigrams: ab ba ab, ab, none, ab: five, two of them distinct. Unigrams: nine, three distinct.
+    assert metrics.distinct_n(texts, 2) == pytest.approx(2 / 5)
+    assert metrics.distinct_n(texts, 1) == pytest.approx(3 / 9)
+    assert metrics.distinct_n(texts, 5) == 0
+    assert metrics.distinct_n(["abab", "ba"], 2, unit="character") == pytest.approx(2 / 4)
+    assert metrics.unique_share(texts) == pytest.approx(3 / 4)
+    assert metrics.most_common_share(texts) == pytest.approx(2 / 4)
+    with pytest.raises(ValueError, match="unit"):
+        metrics.distinct_n(texts, 1, unit="letter")
+
+
+def small(**arguments):
+    sizes = {"latent_size": 3, "encoder_channels": (6, 7), "feature_channels": 5, "hidden_size": 6}
+    return HybridVAE(11, 8, **sizes, **{"pad_id": 10, **arguments})
+
+
+def test_evaluate_is_the_mean_over_samples():
+    model, tokens = small(dtype=torch.float64), torch.randint(11, (7, 8))
+    found = metrics.evaluate(model, tokens.split(3), kl_weight=0.3, seed=4)
+
+    generator = torch.Generator().manual_seed(4)
+    noise = torch.stack([torch.randn(3, generator=generator) for _ in tokens])
+    model.eval()
+    with torch.no_grad():
+        out = model(tokens, 0.3, noise=noise)
+    for name in ("loss", "reconstruction", "kl", "auxiliary"):
+        assert found[name] == pytest.approx(getattr(out, name).item())
+    bound = (out.reconstruction + out.kl).item()
+    assert found["bound"] == pytest.approx(bound)
+    assert found["bpc"] == pytest.approx(bound / (8 * math.log(2)))
+    assert found["samples"] == 7
+
+
+def test_evaluate_counts_the_characters_that_the_loss_counts():
+    tokens = torch.randint(10, (4, 8))
+    tokens[:, 5:] = 10
+    found = metrics.evaluate(small(mask_pad=True), [tokens])
+    assert found["bpc"] == pytest.approx(found["bound"] / (5 * math.log(2)))
+
+
+def test_evaluate_leaves_no_trace():
+    model = small()
+    model.encoder.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    state, rng = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    first = metrics.evaluate(model, [torch.ones(4, 8, dtype=torch.int64)])
+    assert first == metrics.evaluate(model, [torch.ones(4, 8, dtype=torch.int64)])
+    assert modes == {name: module.training for name, module in model.named_modules()}
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_evaluate_needs_data():
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        metrics.evaluate(small(), [])
