@@ -1,0 +1,331 @@
+"""Model folders and training checkpoints: exact, strict, whole after every accident."""
+
+import json
+import os
+import resource
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastvae import checkpoint
+from fastvae.files import DamagedFileError, write_bytes, write_tensors
+from fastvae.models.hybrid import HybridVAE
+from fastvae.models.lstm_vae import LSTMVAE
+from fastvae.text.vocabulary import ByteVocabulary, CharVocabulary
+
+SMALL = {"latent_size": 3, "encoder_channels": (6, 7), "feature_channels": 5, "hidden_size": 6}
+VOCABULARY = CharVocabulary("abcdefghi\n")
+
+
+def hybrid(**arguments):
+    return HybridVAE(11, 8, **{**SMALL, **arguments})
+
+
+MODELS = {
+    "lstm": lambda: hybrid(),
+    "bytenet": lambda: hybrid(decoder="bytenet", conv_layers=2, conv_channels=4),
+    "none": lambda: hybrid(decoder="none"),
+    "lstm_vae": lambda: LSTMVAE(11, 8, latent_size=3, hidden_size=6, pad_id=10),
+    "float64": lambda: hybrid(dtype=torch.float64),
+    "bfloat16": lambda: hybrid().to(torch.bfloat16),
+}
+
+
+def same_tensors(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a
+    )
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    arguments = config["arguments"] | changes.pop("arguments", {})
+    config = config | changes | {"arguments": {k: v for k, v in arguments.items() if v != "gone"}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_weights(folder, change):
+    """Other tensors under a good digest: what another program or model would write."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {k: v.clone() for k, v in tensors.items()}
+    change(tensors)
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = hybrid()
+    model.save_pretrained(tmp_path, VOCABULARY)
+    return tmp_path
+
+
+# Model folders
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_round_trip(name, tmp_path, capsys):
+    model = MODELS[name]()
+    model.save_pretrained(tmp_path / "new" / "folder", VOCABULARY)
+    rng = torch.get_rng_state()
+    loaded, vocabulary = checkpoint.load(tmp_path / "new" / "folder")
+    again = type(model).from_pretrained(tmp_path / "new" / "folder")
+    assert torch.equal(rng, torch.get_rng_state())
+    for other in (loaded, again):
+        assert type(other) is type(model) and same_tensors(model, other)
+        assert other.config == model.config and not other.training
+    assert vocabulary == VOCABULARY
+    written = sorted(p.name for p in (tmp_path / "new" / "folder").iterdir())
+    assert written == ["config.json", "model.safetensors", "vocabulary.json"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_tuples_come_back_as_tuples(saved):
+    assert checkpoint.load(saved)[0].config["encoder_channels"] == (6, 7)
+
+
+def test_without_vocabulary(tmp_path):
+    hybrid().save_pretrained(tmp_path)
+    assert checkpoint.load(tmp_path)[1] is None
+
+
+def test_vocabulary_of_another_size(saved, tmp_path):
+    with pytest.raises(ValueError, match=r"259 symbols, the model 11"):
+        hybrid().save_pretrained(saved, ByteVocabulary())
+    ByteVocabulary().save(saved / "vocabulary.json")
+    with pytest.raises(ValueError, match=r"vocabulary\.json has 259 symbols, the model 11"):
+        checkpoint.load(saved)
+
+
+def test_class_is_checked(saved):
+    with pytest.raises(ValueError, match="holds a HybridVAE, not a LSTMVAE"):
+        LSTMVAE.from_pretrained(saved)
+    edit_config(saved, **{"class": "Popen"})
+    with pytest.raises(ValueError, match="unknown class 'Popen'"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arguments": {"colour": 3}}, "unknown argument 'colour'"),
+        ({"arguments": {"aux_weight": "gone"}}, "lacks the argument 'aux_weight'"),
+        ({"arguments": {"decoder": "transformer"}}, "transformer"),
+        ({"arguments": {"hidden_size": "large"}}, "does not fit|config.json"),
+        ({"arguments": {"hidden_size": 5}}, r"this model has torch.float32 \[20"),
+        ({"arguments": {"decoder": "none"}}, "unknown tensor decoder"),
+        ({"arguments": {"decoder": "bytenet"}}, "more bytes|lacks the tensor"),
+        ({"dtype": "float64"}, "more bytes"),
+        ({"dtype": "bfloat16"}, r"is torch.float32 .*, this model has torch.bfloat16"),
+        ({"dtype": ["float32"]}, "dtype"),
+        ({"class": ["HybridVAE"]}, "class must be a name"),
+        ({"version": 2}, "version 2"),
+        ({"extra": 1}, "needs exactly"),
+    ],
+)
+def test_config_must_fit(saved, changes, message):
+    edit_config(saved, **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        checkpoint.load(saved)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"[1]"])
+def test_config_must_be_json(saved, content):
+    (saved / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json") as error:
+        checkpoint.load(saved)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"vocab_size": 10**9},
+        {"hidden_size": 10**6},
+        {"hidden_size": 10**30},
+        {"decoder": "bytenet", "conv_layers": 10**9, "conv_channels": 4},
+        {"encoder_channels": [1] * 100_000},
+    ],
+)
+def test_absurd_sizes_are_refused_before_allocation(saved, arguments):
+    edit_config(saved, arguments=arguments)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(ValueError, match=r"config\.json"):
+        checkpoint.load(saved)
+    assert time.monotonic() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("head.bias"), "lacks the tensor head.bias"),
+        (lambda t: t.update(more=torch.zeros(1)), "unknown tensor more"),
+        (lambda t: t.update({"head.bias": torch.zeros(12)}), r"head.bias is .* \[12\].* \[11\]"),
+        (lambda t: t.update({"head.bias": torch.zeros(11).double()}), "head.bias is torch.float64"),
+    ],
+)
+def test_tensors_must_fit(saved, change, message):
+    edit_weights(saved, change)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load(saved)
+
+
+def test_weights_of_other_programs_need_no_digest(saved):
+    model, _ = checkpoint.load(saved)
+    save_file(model.state_dict(), saved / "model.safetensors")
+    assert same_tensors(model, checkpoint.load(saved)[0])
+
+
+def test_truncated_weights(saved):
+    content = (saved / "model.safetensors").read_bytes()
+    for size in (0, 4, 100, len(content) // 2, len(content) - 1):
+        (saved / "model.safetensors").write_bytes(content[:size])
+        with pytest.raises(DamagedFileError, match=r"model\.safetensors is damaged"):
+            checkpoint.load(saved)
+
+
+def test_missing_files(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        checkpoint.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor a model on the Hub"):
+        HybridVAE.from_pretrained("nobody/nothing", local_files_only=True)
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
+        HybridVAE.from_pretrained(saved)
+
+
+def test_the_hub_cache_is_read(tmp_path):
+    # The layout of huggingface_hub's cache, as a download leaves it.
+    cache, commit = tmp_path / "models--somebody--model", "0" * 40
+    model = hybrid()
+    model.save_pretrained(cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    loaded = HybridVAE.from_pretrained("somebody/model", cache_dir=tmp_path, local_files_only=True)
+    assert same_tensors(model, loaded)
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot make the folder"):
+        hybrid().save_pretrained(tmp_path / "file" / "folder")
+
+
+# Training checkpoints
+
+
+def trained(steps=3, **arguments):
+    model = hybrid(**arguments)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    for _ in range(steps):
+        model(torch.randint(11, (4, 8))).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def same_optimizers(a, b):
+    a, b = a.state_dict()["state"], b.state_dict()["state"]
+    return a.keys() == b.keys() and all(
+        a[n].keys() == b[n].keys() and all(torch.equal(a[n][k], b[n][k]) for k in a[n]) for n in a
+    )
+
+
+STATE = {"step": 3, "seed": 0, "best": 1 / 3, "window": {"loss": 0.1 + 0.2}}
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_training_state_round_trip(tmp_path, steps):
+    model, optimizer = trained(steps)
+    checkpoint.save_checkpoint(tmp_path / "last.safetensors", model, optimizer, STATE)
+    other, other_optimizer = trained(1)
+    state = checkpoint.load_checkpoint(tmp_path / "last.safetensors", other, other_optimizer)
+    assert state == STATE
+    assert same_tensors(model, other) and same_optimizers(optimizer, other_optimizer)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
+
+
+def test_best_weights(saved):
+    model, optimizer = trained()
+    checkpoint.save_checkpoint(saved / "best.safetensors", model, optimizer, STATE)
+    assert same_tensors(model, checkpoint.load(saved, best=True)[0])
+    assert not same_tensors(model, checkpoint.load(saved)[0])
+
+
+def test_every_flipped_byte_and_every_truncation_is_noticed(tmp_path):
+    path = tmp_path / "last.safetensors"
+    checkpoint.save_checkpoint(path, *trained(1), STATE)
+    content = path.read_bytes()
+    model, optimizer = trained(1)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    header = 8 + int.from_bytes(content[:8], "little")
+    # Spaces fill the header's end: a flip there changes nothing that anyone reads.
+    positions = [*range(0, len(content[:header].rstrip()), 29), *range(header, len(content), 1999)]
+    for position in positions:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(DamagedFileError, match="damaged"):
+            checkpoint.load_checkpoint(path, model, optimizer)
+    for size in range(0, len(content), 3001):
+        path.write_bytes(content[:size])
+        with pytest.raises(DamagedFileError, match="damaged"):
+            checkpoint.load_checkpoint(path, model, optimizer)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_checkpoint_of_another_model(tmp_path):
+    checkpoint.save_checkpoint(tmp_path / "last.safetensors", *trained(), STATE)
+    for arguments in ({"hidden_size": 5}, {"decoder": "none"}):
+        model, optimizer = trained(1, **arguments)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        with pytest.raises(ValueError, match=r"another model|this model has"):
+            checkpoint.load_latest(tmp_path, model, optimizer, print)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_damaged_last_falls_back_to_the_one_before(tmp_path):
+    last, previous = tmp_path / "last.safetensors", tmp_path / "previous.safetensors"
+    model, optimizer = trained()
+    for step in (1, 2):
+        checkpoint.save_checkpoint(last, model, optimizer, {**STATE, "step": step}, previous)
+    said = []
+    assert checkpoint.load_latest(tmp_path, *trained(1), said.append)["step"] == 2
+    assert not said
+
+    last.write_bytes(last.read_bytes()[:-1])
+    assert checkpoint.load_latest(tmp_path, *trained(1), said.append)["step"] == 1
+    (line,) = said
+    assert "last.safetensors is damaged" in line and "step 1" in line and "\n" not in line
+
+    previous.write_bytes(b"")
+    with pytest.raises(ValueError, match="no other checkpoint"):
+        checkpoint.load_latest(tmp_path, *trained(1), said.append)
+    assert checkpoint.load_latest(tmp_path / "empty", *trained(1), said.append) is None
+
+
+def test_full_disk_keeps_the_old_file(tmp_path):
+    last, previous = tmp_path / "last.safetensors", tmp_path / "previous.safetensors"
+    model, optimizer = trained()
+    for step in (1, 2):
+        checkpoint.save_checkpoint(last, model, optimizer, {**STATE, "step": step}, previous)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # no file may grow beyond this
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*last\.safetensors: .*is kept"):
+            checkpoint.save_checkpoint(last, model, optimizer, STATE, previous)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_temporary_file_of_a_killed_process_does_no_harm(tmp_path):
+    path = tmp_path / "file"
+    (tmp_path / "file.tmp").write_bytes(b"half")
+    write_bytes(path, b"whole")
+    assert path.read_bytes() == b"whole" and os.listdir(tmp_path) == ["file"]
