@@ -116,6 +116,8 @@ class BatchNorm(nn.BatchNorm1d):
 
         `mean` and `m2` = Σ (a − mean)² [C], wide, are those of this process's `count` values.
         """
+        if count == 1 and self.group is None:
+            raise ValueError("batch statistics need more than 1 value per channel: use eval mode")
         total, mean, m2 = combine_statistics(count, mean, m2, self.group)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)

@@ -133,6 +133,11 @@ def test_highway_conv_keeps_torchs_running_statistics():
     torch.testing.assert_close(module.norm.state_dict(), norm.state_dict())
 
 
+def test_one_value_has_no_statistics():
+    with pytest.raises(ValueError, match="more than 1 value"):
+        HighwayConv(4)(torch.randn(1, 1, 4))
+
+
 def test_highway_stack_sees_layers_plus_one_symbols():
     stack = HighwayConvStack(4, 3).eval()
     x = torch.randn(9, 1, 4)

@@ -27,11 +27,8 @@ class TextVAE(PretrainedMixin, nn.Module):
         self.config = config
         self.vocab_size, self.length = config["vocab_size"], config["length"]
         self.latent_size, self.word_dropout = config["latent_size"], config["word_dropout"]
-        self.pad_id, self.end_id, self.mask_pad = (
-            config["pad_id"],
-            config["end_id"],
-            config["mask_pad"],
-        )
+        self.pad_id, self.end_id = config["pad_id"], config["end_id"]
+        self.mask_pad = config["mask_pad"]
         self.aux_weight = config.get("aux_weight", 0.0)
         self.group = None  # of processes, for free bits: see fastvae.nn.set_process_group
         self.decoder: nn.Module | None = None
@@ -208,7 +205,8 @@ class TextVAE(PretrainedMixin, nn.Module):
             )
 
     def _check_latent(self, z: Tensor, count: int | None = None) -> None:
-        if z.dim() != 2 or z.shape[1] != self.latent_size or (count or len(z)) != len(z):
+        wrong = z.dim() != 2 or z.shape[1] != self.latent_size
+        if wrong or (count is not None and count != len(z)):
             raise ValueError(
                 f"z must have shape [{'B' if count is None else count}, {self.latent_size}], "
                 f"got {list(z.shape)}"
