@@ -3,6 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
+#include <stdexcept>
+#include <string>
+
+#include "isa.h"
+
 STABLE_TORCH_LIBRARY(fastvae, m) {
   m.def(
       "layer_norm_lstm(Tensor x, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor h0, Tensor c0, "
@@ -32,6 +37,16 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
       "int pad_id) -> Tensor");
 }
 
+constexpr const char* ISA_NAMES[] = {"baseline", "avx2", "avx512"};
+
 PYBIND11_MODULE(_C, m) {
   m.def("compiler", [] { return __VERSION__; });
+  m.def("cpu_capability", [] { return ISA_NAMES[int(current_isa.load())]; });
+  // For tests: run the kernels of a lower level than the machine's own.
+  m.def("set_cpu_capability", [](const std::string& name) {
+    for (int level = 0; level <= int(best_isa()); ++level)
+      if (name == ISA_NAMES[level]) return current_isa.store(Isa(level));
+    throw std::invalid_argument("this machine has no CPU capability '" + name + "'; its best is '" +
+                                ISA_NAMES[int(best_isa())] + "'");
+  });
 }

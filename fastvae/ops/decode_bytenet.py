@@ -51,7 +51,6 @@ def decode_bytenet(
     )
 
 
-@torch.library.impl("fastvae::decode_bytenet", "CompositeExplicitAutograd")
 def decode_bytenet_reference(
     features: Tensor,
     feature_weight: Tensor,
@@ -80,6 +79,10 @@ def decode_bytenet_reference(
         return F.linear(x, classifier_weight, classifier_bias)
 
     return decode_steps(step, features, symbol_rows, noise, end_id, pad_id)
+
+
+# Devices without a kernel of their own run the reference: PyTorch's dispatcher is the only registry.
+torch.library.impl("fastvae::decode_bytenet", "CompositeExplicitAutograd", decode_bytenet_reference)
 
 
 @torch.library.register_fake("fastvae::decode_bytenet")

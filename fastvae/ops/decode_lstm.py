@@ -57,7 +57,6 @@ def decode_lstm(
     )
 
 
-@torch.library.impl("fastvae::decode_lstm", "CompositeExplicitAutograd")
 def decode_lstm_reference(
     features: Tensor,
     feature_weight: Tensor,
@@ -100,6 +99,10 @@ def decode_steps(step, features, symbol_rows, noise, end_id, pad_id) -> Tensor:
         if ended.all():
             break
     return tokens
+
+
+# Devices without a kernel of their own run the reference: PyTorch's dispatcher is the only registry.
+torch.library.impl("fastvae::decode_lstm", "CompositeExplicitAutograd", decode_lstm_reference)
 
 
 @torch.library.register_fake("fastvae::decode_lstm")

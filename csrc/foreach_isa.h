@@ -1,0 +1,50 @@
+// Compiles the header named by KERNELS once per instruction set, in namespaces baseline, avx2 and avx512, so that one
+// build runs everywhere and every level can be tested on one machine. Use:
+//   #define KERNELS "op.kernels.h"
+//   #include "foreach_isa.h"
+// What the kernels use from outside (standard headers, team.h) is included here, before any level.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "common.h"
+#include "isa.h"
+#include "scratch.h"
+#include "team.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross a call: what takes them is inlined
+
+#define VECTOR_BYTES 16  // SSE2, NEON
+namespace baseline {
+#include "simd.h"
+#include "gemm.h"
+#include KERNELS
+}  // namespace baseline
+#undef VECTOR_BYTES
+
+#if defined(__x86_64__)
+#define VECTOR_BYTES 32
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#include "simd.h"
+#include "gemm.h"
+#include KERNELS
+}  // namespace avx2
+#pragma GCC pop_options
+#undef VECTOR_BYTES
+
+#define VECTOR_BYTES 64
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+namespace avx512 {
+#include "simd.h"
+#include "gemm.h"
+#include KERNELS
+}  // namespace avx512
+#pragma GCC pop_options
+#undef VECTOR_BYTES
+#endif

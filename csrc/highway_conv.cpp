@@ -1,0 +1,220 @@
+// Highway masked convolution on CPU. Equations: fastvae/ops/highway_conv.py.
+#include "common.h"
+
+template <class T>
+struct HighwayProject {
+  int64_t steps, B, C;
+  const T *x, *weight, *bias;
+  T* a;
+  Wide<T>*mean, *m2, *wide_a, *scratch;
+  double* sums;
+};
+
+template <class T>
+struct HighwayProjectBackward {
+  int64_t steps, B, C;
+  const T* da;
+  const Wide<T>*dmean, *dm2;
+  const T *x, *weight, *a;
+  const Wide<T>* mean;
+  T *dx, *dweight, *dbias;
+  Wide<T>*wide_da, *wide_dx, *dw0, *dw1, *scratch;
+  double* sums;
+};
+
+template <class T>
+struct HighwayGate {
+  int64_t rows, C;
+  const T *a, *x;
+  const Wide<T>*mean, *scale, *shift;
+  bool carry;
+  T* y;
+};
+
+template <class T>
+struct HighwayGateBackward {
+  int64_t rows, C;
+  const T *dy, *a, *x;
+  const Wide<T>*mean, *scale, *shift;
+  bool carry;
+  T *da, *dx;
+  Wide<T>*dmean, *dscale, *dshift, *row_sums;
+  double* sums;
+};
+
+template <class T>
+struct HighwayFolded {
+  int64_t steps, B, C;
+  const T *x, *weight, *bias;
+  bool carry;
+  T* y;
+  Wide<T>*panels, *tiles, *a;
+};
+constexpr int64_t SLAB = 64;  // rows of the folded layer worked on at a time
+
+#define KERNELS "highway_conv.kernels.h"
+#include "foreach_isa.h"
+
+namespace {
+
+void check_layer(const Tensor& x, const Tensor& weight) {
+  CHECK_DIM(x, 3, "[T, B, C]");
+  CHECK_POSITIVE(x);
+  const int64_t C = x.size(2);
+  CHECK_SHAPE(weight, 3 * C, C, 2);
+  CHECK_LIKE(weight, x);
+}
+
+std::tuple<Tensor, Tensor, Tensor> highway_conv_project(Tensor x, Tensor weight, Tensor bias) {
+  check_layer(x, weight);
+  const int64_t T = x.size(0), B = x.size(1), C = x.size(2);
+  CHECK_SHAPE(bias, 3 * C);
+  CHECK_LIKE(bias, x);
+  make_contiguous(x, weight, bias);
+  Tensor a = empty(x, {T, B, 3 * C}), mean = empty(x, {3 * C}, wide(x)), m2 = empty(x, {3 * C}, wide(x));
+  DISPATCH(x.scalar_type(), "highway_conv_project", [&] {
+    using S = Wide<scalar_t>;
+    const int threads = team_size(6.0 * T * B * C * C);
+    Buffer<S> wide_a(T * B * 3 * C), scratch(gemm_scratch(T * B, threads));
+    Buffer<double> sums(3 * C);
+    const HighwayProject<scalar_t> args{T,
+                                        B,
+                                        C,
+                                        in<scalar_t>(x),
+                                        in<scalar_t>(weight),
+                                        in<scalar_t>(bias),
+                                        out<scalar_t>(a),
+                                        out<S>(mean),
+                                        out<S>(m2),
+                                        wide_a,
+                                        scratch,
+                                        sums};
+    parallel(threads, [&](Team& team) { CALL_BEST(highway_conv_project, team, args); });
+  });
+  return {a, mean, m2};
+}
+
+std::tuple<Tensor, Tensor, Tensor> highway_conv_project_backward(Tensor da, Tensor dmean, Tensor dm2, Tensor x,
+                                                                 Tensor weight, Tensor a, Tensor mean) {
+  check_layer(x, weight);
+  const int64_t T = x.size(0), B = x.size(1), C = x.size(2);
+  CHECK_SHAPE(da, T, B, 3 * C);
+  CHECK_SHAPE(a, T, B, 3 * C);
+  CHECK_SHAPE(mean, 3 * C);
+  CHECK_SHAPE(dmean, 3 * C);
+  CHECK_SHAPE(dm2, 3 * C);
+  CHECK_LIKE(da, x);
+  CHECK_LIKE(a, x);
+  CHECK_WIDE(mean, x);
+  CHECK_WIDE(dmean, x);
+  CHECK_WIDE(dm2, x);
+  make_contiguous(da, dmean, dm2, x, weight, a, mean);
+  Tensor dx = empty(x, {T, B, C}), dweight = empty(x, {3 * C, C, 2}), dbias = empty(x, {3 * C});
+  DISPATCH(x.scalar_type(), "highway_conv_project_backward", [&] {
+    using S = Wide<scalar_t>;
+    const int threads = team_size(6.0 * T * B * C * C);
+    Buffer<S> wide_da(T * B * 3 * C), wide_dx(T * B * C), dw0(3 * C * C), dw1(3 * C * C);
+    Buffer<S> scratch(gemm_scratch(std::max(T * B, 3 * C), threads));
+    Buffer<double> sums(3 * C);
+    const HighwayProjectBackward<scalar_t> args{T,
+                                                B,
+                                                C,
+                                                in<scalar_t>(da),
+                                                in<S>(dmean),
+                                                in<S>(dm2),
+                                                in<scalar_t>(x),
+                                                in<scalar_t>(weight),
+                                                in<scalar_t>(a),
+                                                in<S>(mean),
+                                                out<scalar_t>(dx),
+                                                out<scalar_t>(dweight),
+                                                out<scalar_t>(dbias),
+                                                wide_da,
+                                                wide_dx,
+                                                dw0,
+                                                dw1,
+                                                scratch,
+                                                sums};
+    parallel(threads, [&](Team& team) { CALL_BEST(highway_conv_project_backward, team, args); });
+  });
+  return {dx, dweight, dbias};
+}
+
+void check_gate(const Tensor& a, const Tensor& x, const Tensor& mean, const Tensor& scale, const Tensor& shift) {
+  CHECK_DIM(x, 3, "[T, B, C]");
+  CHECK_POSITIVE(x);
+  const int64_t T = x.size(0), B = x.size(1), C = x.size(2);
+  CHECK_SHAPE(a, T, B, 3 * C);
+  CHECK_SHAPE(mean, 3 * C);
+  CHECK_SHAPE(scale, 3 * C);
+  CHECK_SHAPE(shift, 3 * C);
+  CHECK_LIKE(a, x);
+  CHECK_WIDE(mean, x);
+  CHECK_WIDE(scale, x);
+  CHECK_WIDE(shift, x);
+}
+
+Tensor highway_conv_gate(Tensor a, Tensor x, Tensor mean, Tensor scale, Tensor shift, bool carry) {
+  check_gate(a, x, mean, scale, shift);
+  make_contiguous(a, x, mean, scale, shift);
+  const int64_t T = x.size(0), B = x.size(1), C = x.size(2);
+  Tensor y = empty(x, {T, B, C});
+  DISPATCH(x.scalar_type(), "highway_conv_gate", [&] {
+    using S = Wide<scalar_t>;
+    const HighwayGate<scalar_t> args{T * B,        C,     in<scalar_t>(a), in<scalar_t>(x), in<S>(mean), in<S>(scale),
+                                     in<S>(shift), carry, out<scalar_t>(y)};
+    parallel(team_size(8.0 * T * B * C), [&](Team& team) { CALL_BEST(highway_conv_gate, team, args); });
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> highway_conv_gate_backward(Tensor dy, Tensor a, Tensor x,
+                                                                              Tensor mean, Tensor scale, Tensor shift,
+                                                                              bool carry) {
+  check_gate(a, x, mean, scale, shift);
+  const int64_t T = x.size(0), B = x.size(1), C = x.size(2);
+  CHECK_SHAPE(dy, T, B, C);
+  CHECK_LIKE(dy, x);
+  make_contiguous(dy, a, x, mean, scale, shift);
+  Tensor da = empty(x, {T, B, 3 * C}), dx = empty(x, {T, B, C});
+  Tensor dmean = empty(mean, {3 * C}), dscale = empty(mean, {3 * C}), dshift = empty(mean, {3 * C});
+  DISPATCH(x.scalar_type(), "highway_conv_gate_backward", [&] {
+    using S = Wide<scalar_t>;
+    const int threads = team_size(8.0 * T * B * C);
+    Buffer<S> row_sums(threads * 6 * C);
+    Buffer<double> sums(threads * 6 * C);
+    const HighwayGateBackward<scalar_t> args{
+        T * B,        C,     in<scalar_t>(dy),  in<scalar_t>(a),   in<scalar_t>(x), in<S>(mean),    in<S>(scale),
+        in<S>(shift), carry, out<scalar_t>(da), out<scalar_t>(dx), out<S>(dmean),   out<S>(dscale), out<S>(dshift),
+        row_sums,     sums};
+    parallel(threads, [&](Team& team) { CALL_BEST(highway_conv_gate_backward, team, args); });
+  });
+  return {da, dx, dmean, dscale, dshift};
+}
+
+Tensor highway_conv(Tensor x, Tensor weight, Tensor bias, bool carry) {
+  check_layer(x, weight);
+  const int64_t T = x.size(0), B = x.size(1), C = x.size(2);
+  CHECK_SHAPE(bias, 3 * C);
+  CHECK_LIKE(bias, x);
+  make_contiguous(x, weight, bias);
+  Tensor y = empty(x, {T, B, C});
+  DISPATCH(x.scalar_type(), "highway_conv", [&] {
+    using S = Wide<scalar_t>;
+    const int threads = team_size(6.0 * T * B * C * C);
+    Buffer<S> panels(2 * C * packed_columns(3 * C)), tiles(threads * SLAB * 2 * C), a(threads * SLAB * 3 * C);
+    const HighwayFolded<scalar_t> args{
+        T, B, C, in<scalar_t>(x), in<scalar_t>(weight), in<scalar_t>(bias), carry, out<scalar_t>(y), panels, tiles, a};
+    parallel(threads, [&](Team& team) { CALL_BEST(highway_conv, team, args); });
+  });
+  return y;
+}
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastvae, CPU, m) {
+  m.impl("highway_conv_project", TORCH_BOX(&highway_conv_project));
+  m.impl("highway_conv_project_backward", TORCH_BOX(&highway_conv_project_backward));
+  m.impl("highway_conv_gate", TORCH_BOX(&highway_conv_gate));
+  m.impl("highway_conv_gate_backward", TORCH_BOX(&highway_conv_gate_backward));
+  m.impl("highway_conv", TORCH_BOX(&highway_conv));
+}

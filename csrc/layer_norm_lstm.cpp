@@ -1,0 +1,119 @@
+// LayerNorm-LSTM on CPU. Equations: fastvae/ops/layer_norm_lstm.py.
+#include "layer_norm_lstm.h"
+
+#define KERNELS "layer_norm_lstm.kernels.h"
+#include "foreach_isa.h"
+
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm(Tensor x, Tensor weight_hh, Tensor norm_weight,
+                                                                   Tensor norm_bias, Tensor h0, Tensor c0, double eps,
+                                                                   bool save) {
+  CHECK_DIM(x, 3, "[T, B, 4H]");
+  CHECK_DIM(h0, 2, "[B, H]");
+  const int64_t T = x.size(0), B = x.size(1), H = h0.size(1);
+  CHECK_POSITIVE(x);
+  CHECK_SHAPE(x, T, B, 4 * H);
+  check_lstm(x, weight_hh, norm_weight, norm_bias, h0, c0, B, H);
+  make_contiguous(x, weight_hh, norm_weight, norm_bias, h0, c0);
+
+  const auto saved = wide(x);
+  Tensor h = empty(x, {T, B, H}), c_n = empty(x, {B, H});
+  Tensor c = save ? empty(x, {T, B, H}, saved) : empty(x, {0}, saved);
+  Tensor normalised = save ? empty(x, {T, B, 4 * H}) : empty(x, {0});
+  Tensor rstd = save ? empty(x, {T, B}, saved) : empty(x, {0}, saved);
+  DISPATCH(x.scalar_type(), "layer_norm_lstm", [&] {
+    using S = Wide<scalar_t>;
+    Buffer<S> panels(H * packed_columns(4 * H)), tiles(packed_rows(B) * H), a(B * 4 * H), state(B * H);
+    const LayerNormLstm<scalar_t> args{T,
+                                       B,
+                                       H,
+                                       eps,
+                                       in<scalar_t>(x),
+                                       in<scalar_t>(weight_hh),
+                                       in<scalar_t>(norm_weight),
+                                       in<scalar_t>(norm_bias),
+                                       in<scalar_t>(h0),
+                                       in<scalar_t>(c0),
+                                       out<scalar_t>(h),
+                                       out<scalar_t>(c_n),
+                                       save ? out<S>(c) : nullptr,
+                                       save ? out<scalar_t>(normalised) : nullptr,
+                                       save ? out<S>(rstd) : nullptr,
+                                       panels,
+                                       tiles,
+                                       a,
+                                       state};
+    parallel(team_size(4.0 * B * H * H), [&](Team& team) { CALL_BEST(layer_norm_lstm, team, args); });
+  });
+  return {h, c_n, c, normalised, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backward(
+    Tensor dh, Tensor dc_n, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor h0, Tensor c0, Tensor h,
+    Tensor c, Tensor normalised, Tensor rstd) {
+  CHECK_DIM(h, 3, "[T, B, H]");
+  CHECK_POSITIVE(h);
+  const int64_t T = h.size(0), B = h.size(1), H = h.size(2);
+  check_lstm(h, weight_hh, norm_weight, norm_bias, h0, c0, B, H);
+  CHECK_SHAPE(dh, T, B, H);
+  CHECK_SHAPE(dc_n, B, H);
+  CHECK_SHAPE(c, T, B, H);
+  CHECK_SHAPE(normalised, T, B, 4 * H);
+  CHECK_SHAPE(rstd, T, B);
+  CHECK_LIKE(dh, h);
+  CHECK_LIKE(dc_n, h);
+  CHECK_LIKE(normalised, h);
+  CHECK_WIDE(c, h);
+  CHECK_WIDE(rstd, h);
+  make_contiguous(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd);
+
+  Tensor dx = empty(h, {T, B, 4 * H}), dweight_hh = empty(h, {4 * H, H}), dnorm_weight = empty(h, {4 * H});
+  Tensor dnorm_bias = empty(h, {4 * H}), dh0 = empty(h, {B, H}), dc0 = empty(h, {B, H});
+  DISPATCH(h.scalar_type(), "layer_norm_lstm_backward", [&] {
+    using S = Wide<scalar_t>;
+    constexpr bool same = std::is_same_v<S, scalar_t>;
+    const int threads = team_size(4.0 * B * H * H);
+    Buffer<S> panels(4 * H * packed_columns(H)), tiles(packed_rows(B) * 4 * H), da(B * 4 * H), dc(B * H);
+    Buffer<S> dh_through(B * H), sums(threads * 16 * H), scratch(gemm_scratch(4 * H, threads)), c0_wide(B * H);
+    Buffer<S> dweight_wide(same ? 0 : 4 * H * H);
+    std::copy_n(in<scalar_t>(c0), B * H, static_cast<S*>(c0_wide));
+    scalar_t* dweight = out<scalar_t>(dweight_hh);
+    const LayerNormLstmBackward<scalar_t> args{T,
+                                               B,
+                                               H,
+                                               in<scalar_t>(dh),
+                                               in<scalar_t>(dc_n),
+                                               in<scalar_t>(weight_hh),
+                                               in<scalar_t>(norm_weight),
+                                               in<scalar_t>(norm_bias),
+                                               in<scalar_t>(h0),
+                                               c0_wide,
+                                               in<scalar_t>(h),
+                                               in<S>(c),
+                                               in<scalar_t>(normalised),
+                                               in<S>(rstd),
+                                               out<scalar_t>(dx),
+                                               dweight,
+                                               out<scalar_t>(dnorm_weight),
+                                               out<scalar_t>(dnorm_bias),
+                                               out<scalar_t>(dh0),
+                                               out<scalar_t>(dc0),
+                                               panels,
+                                               tiles,
+                                               da,
+                                               dc,
+                                               dh_through,
+                                               sums,
+                                               same ? reinterpret_cast<S*>(dweight) : dweight_wide,
+                                               scratch};
+    parallel(threads, [&](Team& team) { CALL_BEST(layer_norm_lstm_backward, team, args); });
+  });
+  return {dx, dweight_hh, dnorm_weight, dnorm_bias, dh0, dc0};
+}
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastvae, CPU, m) {
+  m.impl("layer_norm_lstm", TORCH_BOX(&layer_norm_lstm));
+  m.impl("layer_norm_lstm_backward", TORCH_BOX(&layer_norm_lstm_backward));
+}

@@ -1,0 +1,56 @@
+// A team of threads that runs one sequence together, with a barrier between the phases of a step.
+#pragma once
+#include <omp.h>
+#include <sched.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <utility>
+
+struct Barrier {
+  alignas(64) std::atomic<int> arrived{0};
+  alignas(64) std::atomic<int> round{0};
+};
+
+struct Team {
+  int id, size;
+  Barrier& barrier;
+
+  // Spins briefly, then yields: a thread may share its core with others, and a pure spin would starve them.
+  void wait() {
+    if (size == 1) return;
+    const int round = barrier.round.load(std::memory_order_relaxed);
+    if (barrier.arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
+      barrier.arrived.store(0, std::memory_order_relaxed);
+      barrier.round.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; barrier.round.load(std::memory_order_acquire) == round; ++spins) {
+      if (spins >= 2000) sched_yield();
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    }
+  }
+
+  // This thread's share [first, last) of n items.
+  std::pair<int64_t, int64_t> share(int64_t n) const { return {n * id / size, n * (id + 1) / size}; }
+};
+
+// How many threads are worth starting for `work` multiply-adds (or as many elementary operations).
+inline int team_size(double work) {
+  return std::max(1, int(std::min(double(torch::stable::get_num_threads()), work / 2e4)));
+}
+
+// Runs f(team) on at most `threads` threads; OpenMP may give fewer, so the size is read inside the region.
+template <class F>
+void parallel(int threads, F f) {
+  Barrier barrier;
+#pragma omp parallel num_threads(threads)
+  {
+    Team team{omp_get_thread_num(), omp_get_num_threads(), barrier};
+    f(team);
+  }
+}
