@@ -273,7 +273,8 @@ class TextVAE(nn.Module):
         shape = (self.length, len(z), self.vocab_size)
         if temperature == 0:
             return z.new_zeros(1).expand(shape)
-        noise = torch.empty(shape, device=z.device).exponential_(generator=generator)
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        noise = torch.empty(shape, dtype=dtype, device=z.device).exponential_(generator=generator)
         return -noise.log() * temperature
 
     def _generate(self, z: Tensor, noise: Tensor) -> Tensor:
@@ -302,10 +303,8 @@ class TextVAE(nn.Module):
     def sample(self, count: int, *, temperature=0.0, generator=None) -> Tensor:
         """`count` sequences from the prior, [count, L]."""
         weight = next(self.parameters())
-        z = torch.randn(
-            count, self.latent_size, generator=generator, device=weight.device, dtype=weight.dtype
-        )
-        return self.generate(z, temperature=temperature, generator=generator)
+        z = torch.randn(count, self.latent_size, generator=generator, device=weight.device)
+        return self.generate(z.to(weight.dtype), temperature=temperature, generator=generator)
 
     def interpolate(self, z0: Tensor, z1: Tensor, steps: int = 7) -> Tensor:
         """Greedy texts on the line from z0 [Z] to z1 [Z], ends included: [steps, L]."""

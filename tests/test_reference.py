@@ -1,0 +1,286 @@
+"""fastvae's models against their plain twins: state, training, evaluation, generation."""
+
+import pytest
+import torch
+
+from fastvae import nn as layers
+from fastvae import reference as twins
+from fastvae.models.hybrid import HybridVAE
+from fastvae.models.lstm_vae import LSTMVAE
+from fastvae.testing import assert_accurate, gradients
+
+V, L, Z, B = 11, 16, 5, 6
+SIZES = {
+    "latent_size": Z,
+    "encoder_channels": (8, 12),
+    "feature_channels": 7,
+    "hidden_size": 17,
+    "conv_channels": 9,
+}
+HYBRIDS = {
+    "lstm": {},
+    "lstm-no-auxiliary": {"aux_weight": 0.0},
+    "lstm-masked": {"mask_pad": True, "pad_id": 3},
+    "lstm-dropout": {"word_dropout": 0.5},
+    "lstm-historyless": {"word_dropout": 1.0},
+    "bytenet": {"decoder": "bytenet"},
+    "bytenet-no-carry": {"decoder": "bytenet", "carry": False, "aux_weight": 0.5},
+    "bytenet-one-layer": {"decoder": "bytenet", "conv_layers": 1, "aux_weight": 0.0},
+    "bytenet-masked": {"decoder": "bytenet", "mask_pad": True, "pad_id": 0},
+    "bytenet-historyless": {"decoder": "bytenet", "word_dropout": 1.0},
+    "none": {"decoder": "none"},
+    "none-masked": {"decoder": "none", "mask_pad": True, "pad_id": 1},
+}
+BASELINES = {
+    "baseline": {},
+    "baseline-masked": {"mask_pad": True, "pad_id": 3, "word_dropout": 0.2},
+    "baseline-historyless": {"word_dropout": 1.0},
+}
+MODELS = [*HYBRIDS, *BASELINES]
+
+
+def pair(name, **more):
+    """Constructors of our model and its twin, each dtype -> module."""
+    if name in HYBRIDS:
+        arguments = SIZES | HYBRIDS[name] | more
+        classes = HybridVAE, twins.HybridVAE
+    else:
+        arguments = {"latent_size": Z, "hidden_size": 17} | BASELINES[name] | more
+        classes = LSTMVAE, twins.LSTMVAE
+    return [lambda dtype, c=c: c(V, L, dtype=dtype, **arguments) for c in classes]
+
+
+def lively_state(make):
+    """A state with weights large enough that texts vary, and statistics unlike a new model's."""
+    state = make(torch.float32).state_dict()
+    for name, tensor in state.items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif tensor.is_floating_point():
+            tensor.add_(torch.randn_like(tensor), alpha=0.8 if tensor.dim() > 1 else 0.3)
+    return state
+
+
+def build(make, state, dtype, training=False):
+    model = make(dtype).train(training)
+    model.load_state_dict(state)
+    return model
+
+
+def batches(steps):
+    tokens = torch.randint(V, (steps, B, L))
+    return tokens, torch.rand(steps, B, L) < 0.5, torch.randn(steps, B, Z)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_state_dicts_are_the_same(name):
+    ours, twin = (make(torch.float32).state_dict() for make in pair(name))
+    assert list(ours) == list(twin)
+    for key, tensor in ours.items():
+        assert tensor.shape == twin[key].shape and tensor.dtype == twin[key].dtype, key
+
+
+def test_parameter_counts():
+    for hybrid, baseline in ((HybridVAE, LSTMVAE), (twins.HybridVAE, twins.LSTMVAE)):
+        sizes = [
+            sum(p.numel() for p in model(259, 128, device="meta").parameters())
+            for model in (hybrid, baseline)
+        ]
+        assert sizes == [11_099_574, 10_765_459]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_twins_start_as_the_paper_says(name):
+    """U(-0.1, 0.1) for weights and biases; gains 1 and biases 0 in norms."""
+    for key, tensor in pair(name)[1](torch.float32).named_parameters():
+        if "norm" in key:
+            assert (tensor == float(key.endswith("weight"))).all(), key
+        else:
+            assert tensor.abs().max() <= 0.1 and tensor.unique().numel() == tensor.numel(), key
+
+
+def training(make, state, tokens, dropped, free_bits=0.0):
+    """noise [steps, B, Z] -> the terms of every step, Adam between them, in the noise's dtype."""
+
+    def run(noise):
+        model = build(make, state, noise.dtype, training=True)
+        adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+        terms = []
+        for step in range(len(noise)):
+            output = model(
+                tokens[step],
+                0.1 * (step + 1),
+                free_bits=free_bits,
+                noise=noise[step],
+                dropped=dropped[step],
+            )
+            adam.zero_grad()
+            output.loss.backward()
+            adam.step()
+            terms.append([term.detach() for term in output])
+        return tuple(map(torch.stack, zip(*terms, strict=True)))
+
+    return run
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ten_training_steps(name):
+    ours, twin = pair(name)
+    state = twin(torch.float32).state_dict()
+    tokens, dropped, noise = batches(10)
+    fn, reference = (training(make, state, tokens, dropped) for make in (ours, twin))
+    assert_accurate(fn, reference, noise)
+
+
+@pytest.mark.parametrize("name, free_bits", [("lstm", 0.03), ("baseline", 0.005)])
+def test_ten_training_steps_with_free_bits(name, free_bits):
+    ours, twin = pair(name)
+    state = twin(torch.float32).state_dict()
+    tokens, dropped, noise = batches(10)
+    fn, reference = (training(make, state, tokens, dropped, free_bits) for make in (ours, twin))
+    assert_accurate(fn, reference, noise)
+    below = reference(noise)[-1] < free_bits
+    assert below.any() and not below.all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_and_statistics_of_one_step(name):
+    """Every tensor in units of its largest value, and all of them as one.
+
+    Biases before a batch norm are left out: there is only rounding in their gradient.
+    """
+    ours, twin = pair(name)
+    state = lively_state(twin)
+    tokens, dropped, noise = batches(1)
+    lost = ("convs.", "decoder.input.", "stack.layers.")
+
+    def step(make, noise):
+        model = build(make, state, noise.dtype, training=True)
+        model(tokens[0], noise=noise[0], dropped=dropped[0]).loss.backward()
+        results = {key: buffer.to(noise.dtype) for key, buffer in model.named_buffers()}
+        for key, parameter in model.named_parameters():
+            bias = key.endswith("bias") and "norm" not in key
+            if parameter.grad is not None and not (bias and any(part in key for part in lost)):
+                results[key + ".grad"] = parameter.grad
+        return results
+
+    gold = step(twin, noise.double())
+    sizes = {key: float(tensor.abs().max()) or 1.0 for key, tensor in gold.items()}
+
+    def relative(make):
+        def run(noise):
+            results = step(make, noise)
+            assert list(results) == list(sizes)
+            scaled = [(results[key] / size).flatten() for key, size in sizes.items()]
+            return torch.cat(scaled)
+
+        return run
+
+    assert_accurate(relative(ours), relative(twin), noise)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluation(name):
+    """Running statistics, no random dropping: forward, posterior and likelihood."""
+    ours, twin = pair(name)
+    state = lively_state(twin)
+    tokens, _, noise = batches(1)
+
+    def evaluate(make):
+        def run(noise):
+            model = build(make, state, noise.dtype)
+            terms = model(tokens[0], 0.7, noise=noise[0])
+            assert all(map(torch.equal, model.buffers(), map(state.get, buffers)))
+            return *terms, *model.posterior(tokens[0]), model.log_likelihood(tokens[0], noise[0])
+
+        buffers = [key for key, _ in make(torch.float32).named_buffers()]
+        return run
+
+    with torch.no_grad():
+        assert_accurate(evaluate(ours), evaluate(twin), noise)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_log_likelihood_is_the_reconstruction(name):
+    """With z = mean, the bound's first term and the mean of log p(x | z) are one number."""
+    ours, twin = pair(name)
+    state, (tokens, _, _) = lively_state(twin), batches(1)
+    for make in (ours, twin):
+        model = build(make, state, torch.float64)
+        output = model(tokens[0], noise=torch.zeros(B, Z, dtype=torch.float64))
+        mean, _ = model.posterior(tokens[0])
+        likelihood = model.log_likelihood(tokens[0], mean).mean()
+        torch.testing.assert_close(-likelihood, output.reconstruction)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_generation(name, dtype):
+    """Greedy and with equal seeds at a temperature; training mode changes nothing and stays."""
+    makers = pair(name, pad_id=0, end_id=4)
+    state, z, results = lively_state(makers[1]), 2 * torch.randn(40, Z, dtype=dtype), []
+    for make in makers:
+        model = build(make, state, dtype, training=True)
+        greedy = model.generate(z)
+        assert torch.equal(greedy, model.eval().generate(z)) and not model.training
+        model.train()
+        seeded = [torch.Generator().manual_seed(5) for _ in range(2)]
+        warm = model.generate(z, temperature=0.8, generator=seeded[0])
+        drawn = model.sample(30, temperature=1.3, generator=seeded[1])
+        between = model.interpolate(z[0], z[1], steps=5)
+        assert torch.equal(between[[0, -1]], greedy[:2]) and model.training
+        results.append((greedy, warm, drawn, between))
+    for ours, twin in zip(*results, strict=True):
+        assert torch.equal(ours, twin)
+        if len(twin) > 5:
+            assert len(twin.unique(dim=0)) > 5
+    warm = results[0][1].tolist()
+    assert any(4 in row and row.index(4) < L - 1 for row in warm)
+    assert all(set(row[row.index(4) + 1 :]) <= {0} for row in warm if 4 in row)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_generation_without_end(name):
+    ours, twin = pair(name)
+    state, z = lively_state(twin), torch.randn(40, Z)
+    tokens = build(ours, state, torch.float32).generate(z)
+    assert torch.equal(tokens, build(twin, state, torch.float32).generate(z))
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_layer_norm_lstm(with_state):
+    def layer(module):
+        def run(x, h0, c0, *parameters):
+            lstm = module.LayerNormLSTM(5, 7, eps=1e-3)
+            state = dict(zip(dict(lstm.named_parameters()), parameters, strict=True))
+            arguments = (x, (h0, c0)) if with_state else (x,)
+            y, (h_n, c_n) = torch.func.functional_call(lstm, state, arguments)
+            return y, h_n, c_n
+
+        return run
+
+    parameters = [torch.randn(p.shape) for p in twins.LayerNormLSTM(5, 7).parameters()]
+    inputs = (torch.randn(6, 3, 5), torch.randn(3, 7), torch.randn(3, 7), *parameters)
+    assert_accurate(layer(layers), layer(twins), *inputs)
+    assert_accurate(gradients(layer(layers)), gradients(layer(twins)), *inputs)
+
+
+@pytest.mark.parametrize("carry", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_highway_conv_stack(training, carry):
+    state = twins.HighwayConvStack(9, 3, carry=carry).state_dict()
+    for key, tensor in state.items():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5) if "norm" in key else tensor.normal_(0, 0.3)
+
+    def stack(module):
+        def run(x):
+            model = module.HighwayConvStack(9, 3, carry=carry, dtype=x.dtype).train(training)
+            model.load_state_dict(state)
+            return model(x)
+
+        return run
+
+    x = torch.randn(12, 16, 9)
+    assert_accurate(stack(layers), stack(twins), x)
+    assert_accurate(gradients(stack(layers)), gradients(stack(twins)), x)
