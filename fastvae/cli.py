@@ -104,10 +104,21 @@ def train(
         out,
         validation=validation,
         resume=resume,
-        console=console(stderr=as_json),
     )
+    if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks
+        _print_training(result, out, as_json)
+    if result["interrupted"]:
+        raise typer.Exit(130)
+
+
+def _print_training(result: dict[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
         print_json(result)
+        return
+    keys = "step", "reconstruction", "kl", "bound", "bpc"
+    rows = [[name, *(result[name][k] for k in keys)] for name in ("train", "valid") if result[name]]
+    console().print(table(("", "step", "reconstruction", "KL", "bound", "bpc"), rows))
+    console().print(f"nats per text; next: fastvae sample {out}", soft_wrap=True)
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:
@@ -247,7 +258,7 @@ def reconstruct(
         for original, copy in zip(tokens.tolist(), out.tolist(), strict=True):
             pairs.append((vocabulary.decode(original), vocabulary.decode(copy)))
             if not as_json:
-                print("in ", escape(pairs[-1][0]), "\nout", escape(pairs[-1][1]))
+                print(f"in  {escape(pairs[-1][0])}\nout {escape(pairs[-1][1])}")
     if as_json:
         print_json([{"text": text, "reconstruction": copy} for text, copy in pairs])
 
@@ -340,9 +351,7 @@ def _device(name: str | None):
     import torch
 
     if name is None:
-        # Under torchrun each process takes a GPU of its own.
-        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        name = gpu if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -1,0 +1,372 @@
+import io
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastvae import cli
+from fastvae.checkpoint import load
+from fastvae.models.hybrid import HybridVAE
+from fastvae.terminal import escape
+from fastvae.text import ByteVocabulary, CharVocabulary
+
+TEXT = "the cat sat on the mat.\na dog ran to the [/b] cat.\n" * 40
+TINY = [
+    *("--steps=4", "--batch-size=4", "--length=16", "--latent-size=3", "--encoder-channels=4"),
+    *("--hidden-size=8", "--feature-channels=4", "--log-every=2", "--eval-every=2"),
+]
+COMMANDS = ["demo", "train", "evaluate", "sample", "reconstruct", "interpolate", "encode", "info"]
+PROGRAM = str(Path(sys.executable).with_name("fastvae"))
+
+
+@pytest.fixture
+def fastvae(capsys, monkeypatch):
+    """Run a command in this process -> exit status, standard output, standard error."""
+
+    def run(*arguments, stdin: bytes = b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(a) for a in arguments])
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(fastvae):
+    """Run a command that must fail as bad input does -> its line on standard error."""
+
+    def run(*arguments, stdin: bytes = b""):
+        status, out, err = fastvae(*arguments, stdin=stdin)
+        assert status == 2, err
+        assert err.startswith("fastvae: ") and err.count("\n") == 1, err
+        assert out == ""
+        return err
+
+    return run
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of four steps on characters."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_text(TEXT)
+    data = "--data", str(folder / "text.txt"), "--valid", str(folder / "text.txt")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", *data, "--out", str(folder / "run"), *TINY])
+    assert end.value.code == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A model that says little but markup, newlines and control characters."""
+    vocabulary = CharVocabulary("[/b]\n\x1b\x07\u202e")
+    sizes = {"latent_size": 2, "encoder_channels": (4,), "feature_channels": 4, "hidden_size": 4}
+    model = HybridVAE(vocabulary.size, 16, pad_id=vocabulary.pad_id, **sizes)
+    model.save_pretrained(tmp_path / "hostile", vocabulary)
+    return tmp_path / "hostile"
+
+
+@pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)], ids=str)
+def test_help(fastvae, command):
+    status, out, err = fastvae(*command, "--help")
+    assert (status, err) == (0, "")
+    assert "Usage" in out
+    if not command:
+        assert all(name in out for name in COMMANDS)
+
+
+def test_training_leaves_a_run_and_a_summary(fastvae, text, tmp_path):
+    out = tmp_path / "run"
+    status, shown, _ = fastvae("train", "--data", text, "--valid", text, "--out", out, *TINY)
+    assert status == 0
+    assert shown.splitlines()[1].split()[:2] == ["train", "4"]
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["split"]) for r in records] == [
+        (2, "train"), (2, "valid"), (4, "train"), (4, "valid")
+    ]  # fmt: skip
+    model, vocabulary = load(out)
+    assert (model.length, model.config["hidden_size"], model.end_id) == (16, 8, None)
+    assert vocabulary == CharVocabulary.from_text(TEXT)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(fastvae, text, tmp_path):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert fastvae("train", "--data", text, "--out", once, *TINY)[0] == 0
+    assert fastvae("train", "--data", text, "--out", twice, *TINY, "--steps", 2)[0] == 0
+    status, out, _ = fastvae("train", "--data", text, "--out", twice, *TINY, "--resume", "--json")
+    assert status == 0
+    assert json.loads(out)["step"] == 4
+    ours, theirs = load(once)[0].state_dict(), load(twice)[0].state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(text, tmp_path):
+    out = tmp_path / "run"
+    command = [PROGRAM, "train", "--data", text, "--out", out, *TINY, "--steps=1000000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text()):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "--resume" in err.splitlines()[-1] and "Traceback" not in err
+    load(out)
+
+
+def test_evaluate(fastvae, run, text):
+    limits = "--limit", 9, "--nll-texts", 3, "--nll-samples", 5, "--mi-texts", 8
+    status, out, _ = fastvae("evaluate", run, "--data", text, *limits, "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["samples"] == 9
+    assert found["bound"] == pytest.approx(found["reconstruction"] + found["kl"])
+    assert found["bpc"] == pytest.approx(found["bound"] / 16 / np.log(2))
+    assert 0 <= found["active_units"] <= 3
+    assert -1e-6 < found["mutual_information"] <= np.log(8)
+    assert found["importance_weighted_nll"] > 0
+    again = json.loads(fastvae("evaluate", run, "--data", text, *limits, "--json")[1])
+    assert again == found
+    shown = fastvae("evaluate", run, "--data", text, *limits, "--best")[1]
+    for name in ("bound", "bits per character", "active units", "importance-weighted NLL"):
+        assert name in shown
+
+
+def test_samples_depend_on_the_seed_alone(fastvae, run):
+    def sample(*more):
+        status, out, _ = fastvae("sample", run, "-n", 6, "-t", 1, "--batch-size", 4, *more)
+        assert status == 0
+        return out
+
+    lines = sample().splitlines()
+    assert [escape(text) for text in json.loads(sample("--json"))] == lines
+    assert len(lines) == 6
+    assert sample("--seed", 1).splitlines() != lines
+
+
+def test_reconstruct_from_standard_input_and_from_a_file(fastvae, run, text):
+    status, out, _ = fastvae(
+        "reconstruct", run, "--json", stdin=b"the cat\n\nthe dog ran to the mat\n"
+    )
+    assert status == 0
+    pairs = json.loads(out)
+    assert [pair["text"] for pair in pairs] == ["the cat", "the dog ran to t"]
+    shown = fastvae("reconstruct", run, stdin=b"the cat\n")[1].splitlines()
+    assert shown == ["in  the cat", f"out {escape(pairs[0]['reconstruction'])}"]
+    from_file = json.loads(fastvae("reconstruct", run, "--data", text, "-n", 3, "--json")[1])
+    assert "".join(pair["text"] for pair in from_file) == TEXT[:48]
+
+
+def test_interpolation_ends_in_the_reconstructions(fastvae, run):
+    ends = "the cat sat on t", "a dog ran to the"
+    status, out, _ = fastvae("interpolate", run, *ends, "--steps", 5, "--json")
+    assert status == 0
+    texts = json.loads(out)
+    assert len(texts) == 5
+    pairs = json.loads(fastvae("reconstruct", run, "--json", stdin="\n".join(ends).encode())[1])
+    assert [texts[0], texts[-1]] == [pair["reconstruction"] for pair in pairs]
+    assert fastvae("interpolate", run, *ends)[1].count("\n") == 7
+
+
+def test_encode_writes_posterior_means(fastvae, run, text, tmp_path):
+    out = tmp_path / "z.npy"
+    assert fastvae("encode", run, "--data", text, "--out", out, "--limit", 7)[0] == 0
+    model, vocabulary = load(run)
+    windows = [TEXT[n * 16 : n * 16 + 16] for n in range(7)]
+    tokens = torch.tensor([vocabulary.encode(w) for w in windows])
+    assert np.load(out).dtype == np.float32
+    np.testing.assert_array_equal(np.load(out), model.posterior(tokens)[0].detach())
+    assert fastvae("encode", run, "--out", out, stdin=windows[0].encode())[0] == 0
+    np.testing.assert_array_equal(np.load(out), model.posterior(tokens[:1])[0].detach())
+    parts = "--data", text, "--limit", 7, "--batch-size", 3
+    assert fastvae("encode", run, "--out", out, *parts)[0] == 0
+    want = torch.cat([model.posterior(part)[0] for part in tokens.split(3)])
+    np.testing.assert_array_equal(np.load(out), want.detach())
+
+
+def test_tweets_are_normalised_wherever_they_come_from(fastvae, tmp_path):
+    model = HybridVAE(259, 32, pad_id=0, end_id=2, latent_size=2, encoder_channels=(4,))
+    model.save_pretrained(tmp_path / "m", ByteVocabulary())
+    line = "@ann http://x.y ok"
+    (tmp_path / "tweets").write_text(line + "\n")
+    piped = fastvae("reconstruct", tmp_path / "m", "--json", stdin=line.encode())[1]
+    read = fastvae("reconstruct", tmp_path / "m", "--json", "--data", tmp_path / "tweets")[1]
+    assert json.loads(piped)[0]["text"] == "@userid url ok"
+    assert json.loads(piped) == json.loads(read)
+
+
+def test_info_names_what_serves_each_op(fastvae):
+    status, out, _ = fastvae("info", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["torch"].startswith(torch.__version__)
+    servers = {"C++ kernel", "GPU kernel", "PyTorch reference"}
+    for op in ("layer_norm_lstm", "highway_conv", "decode_lstm", "decode_bytenet"):
+        assert set(found["ops"][op]) == {"cpu", "cuda"}
+        assert set(found["ops"][op].values()) <= servers
+    assert "layer_norm_lstm" in fastvae("info")[1]
+
+
+def test_escape():
+    assert (
+        escape("a\nb\t\x1b[1m\x7f\x85\u202e[/b]é😀") == "a⏎b\\x09\\x1b[1m\\x7f\\x85\\u202e[/b]é😀"
+    )
+
+
+def test_generated_control_characters_and_markup_come_out_escaped(fastvae, hostile):
+    for command in (
+        ("sample", hostile, "-n", 50, "-t", 2),
+        ("interpolate", hostile, "[/b][/b]", "[b]]]"),
+        ("reconstruct", hostile, "-t", 2),
+    ):
+        status, out, err = fastvae(*command, stdin=b"[/b]\n[b]\n" * 5)
+        assert (status, err) == (0, "")
+        assert all(c.isprintable() for line in out.splitlines() for c in line)
+    assert "in  [/b]" in out
+    sampled = fastvae("sample", hostile, "-n", 50, "-t", 2)[1]
+    assert all(part in sampled for part in ("⏎", "\\x1b", "\\x07", "\\u202e", "["))
+
+
+def test_a_closed_pipe_is_quiet(run):
+    command = f"{PROGRAM} sample {run} -n 20000 -t 1 | head -1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        (None, (), "no such file: {data}"),
+        (b"", (), "{data} is empty"),
+        (b"short", (), "{data} has 5 characters, fewer than one window of 16"),
+        (b"x" * 31 + b"\xff\n", (), "{data} is not UTF-8 at byte 31"),
+        (b"x" * 99 + b"\n", ("--preset", "tweets"), "{data}: no line fits the length"),
+        (TEXT.encode(), ("--length", "18", "--encoder-channels", "4,4"), "not divisible by 4"),
+        (TEXT.encode(), ("--preset", "huge"), "no preset 'huge': there are small, ptb-lstm"),
+        (TEXT.encode(), ("--speed", "9"), "small has no field 'speed': there are length, "),
+        (TEXT.encode(), ("--steps", "many"), "steps = 'many': expected a whole number"),
+        (TEXT.encode(), ("--steps",), "--steps needs a value"),
+        (TEXT.encode(), ("stray",), "unexpected argument 'stray'"),
+        (TEXT.encode(), ("--decoder", "magic"), "decoder must be"),
+        (TEXT.encode(), ("--device", "abacus"), "device abacus cannot be used here"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_train_refuses(refused, tmp_path, content, more, message):
+    data = tmp_path / "data"
+    if content is not None:
+        data.write_bytes(content)
+    out = tmp_path / "run"
+    err = refused("train", "--data", data, "--out", out, *TINY, *more)
+    assert message.format(data=data) in err
+    assert not (out / "config.json").exists()
+
+
+def test_train_refuses_folders_it_cannot_use(refused, run, text, tmp_path):
+    before = {p: p.read_bytes() for p in run.iterdir() if p.is_file()}
+    err = refused("train", "--data", text, "--out", run, *TINY)
+    assert f"{run} already holds a run" in err
+    assert before == {p: p.read_bytes() for p in run.iterdir() if p.is_file()}
+    assert "text.txt" in refused("train", "--data", text, "--out", text / "below", *TINY)
+    assert "was begun with" in refused(
+        "train", "--data", text, "--out", run, *TINY, "--resume", "--hidden-size", 9
+    )
+
+
+def test_bad_use_is_one_line(refused, fastvae, run, text, tmp_path):
+    assert "No such command 'fly'" in refused("fly")
+    assert "--fast" in refused("sample", run, "--fast")
+    assert "--number" in refused("sample", run, "-n", 0)
+    assert "--data" in refused("evaluate", run)
+    assert "nowhere is not a folder" in refused("sample", tmp_path / "nowhere")
+    assert ".npy" in refused("encode", run, "--data", text, "--out", tmp_path / "z.txt")
+    missing = tmp_path / "missing" / "z.npy"
+    assert "missing" in refused("encode", run, "--data", text, "--out", missing)
+    status, out, err = fastvae()
+    assert (status, err) == (2, "") and "Usage" in out
+
+
+def test_inference_refuses_texts_that_do_not_fit(refused, run, tmp_path):
+    assert "standard input holds no text" in refused("reconstruct", run)
+    assert "'Z' (U+005A) at position 4" in refused("interpolate", run, "the Z", "a")
+    assert "(U+0042) at position 2" in refused("reconstruct", run, stdin=b"a B\n")
+    other = tmp_path / "other"
+    other.write_text("Unseen " * 20)
+    assert f"'U' (U+0055) at position 0 of {other}" in refused("evaluate", run, "--data", other)
+    model = HybridVAE(259, 8, pad_id=0, end_id=2, latent_size=2, encoder_channels=(4,))
+    model.save_pretrained(tmp_path / "m", ByteVocabulary())
+    assert "8 bytes, more than the 7 that fit" in refused(
+        "reconstruct", tmp_path / "m", stdin=b"x" * 8
+    )
+
+
+def test_damaged_and_foreign_models_are_refused(refused, run, tmp_path):
+    def copy(name):
+        return Path(shutil.copytree(run, tmp_path / name))
+
+    truncated = copy("truncated") / "model.safetensors"
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    assert f"{truncated} is damaged" in refused("sample", truncated.parent)
+    foreign = copy("foreign") / "config.json"
+    foreign.write_text(foreign.read_text().replace('"hidden_size": 8', '"hidden_size": 7'))
+    assert "model.safetensors" in refused("sample", foreign.parent)
+    bare = copy("bare")
+    (bare / "vocabulary.json").unlink()
+    assert "vocabulary.json" in refused("sample", bare)
+    empty = copy("empty")
+    (empty / "model.safetensors").unlink()
+    assert "model.safetensors" in refused("sample", empty)
+
+
+def test_a_full_disk_keeps_the_old_file(refused, fastvae, run, text, tmp_path):
+    out = tmp_path / "z.npy"
+    assert fastvae("encode", run, "--data", text, "--out", out, "--limit", 2)[0] == 0
+    before = out.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150, hard))
+        err = refused("encode", run, "--data", text, "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "File too large" in err
+    assert out.read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_demo(fastvae, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = fastvae("demo", "--steps", 2)
+    assert status == 0
+    for part in ("Samples", "reconstruction", "seven points", "Speed", "13.39"):
+        assert part in out
+    folder = tmp_path / "fastvae-demo"
+    png = (folder / "learning-curve.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 10_000
+    assert (folder / "metrics.jsonl").exists()
+    model, vocabulary = load(folder)
+    assert vocabulary.decode(model.sample(1)[0]) is not None
+    assert "is not empty" in refused("demo", "--steps", 2, "--out", folder)

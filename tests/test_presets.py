@@ -1,0 +1,124 @@
+import pytest
+import torch
+
+from fastvae.presets import PRESETS, build_model, configure, open_corpus
+from fastvae.text import ByteVocabulary, CharVocabulary, LineCorpus, WindowCorpus
+from fastvae.training import TrainingConfig
+
+PTB = CharVocabulary("".join(map(chr, range(33, 83))))  # 50 characters, as in the paper
+
+
+def parameters(name: str, vocabulary) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(PRESETS[name], vocabulary).parameters())
+
+
+# The design's counts for tweets; by hand for characters: V 51, Z 50 or 100, D 200, L 48.
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("tweets", 11_099_574),
+        ("tweets-lstm-vae", 10_765_459),
+        (
+            "ptb-lstm",
+            # encoder: convolutions, norms, linear; then expansion and deconvolutions with norms
+            (3 * 51 * 128 + 128 + 256) + (3 * 128 * 256 + 256 + 512) + (256 * 12 * 100 + 100)
+            + (50 * 3072 + 3072) + (3 * 256 * 128 + 128 + 256) + (3 * 128 * 200 + 200 + 400)
+            # head; LSTM: input, recurrent, bias and norm; classifier
+            + (200 * 51 + 51) + (2000 * 253 + 2000 * 500 + 3 * 2000) + (500 * 51 + 51),
+        ),
+        (
+            "ptb-lstm-vae",
+            (2000 * 51 + 2000 * 500 + 6000) + (500 * 200 + 200) + (100 * 1000 + 1000)
+            + (2000 * 53 + 2000 * 500 + 6000) + (500 * 51 + 51),
+        ),
+    ],
+)  # fmt: skip
+def test_parameter_counts(name, count):
+    vocabulary = ByteVocabulary() if name.startswith("tweets") else PTB
+    assert parameters(name, vocabulary) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "floor", "start", "end", "decays_from", "batch", "clip"),
+    [
+        ("ptb-lstm", 0.001, 1000, 8000, 20_000, 64, None),
+        ("ptb-bytenet", 0.001, 1000, 8000, 20_000, 64, None),
+        ("ptb-conv", 0.0, 10_000, 17_000, None, 64, None),
+        ("ptb-lstm-vae", 0.0, 10_000, 17_000, None, 64, 100.0),
+        ("tweets", 0.001, 50_000, 60_000, 70_000, 32, None),
+        ("tweets-lstm-vae", 0.0, 10_000, 17_000, None, 32, 100.0),
+    ],
+)
+def test_schedules_of_the_paper(name, floor, start, end, decays_from, batch, clip):
+    config = TrainingConfig(**PRESETS[name].training)
+    weight = config.kl_schedule
+    assert (weight(0), weight(start), weight(end), weight(99_999)) == (floor, floor, 1.0, 1.0)
+    assert weight((start + end) // 2) == pytest.approx((1 + floor) / 2)
+    last = decays_from or 99_999
+    assert config.learning_rate_at(last) == 1e-3
+    after = config.learning_rate_at(last + 1000)
+    assert after == pytest.approx(1e-3 * (0.95 if decays_from else 1.0))
+    assert (config.steps, config.batch_size, config.clip_norm) == (100_000, batch, clip)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_a_model_and_a_config(name):
+    preset = PRESETS[name]
+    vocabulary = ByteVocabulary() if preset.text == "tweets" else PTB
+    with torch.device("meta"):
+        model = build_model(preset, vocabulary)
+    assert (model.vocab_size, model.length) == (vocabulary.size, preset.length)
+    assert (model.pad_id, model.end_id) == (vocabulary.pad_id, vocabulary.end_id)
+    TrainingConfig(**preset.training)
+
+
+def test_overrides_reach_model_length_and_training():
+    preset = configure(
+        "ptb-lstm",
+        {
+            "length": "64",
+            "encoder_channels": "32,64",
+            "decoder": "bytenet",
+            "carry": "False",
+            "clip_norm": "5",
+            "eval_samples": "none",
+            "steps": "300",
+        },
+    )
+    assert preset.length == 64
+    changed = {"encoder_channels": (32, 64), "decoder": "bytenet", "carry": False}
+    assert preset.model_arguments == {**PRESETS["ptb-lstm"].model_arguments, **changed}
+    training = {"clip_norm": 5.0, "eval_samples": None, "steps": 300}
+    assert preset.training == {**PRESETS["ptb-lstm"].training, **training}
+    assert PRESETS["ptb-lstm"].length == 48
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("ptb", {}, r"no preset 'ptb': there are .*ptb-lstm, .*tweets"),
+        ("small", {"speed": "9"}, r"small has no field 'speed': there are length, .*hidden_size, "),
+        ("ptb-lstm-vae", {"decoder": "lstm"}, r"ptb-lstm-vae has no field 'decoder'"),
+        ("small", {"pad_id": "3"}, r"small has no field 'pad_id'"),
+        ("small", {"steps": "1.5"}, r"steps = '1.5': expected a whole number"),
+        ("small", {"carry": "maybe"}, r"carry = 'maybe': expected true or false"),
+        ("small", {"clip_norm": "x"}, r"clip_norm = 'x': expected a number or none"),
+        ("small", {"encoder_channels": "a"}, r"encoder_channels = 'a': expected numbers such as"),
+    ],
+)
+def test_wrong_names_and_values_are_named(name, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        configure(name, overrides)
+
+
+def test_characters_and_tweets_become_their_corpora(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("@bob see https://a.b\nyes\n")
+    characters = open_corpus(path, 8, text="characters")
+    assert isinstance(characters, WindowCorpus)
+    assert characters.vocabulary.decode(next(characters.batches(1))[0]) == "@bob see"
+    tweets = open_corpus(path, 32, text="tweets")
+    assert isinstance(tweets, LineCorpus)
+    lines = [tweets.vocabulary.decode(row) for row in next(tweets.batches(2))]
+    assert lines == ["@userid see url", "yes"]
