@@ -146,8 +146,8 @@ class LineCorpus(Corpus):
 
     Empty lines and lines of more than L - 1 bytes are left out (`left_out` counts the latter).
     normalise: applied to each line first, e.g. `normalise_tweet`; bytes that are not UTF-8 reach it
-    as surrogate escapes. cache: folder that keeps lines and their index for the next run (a lambda
-    or closure as `normalise` has no name to be known by: such lines are made afresh each time).
+    as surrogate escapes. cache: folder that keeps lines and their index for the next run (unless
+    `normalise` is not a module's own function: nothing tells lambdas and closures apart).
     Raises FileNotFoundError; ValueError if the file is empty or no line fits.
     """
 
@@ -237,11 +237,10 @@ def _write_lines(
 
 
 def _identity(function: Callable | None) -> str | None:
-    """A name and source text that tell a module's function from any other; None without such."""
-    name = getattr(function, "__qualname__", "<")
-    if "<" in name or getattr(function, "__self__", None) is not None:
+    """Name and source text of a module's own function; None for what these do not tell apart."""
+    if not inspect.isfunction(function) or "<" in function.__qualname__:
         return None
     try:
-        return f"{function.__module__}.{name}\n{inspect.getsource(function)}"
-    except (OSError, TypeError):  # built in, such as str.lower
-        return f"{function.__module__}.{name}"
+        return f"{function.__module__}.{function.__qualname__}\n{inspect.getsource(function)}"
+    except OSError:  # typed in at a prompt
+        return None

@@ -18,8 +18,8 @@ import numpy as np
 
 CHUNK = 1 << 20  # bytes read at once
 FORMAT = 1  # of the cache's files: part of every key
-# One page fault maps up to 64 KiB, so this many rows keep at most about 64 MiB resident.
-ROWS_RESIDENT = 1024
+RESIDENT = 128 << 20  # bytes of a mapped file that may stay in this process's memory
+ROWS_AT_ONCE = 64  # from a larger file: a page fault may map as much as 2 MiB around a row
 
 
 @contextmanager
@@ -119,23 +119,26 @@ def _read_notes(locate: Callable[[str], Path]) -> dict | None:
 
 
 class MappedArray:
-    """A file of numbers, read by index arrays through a memory map that stays small in memory."""
+    """A file of numbers, read by index arrays [n, ...]; the memory that it takes stays bounded.
+
+    The pages of a large file are let go of after every few rows, or random reads would in time map
+    all of it into this process. They stay in the system's cache as long as it has room.
+    """
 
     def __init__(self, path: Path, dtype: str):
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._values = np.frombuffer(self._map, dtype)
-        self._rows = 0
+        self._drops = len(self._map) > RESIDENT and hasattr(mmap, "MADV_DONTNEED")
 
     def __len__(self) -> int:
         return len(self._values)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
-        values = self._values[index]
-        self._rows += len(index)
-        if self._rows > ROWS_RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
-            # The pages stay in the system's cache; only this process lets go of them, or random
-            # reads would in time count the whole file as this process's memory.
+        if not self._drops:
+            return self._values[index]
+        values = np.empty(index.shape, self._values.dtype)
+        for i in range(0, len(index), ROWS_AT_ONCE):
+            values[i : i + ROWS_AT_ONCE] = self._values[index[i : i + ROWS_AT_ONCE]]
             self._map.madvise(mmap.MADV_DONTNEED)
-            self._rows = 0
         return values

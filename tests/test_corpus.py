@@ -1,0 +1,378 @@
+import gzip
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastvae.text import ByteVocabulary, CharVocabulary, LineCorpus, WindowCorpus, normalise_tweet
+from fastvae.text import files as text_files
+
+TEXT = "the first line\nthe second line\n" * 20
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def fixed_pass(corpus, batch_size=7):
+    return torch.cat(list(corpus.batches(batch_size)))
+
+
+@pytest.fixture
+def chunk(monkeypatch):
+    """Files read three bytes at a time: every boundary is crossed."""
+    monkeypatch.setattr(text_files, "CHUNK", 3)
+
+
+# Windows
+
+
+@pytest.mark.parametrize("vocabulary", [None, ByteVocabulary()], ids=["characters", "bytes"])
+@pytest.mark.parametrize("name", ["text.txt", "text.txt.gz"])
+def test_windows_are_pieces_of_the_text(name, vocabulary, tmp_path, chunk):
+    text = TEXT + "é☃\U0001f600"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    corpus = WindowCorpus(path, 13, vocabulary=vocabulary)
+    stream = text.encode() if vocabulary else text
+    decode = corpus.vocabulary.decode_bytes if vocabulary else corpus.vocabulary.decode
+    assert corpus.vocabulary == (vocabulary or CharVocabulary("".join(dict.fromkeys(text))))
+
+    whole = [stream[i : i + 13] for i in range(0, len(stream) - 12, 13)]
+    assert [decode(row) for row in fixed_pass(corpus)] == whole
+    assert len(corpus) == len(whole)
+
+    batch = corpus.batch(500, generator())
+    assert batch.shape == (500, 13) and batch.dtype == torch.int64
+    starts = torch.randint(len(stream) - 12, (500,), generator=generator())
+    assert [decode(row) for row in batch] == [stream[i : i + 13] for i in starts]
+    assert torch.equal(batch, corpus.batch(500, generator()))
+
+
+def test_random_windows_reach_both_ends_of_the_stream():
+    corpus = WindowCorpus.from_text("abcdef", 4)
+    seen = {tuple(row) for row in corpus.batch(200, generator()).tolist()}
+    assert seen == {(0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5)}
+
+
+def test_source_is_a_path_or_a_text_with_newlines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some text").write_text(TEXT)
+    from_file = fixed_pass(WindowCorpus("some text", 20))
+    for corpus in (WindowCorpus(TEXT, 20), WindowCorpus.from_text(TEXT, 20)):
+        assert torch.equal(fixed_pass(corpus), from_file)
+    assert len(WindowCorpus.from_text("some text", 4)) == 2
+    with pytest.raises(FileNotFoundError, match="no such file: other text"):
+        WindowCorpus("other text", 4)
+
+
+def test_limit_and_batch_size():
+    corpus = WindowCorpus.from_text("abcdefghijk", 2)
+    assert [len(b) for b in corpus.batches(2)] == [2, 2, 1]
+    assert [b.tolist() for b in corpus.batches(2, limit=3)] == [[[0, 1], [2, 3]], [[4, 5]]]
+    for arguments in ((0,), (1, 0)):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            corpus.batches(*arguments)
+
+
+def test_wide_characters_take_more_than_a_byte(tmp_path):
+    characters = "".join(chr(0x4E00 + i) for i in range(300))
+    path = tmp_path / "text"
+    path.write_text(characters * 2, encoding="utf-8")
+    corpus = WindowCorpus(path, 300)
+    assert corpus.vocabulary.size == 301
+    assert fixed_pass(corpus).tolist() == [list(range(300))] * 2
+
+
+def test_a_given_vocabulary_is_used_as_it_is(tmp_path, chunk):
+    path = tmp_path / "text"
+    path.write_text("cab☃cab", encoding="utf-8")
+    corpus = WindowCorpus(path, 7, vocabulary=CharVocabulary("☃abcd"))
+    assert corpus.batch(1, generator()).tolist() == [[3, 1, 2, 0, 3, 1, 2]]
+    with pytest.raises(ValueError, match=r"'☃' \(U\+2603\) at position 3 of .*text"):
+        WindowCorpus(path, 7, vocabulary=CharVocabulary("abc"))
+
+
+@given(st.text(), st.binary(min_size=1), st.text())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_invalid_utf8_names_the_byte(tmp_path, chunk, before, bad, after):
+    data = before.encode() + bad + after.encode()
+    path = tmp_path / "text"
+    path.write_bytes(data)
+    try:
+        expected = data.decode()
+    except UnicodeDecodeError as error:
+        with pytest.raises(ValueError, match=rf"not UTF-8 at byte {error.start} \("):
+            WindowCorpus(path, 1)
+    else:
+        assert WindowCorpus(path, 1).vocabulary.characters == "".join(dict.fromkeys(expected))
+
+
+def test_invalid_utf8_past_the_first_chunk(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes("☃".encode() * 700_000 + b"\xe2\x98")
+    with pytest.raises(ValueError, match=r"not UTF-8 at byte 2100000 \(unexpected end of data"):
+        WindowCorpus(path, 8)
+    assert len(WindowCorpus(path, 8, vocabulary=ByteVocabulary())) == 2_100_002 // 8
+
+
+# Lines
+
+
+def test_line_samples(tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes(b"ab\n\nabcd\r\nabcde\n\xff\n\r\nxyz")
+    corpus = LineCorpus(path, 5)
+    a, end = 3 + ord("a"), 2
+    assert fixed_pass(corpus).tolist() == [
+        [a, a + 1, end, 0, 0],
+        [a, a + 1, a + 2, a + 3, end],
+        [3 + 255, end, 0, 0, 0],
+        [3 + ord(c) for c in "xyz"] + [end, 0],
+    ]
+    assert (len(corpus), corpus.left_out) == (4, 1)
+    assert corpus.vocabulary == ByteVocabulary()
+
+
+def test_random_lines_are_uniform_and_repeatable(tmp_path):
+    path = tmp_path / "lines"
+    path.write_text("".join(f"{i}\n" for i in range(50)))
+    corpus = LineCorpus(path, 4)
+    batch = corpus.batch(500, generator())
+    assert batch.dtype == torch.int64
+    index = torch.randint(50, (500,), generator=generator())
+    assert [corpus.vocabulary.decode(row) for row in batch] == [str(int(i)) for i in index]
+    assert set(index.tolist()) == set(range(50))
+    assert torch.equal(batch, corpus.batch(500, generator()))
+
+
+@given(st.lists(st.binary(max_size=9).filter(lambda line: not {10, 13} & set(line))))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_lines_that_fit_come_back_in_order(tmp_path, lines):
+    path = tmp_path / "lines"
+    path.write_bytes(b"\n".join([*lines, b"end"]))
+    corpus = LineCorpus(path, 6)
+    kept = [line for line in [*lines, b"end"] if 0 < len(line) < 6]
+    assert [corpus.vocabulary.decode_bytes(row) for row in fixed_pass(corpus)] == kept
+
+
+def test_lines_are_normalised_before_they_are_measured(tmp_path):
+    path = tmp_path / "lines.gz"
+    tweets = b"hi @a\nsee http://t.co/12345678901234567890\n@averyveryverylongname\n\xff @b\n"
+    path.write_bytes(gzip.compress(tweets))
+    corpus = LineCorpus(path, 11, normalise=normalise_tweet)
+    texts = [corpus.vocabulary.decode_bytes(row) for row in fixed_pass(corpus)]
+    assert texts == [b"hi @userid", b"see url", b"@userid", b"\xff @userid"]
+
+
+def test_an_endless_line_is_left_out_and_not_held(tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes(b"x" * (5 << 20) + b"\nab\n" + b"y" * (1 << 20) + b"\ncd")
+    corpus = LineCorpus(path, 8, normalise=lambda line: line[:2])
+    assert [corpus.vocabulary.decode(row) for row in fixed_pass(corpus)] == ["ab", "cd"]
+    assert corpus.left_out == 2
+
+
+def test_lines_are_bytes(tmp_path):
+    (tmp_path / "lines").write_text("ab\n")
+    with pytest.raises(ValueError, match="ByteVocabulary"):
+        LineCorpus(tmp_path / "lines", 4, vocabulary=CharVocabulary("ab"))
+
+
+# Bad files
+
+
+@pytest.mark.parametrize("make", [WindowCorpus, LineCorpus], ids=["windows", "lines"])
+class TestBadFiles:
+    def test_missing(self, make, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"^no such file: .*absent"):
+            make(tmp_path / "absent", 8)
+
+    def test_folder(self, make, tmp_path):
+        with pytest.raises(ValueError, match="not a regular file"):
+            make(tmp_path, 8)
+
+    @pytest.mark.parametrize("content", [b"", gzip.compress(b"")], ids=["plain", "gzip"])
+    def test_empty(self, make, content, tmp_path):
+        path = tmp_path / ("empty.gz" if content else "empty")
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"empty(\.gz)? is empty"):
+            make(path, 8)
+
+    @pytest.mark.parametrize("damage", [slice(40), slice(1, None)], ids=["cut", "no header"])
+    def test_damaged_gzip(self, make, damage, tmp_path):
+        path = tmp_path / "text.gz"
+        path.write_bytes(gzip.compress(os.urandom(2000))[damage])
+        with pytest.raises(ValueError, match=r"text\.gz is a damaged gzip file"):
+            make(path, 8)
+
+    def test_length(self, make, tmp_path):
+        (tmp_path / "text").write_text(TEXT)
+        with pytest.raises(ValueError, match="length must be at least 1, not 0"):
+            make(tmp_path / "text", 0)
+
+
+def test_shorter_than_one_window(tmp_path):
+    (tmp_path / "text").write_text("abcdefg")
+    with pytest.raises(ValueError, match="text has 7 characters, fewer than one window of 8"):
+        WindowCorpus(tmp_path / "text", 8)
+    with pytest.raises(ValueError, match="empty"):
+        WindowCorpus.from_text("", 8)
+
+
+def test_no_line_fits(tmp_path):
+    path = tmp_path / "lines"
+    path.write_text("abcd\nabcde\n")
+    with pytest.raises(ValueError, match=r"no line fits .* all 2 have more than 3 bytes"):
+        LineCorpus(path, 4)
+    path.write_text("\n\n")
+    with pytest.raises(ValueError, match="only empty lines"):
+        LineCorpus(path, 4)
+
+
+# Cache
+
+
+def contents(folder):
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path, cache: WindowCorpus(path, 8, cache=cache),
+        lambda path, cache: LineCorpus(path, 20, normalise=normalise_tweet, cache=cache),
+    ],
+    ids=["windows", "lines"],
+)
+class TestCache:
+    def test_second_run_reuses_it(self, make, tmp_path):
+        path, cache = tmp_path / "text", tmp_path / "deep" / "cache"
+        path.write_text(TEXT)
+        first, before = fixed_pass(make(path, cache)), contents(cache)
+        again = make(path, cache)
+        assert contents(cache) == before
+        assert torch.equal(fixed_pass(again), first)
+        # the samples are read from the cache and from nowhere else
+        (data,) = [file for file in cache.iterdir() if file.suffix in (".ids", ".bytes")]
+        data.write_bytes(data.read_bytes()[::-1])
+        assert not torch.equal(fixed_pass(make(path, cache)), first)
+
+    def test_another_text_is_read_anew(self, make, tmp_path):
+        path, cache = tmp_path / "text", tmp_path / "cache"
+        path.write_text(TEXT)
+        first = fixed_pass(make(path, cache))
+        status = path.stat()
+        path.write_text(TEXT.replace("first", "third"))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        assert not torch.equal(fixed_pass(make(path, cache)), first)
+
+    def test_damaged_cache_is_made_again(self, make, tmp_path):
+        path, cache = tmp_path / "text", tmp_path / "cache"
+        path.write_text(TEXT)
+        first = fixed_pass(make(path, cache))
+        for damage in (lambda file: file.write_bytes(b"{"), lambda file: file.unlink()):
+            for file in list(cache.iterdir()):
+                damage(file)
+                assert torch.equal(fixed_pass(make(path, cache)), first)
+
+    def test_several_at_once(self, make, tmp_path):
+        path, cache = tmp_path / "text", tmp_path / "cache"
+        path.write_text(TEXT * 50)
+        with ThreadPoolExecutor(8) as pool:
+            passes = list(pool.map(lambda _: fixed_pass(make(path, cache), 100), range(16)))
+        assert all(torch.equal(passes[0], other) for other in passes)
+        assert not list(cache.glob("partial-*"))
+
+    def test_a_failure_leaves_nothing_behind(self, make, tmp_path):
+        path, cache = tmp_path / "text.gz", tmp_path / "cache"
+        path.write_bytes(gzip.compress(os.urandom(4000))[:2000])
+        with pytest.raises(ValueError, match="gzip"):
+            make(path, cache)
+        assert list(cache.iterdir()) == []
+
+    def test_temporary_by_default(self, make, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+        (tmp_path / "temporary").mkdir()
+        path = tmp_path / "text"
+        path.write_text(TEXT)
+        corpus = make(path, None)
+        assert len(list((tmp_path / "temporary").iterdir())) == 1
+        assert len(corpus.batch(3, generator())) == 3
+        del corpus
+        assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_cache_tells_settings_apart(tmp_path):
+    path, cache = tmp_path / "text", tmp_path / "cache"
+    path.write_text("b@a\n@bb\nbab\n")
+    default = WindowCorpus(path, 4, cache=cache)
+    turned = WindowCorpus(path, 4, vocabulary=CharVocabulary("\nab@"), cache=cache)
+    raw = WindowCorpus(path, 4, vocabulary=ByteVocabulary(), cache=cache)
+    firsts = [next(corpus.batches(1))[0] for corpus in (default, turned, raw)]
+    assert len({tuple(ids.tolist()) for ids in firsts}) == 3
+    for corpus, ids in zip((default, turned, raw), firsts, strict=True):
+        assert corpus.vocabulary.decode(ids) == "b@a\n"
+
+    def decoded(**arguments):
+        corpus = LineCorpus(path, 8, cache=cache, **arguments)
+        return [corpus.vocabulary.decode(row) for row in fixed_pass(corpus)]
+
+    assert decoded() == ["b@a", "@bb", "bab"]
+    assert decoded(normalise=normalise_tweet) == ["b@a", "@userid", "bab"]
+    assert decoded(normalise=str.upper) == ["B@A", "@BB", "BAB"]
+    for letter in "xy":  # two functions of one name and one source text
+
+        def replaced(line, letter=letter):
+            return line.replace("b", letter)
+
+        assert decoded(normalise=replaced)[2] == f"{letter}a{letter}"
+    with pytest.raises(ValueError, match="no line fits"):
+        LineCorpus(path, 3, cache=cache)
+
+
+# Memory
+
+# The peak of this program alone: ru_maxrss would start from that of the process it is forked from.
+MEASURE = """
+import sys
+from pathlib import Path
+
+import torch
+from fastvae.text import LineCorpus, WindowCorpus, files
+
+def peak():
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) << 10
+
+path, kind, cache = sys.argv[1:]
+files.RESIDENT //= 16  # as if the file were sixteen times as large
+files.ROWS_AT_ONCE //= 16
+corpus_class = {"windows": WindowCorpus, "lines": LineCorpus}[kind]
+before = peak()
+corpus = corpus_class(path, 1024, cache=cache)
+generator = torch.Generator().manual_seed(0)
+for _ in range(100):
+    corpus.batch(64, generator)
+for _ in corpus.batches(1000):
+    pass
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, needs MADV_DONTNEED")
+@pytest.mark.parametrize("kind", ["windows", "lines"])
+def test_memory_stays_far_below_the_file(kind, tmp_path):
+    path = tmp_path / "text"
+    line = bytes(range(ord("A"), ord("z"))) * 17 + b"\n"
+    with open(path, "wb") as file:
+        for _ in range((64 << 20) // len(line)):
+            file.write(line)
+    command = [sys.executable, "-c", MEASURE, str(path), kind, str(tmp_path / "cache")]
+    grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 32 << 20  # half the file
