@@ -359,7 +359,7 @@ corpus = corpus_class(path, 1024, cache=cache)
 generator = torch.Generator().manual_seed(0)
 for _ in range(100):
     corpus.batch(64, generator)
-for _ in corpus.batches(1000):
+for _ in corpus.batches(64):
     pass
 print(peak() - before)
 """

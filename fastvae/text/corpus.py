@@ -182,9 +182,9 @@ class LineCorpus(Corpus):
         return len(self._offsets) - 1
 
     def _samples(self, index: Tensor) -> Tensor:
-        rows, columns = index.numpy(), np.arange(self.length)
-        starts = self._offsets[rows][:, None]
-        sizes = self._offsets[rows + 1][:, None] - starts
+        columns = np.arange(self.length)
+        starts, ends = np.split(self._offsets[index.numpy()[:, None] + np.arange(2)], 2, axis=1)
+        sizes = ends - starts
         # Columns past a line's end are overwritten below; the minimum keeps them inside the file.
         index = np.minimum(starts + columns, len(self._bytes) - 1)
         ids = self._bytes[index].astype(np.int64) + self.vocabulary.first_byte_id
