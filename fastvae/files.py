@@ -53,8 +53,10 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file atomically. Raises OSError in one line; the old file is kept then."""
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+    """Replace a JSON file atomically, unless it is that already. Raises OSError in one line."""
+    encoded = (json.dumps(content, indent=2) + "\n").encode()
+    if not path.is_file() or path.read_bytes() != encoded:
+        write_bytes(path, encoded)
 
 
 def read_json(path: Path) -> Any:

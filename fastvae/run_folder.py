@@ -39,6 +39,8 @@ class RunFolder:
                 f"{self.path} already holds a run: resume it (--resume) or choose another folder"
             )
         self.fresh = not (self.path / SETTINGS).exists()
+        if resume and self.fresh:
+            say(f"{self.path} holds no run to resume: beginning one")
 
     def create(self, model, vocabulary, config, fingerprint: str) -> None:
         """Begin a run: the model with its vocabulary, then the settings, which make it one."""

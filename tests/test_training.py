@@ -1,0 +1,474 @@
+"""Training: exact resume, several processes, run folders, and what goes wrong said in one line."""
+
+import importlib.util
+import io
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from fastvae.checkpoint import load
+from fastvae.metrics import evaluate
+from fastvae.training import TrainingConfig, train
+
+WORKER = Path(__file__).with_name("training_worker.py")
+spec = importlib.util.spec_from_file_location("training_worker", WORKER)
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+Letters, make_model = worker.Letters, worker.make_model
+SPEEDS = ("steps_per_second", "characters_per_second")
+
+
+def config(**changes):
+    return TrainingConfig(**{**worker.CONFIG, **changes})
+
+
+def quiet():
+    return Console(file=io.StringIO())
+
+
+def run(folder, model=None, corpus=None, resume=False, console=None, **changes):
+    model = make_model() if model is None else model
+    result = train(
+        model,
+        Letters() if corpus is None else corpus,
+        config(**changes),
+        folder,
+        validation=Letters(),
+        resume=resume,
+        console=console or quiet(),
+    )
+    return model, result
+
+
+def records(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines]
+
+
+def content(path):
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def assert_same_run(a, b, names=("last", "previous", "best", "model")):
+    """Bit for bit: weights, optimiser, step, best, window and every record but its speed."""
+    assert records(a) == records(b)
+    for name in names:
+        (one, about_one), (two, about_two) = (content(p / f"{name}.safetensors") for p in (a, b))
+        assert about_one == about_two and one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.fixture(autouse=True)
+def no_power_cuts(monkeypatch):
+    """Waiting for the disk is most of a small run's time."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(folder)
+    return folder
+
+
+class Interrupting(Letters):
+    """Sends this process a signal while the n-th batch is drawn."""
+
+    def __init__(self, n, number=signal.SIGINT):
+        super().__init__()
+        self.n, self.number = n, number
+
+    def batch(self, count, generator):
+        self.n -= 1
+        if self.n == 0:
+            os.kill(os.getpid(), self.number)
+        return super().batch(count, generator)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("steps", 1.5),
+        ("steps", True),
+        ("batch_size", "many"),
+        ("learning_rate", 0),
+        ("learning_rate", float("nan")),
+        ("lr_decay", -0.5),
+        ("lr_decay_every", 0),
+        ("clip_norm", 0),
+        ("free_bits", -1),
+        ("precision", "fp8"),
+        ("precision", 32),
+        ("accumulate", 3),
+        ("seed", -1),
+        ("eval_samples", 0),
+        ("log_every", 0),
+        ("kl_floor", float("inf")),
+        ("kl_cycles", 0),
+        ("kl_start", 100),
+    ],
+)
+def test_senseless_values_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=field.removeprefix("kl_")) as error:
+        config(**{field: value})
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_fields_are_refused_with_a_hint():
+    with pytest.raises(ValueError, match=r"'step': did you mean steps\?"):
+        TrainingConfig.from_dict({"step": 3})
+    assert TrainingConfig.from_dict({"steps": 3}).steps == 3
+
+
+def test_schedules():
+    settings = TrainingConfig(
+        learning_rate=1.0, lr_decay=0.5, lr_decay_every=10, lr_decay_start=20, kl_floor=0.1,
+        kl_start=10, kl_end=20, kl_target=0.9,
+    )  # fmt: skip
+    rates = {0: 1.0, 29: 1.0, 30: 0.5, 39: 0.5, 40: 0.25}
+    assert {step: settings.learning_rate_at(step) for step in rates} == rates
+    weights = {0: 0.1, 10: 0.1, 15: 0.5, 20: 0.9, 99: 0.9}
+    assert {step: settings.kl_schedule(step) for step in weights} == pytest.approx(weights)
+
+
+# What a run does
+
+
+def test_a_run_learns_and_leaves_a_model(tmp_path):
+    model, result = run(tmp_path, steps=100, eval_every=50, learning_rate=1e-2)
+    assert result["step"] == 100 and not result["interrupted"]
+    assert result["valid"]["bound"] < 8 * math.log(10)  # what the letters' frequencies alone give
+    loaded, vocabulary = load(tmp_path)
+    assert vocabulary == Letters.vocabulary
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name])
+    # The last record is that of the model which was saved.
+    again = evaluate(loaded, Letters().batches(4), kl_weight=1.0)
+    assert result["valid"] == {"step": 100, "split": "valid", "kl_weight": 1.0, **again}
+
+
+def test_records_are_means_of_the_steps_terms(tmp_path):
+    """Against a plain loop over torch.optim.Adam, drawn from the same (seed, step)."""
+    from fastvae.training import _generator
+
+    steps, model = 6, make_model(dtype=torch.float64)
+    run(tmp_path, make_model(dtype=torch.float64), steps=steps, log_every=3, seed=5)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    expected = []
+    for step in range(steps):
+        generator = _generator(5, step)
+        tokens = Letters().batch(4, generator)
+        noise = torch.randn(4, 3, generator=generator)
+        dropped = torch.rand(4, 8, generator=generator) < 0.3
+        optimizer.param_groups[0]["lr"] = 1e-3 * 0.9 ** (step // 5)
+        out = model(tokens, min(max(step - 2, 0) / 10, 1.0), noise=noise, dropped=dropped)
+        optimizer.zero_grad()
+        out.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        expected.append([t.item() for t in (*out[:4], norm)])
+    names = ("loss", "reconstruction", "kl", "auxiliary", "gradient_norm")
+    train_records = [r for r in records(tmp_path) if r["split"] == "train"]
+    for record, rows in zip(train_records, (expected[:3], expected[3:]), strict=True):
+        means = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
+        assert [record[name] for name in names] == pytest.approx(means)
+    assert [r["learning_rate"] for r in train_records] == pytest.approx([1e-3, 0.9e-3])
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(load(tmp_path)[0].state_dict()[name], value)
+
+
+def test_looking_on_changes_nothing(tmp_path):
+    torch.manual_seed(7)
+    run(tmp_path / "a", eval_every=2, sample_every=2, log_every=1, checkpoint_every=3)
+    run(tmp_path / "b", eval_every=0, sample_every=0, log_every=20, checkpoint_every=20)
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_accumulated_gradients_are_the_whole_batchs(tmp_path):
+    finals = []
+    for n in (1, 2, 4):
+        model = make_model("lstm_vae", dtype=torch.float64)  # no batch norm: micro-batches add up
+        run(tmp_path / str(n), model, steps=8, accumulate=n)
+        finals.append(model.state_dict())
+    for name, value in finals[0].items():
+        torch.testing.assert_close(finals[1][name], value)
+        torch.testing.assert_close(finals[2][name], value)
+
+
+def test_best_checkpoint_is_the_lowest_bound(tmp_path):
+    _, result = run(tmp_path, steps=40, learning_rate=0.05)
+    bounds = {r["step"]: r["bound"] for r in records(tmp_path) if r["split"] == "valid"}
+    assert len(bounds) > 4 and result["best"] == min(bounds.values())
+    best, _ = load(tmp_path, best=True)
+    assert evaluate(best, Letters().batches(4))["bound"] == result["best"]
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path):
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tmp_path, corpus=Interrupting(9))
+    run(tmp_path, resume=True)
+    events = loading.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for split, name in (("train", "kl"), ("valid", "bound")):
+        mine = [(r["step"], r[name]) for r in records(tmp_path) if r["split"] == split]
+        theirs = [(e.step, e.value) for e in events.Scalars(f"{split}/{name}")]
+        assert [s for s, _ in theirs] == [s for s, _ in mine]
+        assert [v for _, v in theirs] == pytest.approx([v for _, v in mine])
+
+
+def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    console = quiet()
+    run(tmp_path, console=console, steps=2)
+    assert "no TensorBoard log" in console.file.getvalue()
+
+
+def test_samples_are_printed_escaped(tmp_path):
+    class Markup(Letters):
+        vocabulary = worker.CharVocabulary("[/b]\n\x1befgh")
+
+    console = Console(file=io.StringIO(), force_terminal=False, width=200)
+    run(tmp_path, corpus=Markup(), steps=60, sample_every=60, learning_rate=0.02, console=console)
+    text = console.file.getvalue()
+    assert text.count("samples at step 60") == 1
+    assert "\x1b" not in text and ("[/b]" in text or "⏎" in text or "\\x1b" in text)
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    run(tmp_path, console=console)
+    text = console.file.getvalue()
+    assert all(part in text for part in ("rec", "KL", "bpc", "steps/s", "characters/s", "20/20"))
+
+
+def test_bf16_keeps_fp32_weights_and_resumes_exactly(whole, tmp_path):
+    model, result = run(tmp_path / "bf16", precision="bf16")
+    assert result["train"]["loss"] == pytest.approx(
+        run(tmp_path / "fp32")[1]["train"]["loss"], 0.05
+    )
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    run(tmp_path / "parts", precision="bf16", corpus=Interrupting(9))
+    run(tmp_path / "parts", precision="bf16", resume=True)
+    assert records(tmp_path / "bf16") == records(tmp_path / "parts")
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, number):
+    before = signal.getsignal(number)
+    console = quiet()
+    # The first batch drawn is the one that identifies the data: the 8th is that of step 7.
+    _, result = run(tmp_path / "parts", corpus=Interrupting(8, number), console=console)
+    assert result["interrupted"] and result["step"] == 7
+    assert "--resume" in console.file.getvalue() and signal.getsignal(number) is before
+    _, result = run(tmp_path / "parts", resume=True)
+    assert not result["interrupted"] and result["step"] == 20
+    # The checkpoint before is another one, that of the interruption or after it.
+    assert_same_run(whole, tmp_path / "parts", ("last", "best", "model"))
+    assert result["valid"] == [r for r in records(whole) if r["split"] == "valid"][-1]
+
+
+def test_metrics_after_the_checkpoint_are_cut(whole, tmp_path):
+    run(tmp_path / "parts", corpus=Interrupting(9))
+    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "split": "train", "loss": 0}\n{"step": 12, "spl')
+    run(tmp_path / "parts", resume=True)
+    assert records(whole) == records(tmp_path / "parts")
+
+
+def test_a_longer_run_is_the_shorter_one_gone_on(tmp_path):
+    run(tmp_path / "whole", log_every=4, eval_every=4)
+    run(tmp_path / "parts", log_every=4, eval_every=4, steps=12)
+    run(tmp_path / "parts", log_every=4, eval_every=4, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    console = quiet()
+    _, result = run(tmp_path / "parts", log_every=4, eval_every=4, resume=True, console=console)
+    assert "raise steps" in console.file.getvalue() and result["step"] == 20
+    assert result["train"]["step"] == 20
+
+
+def test_damaged_last_checkpoint(whole, tmp_path):
+    run(tmp_path / "parts", corpus=Interrupting(11))
+    last = tmp_path / "parts" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-7])
+    console = Console(file=io.StringIO(), width=300)
+    run(tmp_path / "parts", resume=True, console=console)
+    said = [line for line in console.file.getvalue().splitlines() if "damaged" in line]
+    assert len(said) == 1 and "step 8" in said[0]
+    assert_same_run(whole, tmp_path / "parts")
+
+
+def spawn(*command, **environment):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_at_random_moments(tmp_path):
+    output = spawn(sys.executable, str(WORKER), "killed_at_random", str(tmp_path))
+    assert json.loads(output.splitlines()[-1])["attempts"] > 3
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_between_any_two_file_operations(tmp_path):
+    output = spawn(sys.executable, str(WORKER), "killed_at_files", str(tmp_path))
+    kills = json.loads(output.splitlines()[-1])["kills"]
+    assert kills > 20
+    for n in range(1, kills + 1):
+        assert_same_run(tmp_path / str(kills + 1), tmp_path / str(n))
+
+
+def test_two_processes_are_one(tmp_path):
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    spawn(*launch, str(WORKER), "shared", str(tmp_path / "two"))
+    worker.shared(tmp_path / "one")
+    for name in ("last", "best"):
+        one, two = (load_file(tmp_path / n / f"{name}.safetensors") for n in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key in one:
+            torch.testing.assert_close(two[key], one[key], msg=lambda m, key=key: f"{key}: {m}")
+    for a, b in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
+        assert a.keys() == b.keys() and a["split"] == b["split"]
+        numbers = [k for k in a if k != "split"]
+        assert [b[k] for k in numbers] == pytest.approx([a[k] for k in numbers])
+
+
+# What goes wrong
+
+
+def test_a_folder_that_holds_a_run_is_not_touched(tmp_path):
+    run(tmp_path, steps=2)
+    before = {p: p.read_bytes() for p in tmp_path.glob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(tmp_path)
+    assert before == {p: p.read_bytes() for p in tmp_path.glob("*") if p.is_file()}
+
+
+def test_a_saved_model_is_not_overwritten(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"learning_rate": 0.1}, "learning_rate = 0.001, not 0.1"),
+        ({"seed": 1}, "seed"),
+        ({"model": "aux_weight"}, "aux_weight = 0.2, not 0.5"),
+        ({"model": "lstm_vae"}, "holds a HybridVAE, not a LSTMVAE"),
+        ({"corpus": Letters(stride=3)}, "other training data"),
+    ],
+)
+def test_resuming_something_else_is_refused(tmp_path, changes, name):
+    run(tmp_path, steps=4)
+    models = {
+        "aux_weight": lambda: make_model(aux_weight=0.5),
+        "lstm_vae": lambda: make_model("lstm_vae"),
+    }
+    if "model" in changes:
+        changes = {"model": models[changes["model"]]()}
+    before = {p: p.read_bytes() for p in tmp_path.glob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=name):
+        run(tmp_path, resume=True, **changes)
+    assert before == {p: p.read_bytes() for p in tmp_path.glob("*") if p.is_file()}
+
+
+def test_resuming_nothing_begins_a_run(tmp_path):
+    console = quiet()
+    _, result = run(tmp_path, resume=True, steps=2, console=console)
+    assert result["step"] == 2 and "no run" in console.file.getvalue()
+
+
+def test_one_folder_has_one_trainer(tmp_path):
+    class Twice(Letters):
+        def batch(self, count, generator):
+            with pytest.raises(ValueError, match="in use by another"):
+                run(tmp_path, resume=True)
+            return super().batch(count, generator)
+
+    run(tmp_path, corpus=Twice(), steps=1)
+    run(tmp_path, resume=True)  # released
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(OSError, match="cannot make the folder"):
+            run(folder)
+
+
+def test_data_of_another_length_or_vocabulary(tmp_path):
+    class Longer(Letters):
+        length = 12
+
+    with pytest.raises(ValueError, match="length 12 and 11 symbols, the model 8 and 11"):
+        run(tmp_path / "run", corpus=Longer())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path):
+    class Poisoned(Letters):
+        """Makes the model produce an infinity at the batch of step 10."""
+
+        calls = -1
+
+        def batch(self, count, generator):
+            self.calls += 1
+            if self.calls == 10:
+                with torch.no_grad():
+                    model.head.bias[0] = float("inf")
+            return super().batch(count, generator)
+
+    model = make_model()
+    with pytest.raises(ValueError, match=r"step 10 .*auxiliary nan.*checkpoint is that of step 8"):
+        run(tmp_path / "poisoned", model, Poisoned())
+    run(tmp_path / "poisoned", resume=True)
+    assert_same_run(whole, tmp_path / "poisoned")
+
+
+def test_full_disk_keeps_the_last_checkpoint(whole, tmp_path):
+    class Filling(Letters):
+        """From step 9 on, no file may grow beyond what the small ones need."""
+
+        calls = -1
+
+        def batch(self, count, generator):
+            self.calls += 1
+            if self.calls == 9:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+            return super().batch(count, generator)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*safetensors: .*kept"):
+            run(tmp_path / "full", corpus=Filling())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "full").glob("*.tmp"))
+    run(tmp_path / "full", resume=True)
+    assert_same_run(whole, tmp_path / "full")
