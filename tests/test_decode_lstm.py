@@ -206,15 +206,15 @@ def test_rejects_wrong_dtype(name):
     inputs = make()
     n = NAMES.index(name)
     inputs[n] = inputs[n].double()
-    with pytest.raises(RuntimeError, match=rf"\b{name} must have the dtype of features"):
+    with pytest.raises(RuntimeError, match=rf"\b{name} must have the dtype of \w+"):
         decode_lstm(*inputs)
 
 
 def test_noise_is_float32():
     shape = (6, 3, 4, 5, 7)
-    with pytest.raises(RuntimeError, match="noise must have"):
+    with pytest.raises(RuntimeError, match="noise must be float32"):
         decode_lstm(*make(shape, torch.bfloat16), gumbel(shape).bfloat16())
-    with pytest.raises(RuntimeError, match="noise must have"):
+    with pytest.raises(RuntimeError, match="noise must be float32"):
         decode_lstm(*make(shape, torch.float64), gumbel(shape))
 
 
