@@ -212,9 +212,9 @@ def test_rejects_wrong_dtype(name):
 
 def test_noise_is_float32():
     shape = (6, 3, 4, 5, 7)
-    with pytest.raises(RuntimeError, match="noise must be float32"):
+    with pytest.raises(RuntimeError, match="noise must have"):
         decode_lstm(*make(shape, torch.bfloat16), gumbel(shape).bfloat16())
-    with pytest.raises(RuntimeError, match="noise must be float32"):
+    with pytest.raises(RuntimeError, match="noise must have"):
         decode_lstm(*make(shape, torch.float64), gumbel(shape))
 
 

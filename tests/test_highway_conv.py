@@ -263,7 +263,7 @@ def test_rejects_wrong_shape(op, name):
 def test_rejects_wrong_dtype(op, name):
     inputs, n = make(op), NAMES[op].index(name)
     inputs[n] = inputs[n].double()
-    with pytest.raises(RuntimeError, match=r"\b\w+ must (have the dtype of|be float32)"):
+    with pytest.raises(RuntimeError, match=r"\b\w+ must have"):
         OPS[op][0](*inputs)
 
 
@@ -271,7 +271,7 @@ def test_gate_takes_its_norm_in_float32():
     inputs = make("gate", dtype=torch.bfloat16)
     for n in (2, 3, 4):
         wrong = [t.bfloat16() if n == m else t for m, t in enumerate(inputs)]
-        with pytest.raises(RuntimeError, match=rf"\b{NAMES['gate'][n]} must be float32"):
+        with pytest.raises(RuntimeError, match=rf"\b{NAMES['gate'][n]} must have"):
             highway_conv_gate(*wrong)
 
 
