@@ -19,7 +19,7 @@ def facts() -> dict[str, Any]:
         "compiler": _C.compiler(),
         "torch": f"{torch.__version__}, {backend}",
         "Python": platform.python_version(),
-        "CPU": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
+        "CPU": f"{_cpu_name()}, {_C.cpu_capability()}",
         "threads": torch.get_num_threads(),
         "GPU": ", ".join(gpus) or "none",
         "ops": {name: {k: _server(name, k.upper()) for k in ("cpu", "cuda")} for name in _ops()},
