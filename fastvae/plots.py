@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-TRAINING, VALIDATION, BOUND = "#9ab8d3", "#1f5a8f", "#c0392b"
+COLOURS = {"train": "#8fb3d1", "valid": "#1f5a8f"}
+LINE, WEIGHT = "#c0392b", "#8a8a8a"
+PANELS = {"bound": "bound = reconstruction + KL", "reconstruction": "reconstruction", "kl": "KL"}
+
+Metrics = Mapping[str, list[dict[str, Any]]]
 
 
 def read_metrics(path: str | Path) -> dict[str, list[dict[str, Any]]]:
@@ -13,21 +17,18 @@ def read_metrics(path: str | Path) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        rows.setdefault(row["split"], []).append(row)
+        rows[row["split"]].append(row)
     return rows
 
 
 def learning_curves(
-    metrics: Mapping[str, list[dict[str, Any]]],
-    path: str | Path,
-    *,
-    entropy: float | None = None,
-    title: str = "",
+    metrics: Metrics, path: str | Path, *, entropy: float | None = None, title: str = ""
 ) -> None:
     """Draw bound, reconstruction and KL, nats per sample, against steps; the suffix is the format.
 
-    `entropy`, where the corpus knows it, is the line that no bound can pass. Training values are
-    light, validation values dark. Raises ValueError where there is nothing to draw.
+    `entropy`, where the corpus knows it, is the line that no bound can pass. The KL's weight is
+    drawn beside the KL. Frames fit what comes after the first twentieth of the steps. Raises
+    ValueError where there is nothing to draw.
     """
     import matplotlib
 
@@ -37,24 +38,45 @@ def learning_curves(
     if not any(metrics.values()):
         raise ValueError("metrics.jsonl has no rows yet: train the run first")
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    panels = ("bound", "bound = reconstruction + KL"), ("reconstruction",) * 2, ("kl", "KL")
-    for axis, (key, name) in zip(axes, panels, strict=True):
-        for split, colour, width in ("train", TRAINING, 1.0), ("valid", VALIDATION, 1.8):
-            points = [(row["step"], row[key]) for row in metrics.get(split, []) if key in row]
-            if points:
-                marker = "o" if len(points) < 30 and split == "valid" else None
-                steps, values = zip(*points, strict=True)
-                axis.plot(steps, values, color=colour, lw=width, marker=marker, ms=3.5, label=split)
+    for axis, (key, name) in zip(axes, PANELS.items(), strict=True):
+        _curves(axis, metrics, key)
         axis.set(title=name, xlabel="step")
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     if entropy is not None:
         label = f"entropy of the corpus, {entropy:.1f}"
-        axes[0].axhline(entropy, color=BOUND, ls="--", lw=1.3, label=label)
+        axes[0].axhline(entropy, color=LINE, ls="--", lw=1.3, label=label)
     axes[0].set_ylabel("nats per sample")
     axes[0].legend(frameon=False)
+    _weight(axes[2], metrics)
     if title:
         figure.suptitle(title)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _curves(axis, metrics: Metrics, key: str) -> None:
+    last = max(row["step"] for rows in metrics.values() for row in rows)
+    top = 0.0
+    for split, colour in COLOURS.items():
+        points = [(row["step"], row[key]) for row in metrics[split]]
+        if not points:
+            continue
+        valid = split == "valid"
+        marker = "o" if valid and len(points) < 30 else None
+        steps, values = zip(*points, strict=True)
+        axis.plot(
+            steps, values, color=colour, lw=1.8 if valid else 1, marker=marker, ms=3.5, label=split
+        )
+        top = max(top, *(v for s, v in points if s > last / 20))
+    axis.set_ylim(0, 1.08 * top or 1)
+
+
+def _weight(axis, metrics: Metrics) -> None:
+    points = [(row["step"], row["kl_weight"]) for row in metrics["train"] or metrics["valid"]]
+    right = axis.twinx()
+    right.plot(*zip(*points, strict=True), color=WEIGHT, ls=":", lw=1.2)
+    right.set_ylim(0, 1.08 * max(weight for _, weight in points) or 1)
+    right.set_ylabel("weight of the KL (dotted)", color=WEIGHT)
+    right.tick_params(axis="y", colors=WEIGHT)
+    right.spines["top"].set_visible(False)
