@@ -30,7 +30,7 @@ inline void check_decode(const Tensor& features, const Tensor& feature_weight, c
                          const std::optional<Tensor>& maybe_noise, int64_t width, int64_t hidden, int64_t end_id,
                          int64_t pad_id) {
   const int64_t T = features.size(0), B = features.size(1), D = features.size(2), V = classifier_weight.size(0);
-  STD_TORCH_CHECK(T > 0 && B > 0, "features must have at least one step and one sequence");
+  CHECK(T > 0 && B > 0, "features must have at least one step and one sequence");
   CHECK_POSITIVE(classifier_weight);
   CHECK_SHAPE(feature_weight, width, D);
   CHECK_SHAPE(symbol_rows, V + 1, width);
@@ -45,6 +45,6 @@ inline void check_decode(const Tensor& features, const Tensor& feature_weight, c
     CHECK_SHAPE(noise, T, B, V);
     CHECK_WIDE(noise, features);
   }
-  STD_TORCH_CHECK(end_id < V, "end_id must be below V = " + std::to_string(V));
-  STD_TORCH_CHECK(end_id < 0 || pad_id >= 0, "pad_id must be given where end_id is");
+  CHECK(end_id < V, "end_id must be below V = " + std::to_string(V));
+  CHECK(end_id < 0 || pad_id >= 0, "pad_id must be given where end_id is");
 }

@@ -108,14 +108,16 @@ void pack_panels(const Team& team, Matrix<T> b, int64_t k, int64_t n, S* out) {
     pack_panel(b.at(0, p * PANEL<S>), b.si, b.sj, k, std::min(PANEL<S>, n - p * PANEL<S>), out + p * k * PANEL<S>);
 }
 
-// This thread's panels of c [m, n] = tiles · panels, for the recurrences: k is short enough for one pass.
+// This thread's panels of c [m, n] = tiles · panels, for the recurrences. Slices of k bound the rounding of long sums.
 template <class S>
 void multiply_panels(const Team& team, const S* a, const S* b, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n) {
   const auto [p0, p1] = team.share(panels<S>(n));
   for (int64_t p = p0; p < p1; ++p)
-    for (int64_t t = 0; t < tiles(m); ++t)
-      multiply(a + t * k * ROWS, b + p * k * PANEL<S>, k, c + t * ROWS * ldc + p * PANEL<S>, ldc,
-               std::min(ROWS, m - t * ROWS), std::min(PANEL<S>, n - p * PANEL<S>), false);
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += DEPTH)
+      for (int64_t t = 0; t < tiles(m); ++t)
+        multiply(a + (t * k + k0) * ROWS, b + (p * k + k0) * PANEL<S>, std::min(DEPTH, k - k0),
+                 c + t * ROWS * ldc + p * PANEL<S>, ldc, std::min(ROWS, m - t * ROWS),
+                 std::min(PANEL<S>, n - p * PANEL<S>), k0 > 0);
 }
 
 // c [m, n] (+)= a [m, k] · b [k, n], by the whole team. Every thread of the team must call it; c is complete on return.

@@ -105,10 +105,12 @@ void highway_conv_gate_backward(Team& team, const HighwayGateBackward<T>& s) {
         d[q] = load(s.a + r * G + j, n) - load(s.mean + j, n);
         z[q] = d[q] * load(s.scale + j, n) + load(s.shift + j, n);
       }
-      const vec<T> i = sigmoid(z[0]), f = sigmoid(z[1]), g = tanh(z[2]), dy = load(s.dy + r * C + k, n);
+      vec<T> i_slope, f_slope, g_slope;
+      const vec<T> i = sigmoid(z[0], &i_slope), f = sigmoid(z[1], &f_slope), g = tanh(z[2], &g_slope);
+      const vec<T> dy = load(s.dy + r * C + k, n);
       const vec<T> through = s.carry ? dy * f : vec<T>{};
-      const vec<T> df = s.carry ? dy * load(s.x + r * C + k, n) * f * (1 - f) : vec<T>{};
-      const vec<T> dz[3] = {dy * g * i * (1 - i), df, dy * i * (1 - g * g)};
+      const vec<T> df = s.carry ? dy * load(s.x + r * C + k, n) * f_slope : vec<T>{};
+      const vec<T> dz[3] = {dy * g * i_slope, df, dy * i * g_slope};
       store(s.dx + r * C + k, through, n);
 #pragma GCC unroll 3
       for (int q = 0; q < 3; ++q) {

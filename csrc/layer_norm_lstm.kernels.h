@@ -9,16 +9,20 @@ INLINE void gate_row(const S* a, const T* gain, const T* bias, const S* c_before
   constexpr int64_t w = LANES<T>;
   vec<T> total{};
   for (int64_t k = 0; k < 4 * H; k += w) total += load(a + k, 4 * H - k);
-  const S mean = sum(total) / (4 * H);
-  vec<T> squares{};
+  const S about = sum(total) / (4 * H);
+  vec<T> deviations{}, squares{};
   int64_t k = 0;
   for (; k + w <= 4 * H; k += w) {
-    const vec<T> d = load(a + k) - mean;
+    const vec<T> d = load(a + k) - about;
+    deviations += d;
     squares += d * d;
   }
-  S rest = 0;
-  for (; k < 4 * H; ++k) rest += (a[k] - mean) * (a[k] - mean);
-  const S r = 1 / std::sqrt((sum(squares) + rest) / (4 * H) + eps);
+  S rest = 0, rest_squares = 0;
+  for (; k < 4 * H; ++k) rest += a[k] - about, rest_squares += (a[k] - about) * (a[k] - about);
+  const S shift = (sum(deviations) + rest) / (4 * H);  // what rounding left out of a large mean
+  const S mean = about + shift;
+  const S variance = std::max((sum(squares) + rest_squares) / (4 * H) - shift * shift, S(0));
+  const S r = 1 / std::sqrt(variance + eps);
   if (rstd) *rstd = r;
   for (k = 0; k < H; k += w) {
     const int64_t n = H - k;
@@ -83,10 +87,12 @@ INLINE void gate_row_backward(const S* dh, S* dc, const T* gain, const T* bias, 
       v[q] = load(normalised + q * H + k, n);
       z[q] = v[q] * load(gain + q * H + k, n) + load(bias + q * H + k, n);
     }
-    const vec<T> i = sigmoid(z[0]), f = sigmoid(z[1]), g = tanh(z[2]), o = sigmoid(z[3]), tc = tanh(load(c + k, n));
-    const vec<T> d = load(dh + k, n), cell = load(dc + k, n) + d * o * (1 - tc * tc);
-    const vec<T> dz[4] = {cell * g * i * (1 - i), cell * load(c_before + k, n) * f * (1 - f), cell * i * (1 - g * g),
-                          d * tc * o * (1 - o)};
+    vec<T> i_slope, f_slope, g_slope, o_slope, c_slope;
+    const vec<T> i = sigmoid(z[0], &i_slope), f = sigmoid(z[1], &f_slope), g = tanh(z[2], &g_slope);
+    const vec<T> o = sigmoid(z[3], &o_slope), tc = tanh(load(c + k, n), &c_slope);
+    const vec<T> d = load(dh + k, n), cell = load(dc + k, n) + d * o * c_slope;
+    const vec<T> dz[4] = {cell * g * i_slope, cell * load(c_before + k, n) * f_slope, cell * i * g_slope,
+                          d * tc * o_slope};
     store(dc + k, cell * f, n);
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {

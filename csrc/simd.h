@@ -59,10 +59,10 @@ INLINE auto sum(V v) {
   return s;
 }
 
-// exp(x) = 2^n · e^r, n = round(x / ln 2), |r| <= ln 2 / 2: the split of ln 2 and the polynomial of Cephes' expf. 1e-7
+// exp(x) for x <= 0: 2^n · e^r, n = round(x / ln 2), |r| <= ln 2 / 2: the split of ln 2 and the polynomial of Cephes' expf. 1e-7
 // relative.
 INLINE f32 exp(f32 x0) {
-  const f32 x = x0 > 88.0f ? f32{} + 88.0f : x0 < -87.0f ? f32{} - 87.0f : x0;
+  const f32 x = x0 < -87.0f ? f32{} - 87.0f : x0;
   f32 t = x * 1.44269504f + 12582912.0f;  // adding 1.5 · 2^23 rounds to an integer in the low mantissa bits
   const i32 n = (i32)t << 23;
   t -= 12582912.0f;
@@ -73,27 +73,37 @@ INLINE f32 exp(f32 x0) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.f;
-  return x0 == x0 ? (f32)((i32)p + n) : x0;  // NaN stays NaN
+  p = (f32)((i32)p + n);
+  p = x0 < -87.0f ? f32{} : p;
+  return x0 == x0 ? p : x0;  // NaN stays NaN
 }
 INLINE f64 exp(f64 x) {
   for (unsigned i = 0; i < sizeof(x) / sizeof(double); ++i) x[i] = std::exp(x[i]);
   return x;
 }
+INLINE f32 abs(f32 x) { return (f32)((u32)x & 0x7fffffffu); }
+INLINE f64 abs(f64 x) { return x < 0 ? -x : x; }
+
+// σ(x) and its slope σ(x) (1 − σ(x)), from e^−|x|: nothing overflows, and the slope does not cancel where σ is near 1.
 template <class V>
-INLINE V sigmoid(V x) {
-  return 1 / (1 + exp(-x));
+INLINE V sigmoid(V x, V* slope = nullptr) {
+  const V e = exp(-abs(x)), r = 1 / (1 + e), smaller = e * r;  // of σ(x) and 1 − σ(x)
+  if (slope) *slope = smaller * (1 - smaller);
+  return x < 0 ? smaller : r;
 }
-// 1 − 2 / (1 + e^2|x|), which loses least near ±1; near 0 it would cancel: Cephes' polynomial there.
-INLINE f32 tanh(f32 x) {
-  const f32 s = x * x;
+// tanh(x) and its slope 1 − tanh²(x), likewise. Near 0 the quotient would cancel: Cephes' polynomial there.
+INLINE f32 tanh(f32 x, f32* slope = nullptr) {
+  const f32 s = x * x, e = exp(-2 * abs(x)), r = 1 / (1 + e), t = 1 - 2 * e * r;
   f32 p = s * -5.70498872745e-3f + 2.06390887954e-2f;
   p = p * s - 5.37397155531e-2f;
   p = p * s + 1.33314422036e-1f;
   p = p * s - 3.33332819422e-1f;
-  const f32 magnitude = (f32)((u32)x & 0x7fffffffu), t = 1 - 2 / (1 + exp(magnitude + magnitude));
-  return s < 0.390625f ? p * s * x + x : (f32)((u32)t | ((u32)x & 0x80000000u));
+  const f32 y = s < 0.390625f ? p * s * x + x : (f32)((u32)t | ((u32)x & 0x80000000u));
+  if (slope) *slope = s < 0.390625f ? 1 - y * y : 4 * e * r * r;
+  return y;
 }
-INLINE f64 tanh(f64 x) {
+INLINE f64 tanh(f64 x, f64* slope = nullptr) {
   for (unsigned i = 0; i < sizeof(x) / sizeof(double); ++i) x[i] = std::tanh(x[i]);
+  if (slope) *slope = 1 - x * x;
   return x;
 }

@@ -28,12 +28,13 @@ def decode_bytenet(
     end_id: int | None = None,
     pad_id: int | None = None,
 ) -> Tensor:
-    """features d [T, B, D], feature_weight [2C, D], symbol_rows E [V + 1, 2C] -> tokens [B, T] int64.
+    """features d [T, B, D], feature_weight [2C, D], symbol_rows E [V + 1, 2C] -> tokens [B, T].
 
-    E holds, for each previous symbol and last for `start`, its row of the input weight plus the bias.
-    conv_weight [N, 3C, C, 2], conv_bias [N, 3C], classifier_weight [V, C], classifier_bias [V]; D may
-    be 0. `noise` [T, B, V], in float32 (float64 for float64), joins the logits.
-    With `end_id`, a sequence is `pad_id` after its first `end_id`, and work stops once all have ended.
+    E holds, for each previous symbol and last for `start`, its row of the input weight plus bias.
+    conv_weight [N, 3C, C, 2], conv_bias [N, 3C], classifier_weight [V, C], classifier_bias [V];
+    D may be 0. `noise` [T, B, V] joins the logits, in float32 (float64 for float64).
+    Tokens are int64.
+    With `end_id`, a sequence is `pad_id` after its first `end_id`; work stops once all have ended.
     Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
     """
     return torch.ops.fastvae.decode_bytenet(
@@ -81,7 +82,7 @@ def decode_bytenet_reference(
     return decode_steps(step, features, symbol_rows, noise, end_id, pad_id)
 
 
-# Devices without a kernel of their own run the reference: PyTorch's dispatcher is the only registry.
+# Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
 torch.library.impl("fastvae::decode_bytenet", "CompositeExplicitAutograd", decode_bytenet_reference)
 
 

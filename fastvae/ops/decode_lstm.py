@@ -5,7 +5,7 @@
     sₜ = argmax(W_v hₜ + b_v + noiseₜ)                 noise: none is greedy; Gumbel noise samples
 
 Adding temperature × Gumbel(0, 1) noise to the logits samples from softmax(logits / temperature)
-(Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030). Model: Semeniuta et al. 2017, arXiv:1702.02390.
+(Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030). Model: arXiv:1702.02390.
 """
 
 import torch
@@ -31,12 +31,13 @@ def decode_lstm(
     end_id: int | None = None,
     pad_id: int | None = None,
 ) -> Tensor:
-    """features d [T, B, D], feature_weight [4H, D], symbol_rows E [V + 1, 4H] -> tokens [B, T] int64.
+    """features d [T, B, D], feature_weight [4H, D], symbol_rows E [V + 1, 4H] -> tokens [B, T].
 
-    E holds, for each previous symbol and last for `start`, its row of the input weight plus the bias.
+    E holds, for each previous symbol and last for `start`, its row of the input weight plus bias.
     weight_hh [4H, H], norm_weight, norm_bias [4H], classifier_weight [V, H], classifier_bias [V],
-    h0, c0 [B, H]; D may be 0. `noise` [T, B, V], in float32 (float64 for float64), joins the logits.
-    With `end_id`, a sequence is `pad_id` after its first `end_id`, and work stops once all have ended.
+    h0, c0 [B, H]; D may be 0. `noise` [T, B, V] joins the logits, in float32 (float64 for float64).
+    Tokens are int64.
+    With `end_id`, a sequence is `pad_id` after its first `end_id`; work stops once all have ended.
     Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
     """
     return torch.ops.fastvae.decode_lstm(
@@ -101,7 +102,7 @@ def decode_steps(step, features, symbol_rows, noise, end_id, pad_id) -> Tensor:
     return tokens
 
 
-# Devices without a kernel of their own run the reference: PyTorch's dispatcher is the only registry.
+# Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
 torch.library.impl("fastvae::decode_lstm", "CompositeExplicitAutograd", decode_lstm_reference)
 
 

@@ -5,9 +5,9 @@
     yₜ = σ(f) xₜ + σ(i) tanh(g)                        carry = True
     yₜ = σ(i) tanh(g)                                  carry = False
 
-In training the layer is two ops, so that the statistics between them are tensors which processes can
-reduce: `highway_conv_project` returns a with its column means and sums of squared deviations (m2);
-`highway_conv_gate` normalises and gates. `highway_conv` is the layer with its norm folded into W and b.
+In training the layer is two ops, so that the statistics between them are tensors which processes
+can reduce: `highway_conv_project` returns a with its column means and sums of squared deviations
+(m2); `highway_conv_gate` normalises and gates. `highway_conv` is the layer with its norm folded in.
 
 Semeniuta et al. 2017, arXiv:1702.02390; gates after Srivastava et al. 2015, arXiv:1505.00387.
 """
@@ -15,8 +15,8 @@ Semeniuta et al. 2017, arXiv:1702.02390; gates after Srivastava et al. 2015, arX
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fastvae.ops.autograd import register_autograd
 from fastvae.ops.precision import accumulate_dtype
 
 
@@ -81,7 +81,11 @@ def _identity_norm(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.register_fake("fastvae::highway_conv_project")
 def _fake_project(x, weight, bias):
     C3, wide = weight.shape[0], accumulate_dtype(x.dtype)
-    return x.new_empty(*x.shape[:2], C3), bias.new_empty(C3, dtype=wide), bias.new_empty(C3, dtype=wide)
+    return (
+        x.new_empty(*x.shape[:2], C3),
+        bias.new_empty(C3, dtype=wide),
+        bias.new_empty(C3, dtype=wide),
+    )
 
 
 @torch.library.register_fake("fastvae::highway_conv_project_backward")
@@ -104,7 +108,7 @@ def _fake_folded(x, weight, bias, carry):
     return x.new_empty(x.shape)
 
 
-# Devices without a kernel of their own run the reference: PyTorch's dispatcher is the only registry.
+# Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
 torch.library.impl(
     "fastvae::highway_conv_project", "CompositeExplicitAutograd", highway_conv_project_reference
 )
@@ -137,7 +141,6 @@ def _project_setup(ctx, inputs, output):
     ctx.save_for_backward(x, weight, a, mean)
 
 
-@once_differentiable
 def _project_backward(ctx, da, dmean, dm2):
     return torch.ops.fastvae.highway_conv_project_backward(da, dmean, dm2, *ctx.saved_tensors)
 
@@ -147,7 +150,6 @@ def _gate_setup(ctx, inputs, output):
     ctx.save_for_backward(*tensors)
 
 
-@once_differentiable
 def _gate_backward(ctx, dy):
     grads = torch.ops.fastvae.highway_conv_gate_backward(dy, *ctx.saved_tensors, ctx.carry)
     return (*grads, None)
@@ -158,7 +160,6 @@ def _folded_setup(ctx, inputs, output):
     ctx.save_for_backward(*tensors)
 
 
-@once_differentiable
 def _folded_backward(ctx, dy):
     # The pre-activations are computed again: inference keeps nothing of them.
     x, weight, bias = ctx.saved_tensors
@@ -168,17 +169,11 @@ def _folded_backward(ctx, dy):
     )
     zeros = torch.zeros_like(mean)
     through, dweight, dbias = torch.ops.fastvae.highway_conv_project_backward(
-        da, zeros, zeros, x, weight, a, mean
+        da, zeros, zeros, x, weight, a, zeros
     )
     return dx + through, dweight, dbias, None
 
 
-torch.library.register_autograd(
-    "fastvae::highway_conv_project", _project_backward, setup_context=_project_setup
-)
-torch.library.register_autograd(
-    "fastvae::highway_conv_gate", _gate_backward, setup_context=_gate_setup
-)
-torch.library.register_autograd(
-    "fastvae::highway_conv", _folded_backward, setup_context=_folded_setup
-)
+register_autograd("fastvae::highway_conv_project", _project_backward, _project_setup)
+register_autograd("fastvae::highway_conv_gate", _gate_backward, _gate_setup)
+register_autograd("fastvae::highway_conv", _folded_backward, _folded_setup)

@@ -10,8 +10,8 @@ Semeniuta et al. 2017, arXiv:1702.02390; the norm after Ba et al. 2016, arXiv:16
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fastvae.ops.autograd import register_autograd
 from fastvae.ops.precision import accumulate_dtype
 
 
@@ -24,9 +24,10 @@ def layer_norm_lstm(
     c0: Tensor,
     eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
-    """x [T, B, 4H], weight_hh [4H, H], norm_weight, norm_bias [4H], h0, c0 [B, H] -> h [T, B, H], c_n [B, H].
+    """x [T, B, 4H], state h0, c0 [B, H] -> h [T, B, H], c_n [B, H].
 
-    `x` holds the input-side pre-activations W_x xₜ + b. All tensors share one dtype and device.
+    weight_hh [4H, H], norm_weight, norm_bias [4H]. `x` holds the input-side pre-activations
+    W_x xₜ + b. All tensors share one dtype and device.
     Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
     """
     inputs = (x, weight_hh, norm_weight, norm_bias, h0, c0)
@@ -75,14 +76,12 @@ def _fake(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
 
 
 @torch.library.register_fake("fastvae::layer_norm_lstm_backward")
-def _fake_backward(
-    dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd
-):
+def _fake_backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd):
     like = (normalised, weight_hh, norm_weight, norm_bias, h0, c0)
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
 
 
-# Devices without a kernel of their own run these two loops: PyTorch's dispatcher is the only registry.
+# Devices without a kernel run these two loops: PyTorch's dispatcher is the only registry.
 @torch.library.impl("fastvae::layer_norm_lstm", "CompositeExplicitAutograd")
 def _loop(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
     saved = accumulate_dtype(x.dtype)
@@ -94,14 +93,18 @@ def _loop(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = (o.sigmoid() * c.tanh()).to(x.dtype)
         steps.append((h, c, normalised, rstd.squeeze(-1).to(saved)))
-    outputs = [torch.stack(step) for step in zip(*(steps if save else [s[:1] for s in steps]), strict=True)]
-    empty = () if save else (x.new_empty(0, dtype=saved), x.new_empty(0), x.new_empty(0, dtype=saved))
+    outputs = [
+        torch.stack(step) for step in zip(*(steps if save else [s[:1] for s in steps]), strict=True)
+    ]
+    empty = (
+        () if save else (x.new_empty(0, dtype=saved), x.new_empty(0), x.new_empty(0, dtype=saved))
+    )
     return (outputs[0], c.to(x.dtype), *outputs[1:], *empty)
 
 
 @torch.library.impl("fastvae::layer_norm_lstm_backward", "CompositeExplicitAutograd")
 def _loop_backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd):
-    T, B, H = h.shape
+    T = len(h)
     dz, dx = torch.empty_like(normalised), torch.empty_like(normalised)
     dh_t, dc = torch.zeros_like(h0), dc_n.to(c.dtype)
     for t in reversed(range(T)):
@@ -134,7 +137,6 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(weight_hh, norm_weight, norm_bias, h0, c0, h, *saved)
 
 
-@once_differentiable
 def _backward(ctx, dh, dc_n, *_):
     if not ctx.saved:
         raise RuntimeError("layer_norm_lstm was called with save=False, so it has no backward")
@@ -142,4 +144,4 @@ def _backward(ctx, dh, dc_n, *_):
     return (*grads, None, None)
 
 
-torch.library.register_autograd("fastvae::layer_norm_lstm", _backward, setup_context=_setup_context)
+register_autograd("fastvae::layer_norm_lstm", _backward, _setup_context)
