@@ -1,19 +1,40 @@
 """fastvae: custom kernels for the hybrid convolutional text VAE (arXiv:1702.02390)."""
 
-import torch  # noqa: F401  its libraries must be loaded before ours
+import torch
 
 try:
-    from fastvae import _C  # noqa: F401  registers torch.ops.fastvae.*
+    from fastvae import _C  # registers torch.ops.fastvae.*; torch's libraries must be loaded before
 except ImportError as error:
     raise ImportError(
-        "fastvae's native module is missing: run `pip install .` and import from outside the source "
-        f"tree ({error})"
+        "fastvae's native module is missing: run `pip install .` and import from outside the "
+        f"source tree ({error})"
     ) from error
 
-from fastvae import ops
+from fastvae import nn, ops, reference, text
+from fastvae.checkpoint import load
+from fastvae.models.hybrid import HybridVAE
+from fastvae.models.lstm_vae import LSTMVAE
+from fastvae.objective import KLSchedule, VAEOutput
+from fastvae.training import train
+from fastvae.training_config import TrainingConfig
 
 if torch.version.cuda or torch.version.hip:
-    import fastvae.kernels  # noqa: F401  registers the Triton kernels
+    import fastvae.kernels  # registers the Triton kernels
 
 __version__ = "0.1.0"
-__all__ = ["ops"]
+cpu_capability = _C.cpu_capability
+
+__all__ = [
+    "HybridVAE",
+    "KLSchedule",
+    "LSTMVAE",
+    "TrainingConfig",
+    "VAEOutput",
+    "cpu_capability",
+    "load",
+    "nn",
+    "ops",
+    "reference",
+    "text",
+    "train",
+]
