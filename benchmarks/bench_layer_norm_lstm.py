@@ -1,4 +1,5 @@
-"""LayerNorm-LSTM as a module with its input projection, forward and backward, against plain PyTorch.
+"""LayerNorm-LSTM as a module with its input projection, forward and backward.
+
 
 `compile` compiles the step: the loop unrolled takes minutes. `nn.LSTM` has no norm: another
 function, shown as what the machine's vendor makes of the same products.

@@ -19,15 +19,15 @@ from fastvae.training import train
 from fastvae.training_config import TrainingConfig
 
 if torch.version.cuda or torch.version.hip:
-    import fastvae.kernels  # registers the Triton kernels
+    import fastvae.kernels  # noqa: F401  registers the Triton kernels
 
 __version__ = "0.1.0"
 cpu_capability = _C.cpu_capability
 
 __all__ = [
+    "LSTMVAE",
     "HybridVAE",
     "KLSchedule",
-    "LSTMVAE",
     "TrainingConfig",
     "VAEOutput",
     "cpu_capability",
