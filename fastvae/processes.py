@@ -1,5 +1,7 @@
 """Several processes and their signals: joining the group torchrun started, stopping together."""
 
+import atexit
+import inspect
 import os
 import signal
 import threading
@@ -10,6 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fastvae.nn import set_process_group
 
@@ -24,17 +27,21 @@ def joined(model: nn.Module) -> Iterator[dist.ProcessGroup | None]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
         model.to(device)
-    ours = not dist.is_initialized()
-    if ours:
-        # The others wait while the first process evaluates.
+    if not dist.is_initialized():
+        # The others wait while the first process evaluates. Left at exit: a group that is joined
+        # again under the same torchrun finds the addresses of the first one, and can hang.
         dist.init_process_group(timeout=timedelta(hours=1))
+        atexit.register(_leave)
     set_process_group(model, dist.group.WORLD)
     try:
         yield dist.group.WORLD
     finally:
         set_process_group(model, None)
-        if ours:
-            dist.destroy_process_group()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager
@@ -64,3 +71,11 @@ def stop_signals(patient: bool) -> Iterator[threading.Event]:
 def wire(group: dist.ProcessGroup, device: torch.device) -> torch.device:
     """Where small tensors travel from: the CPU, unless the group has no backend for it."""
     return torch.device("cpu") if "gloo" in str(dist.get_backend_config(group)) else device
+
+
+def wrapped(model: nn.Module, group: dist.ProcessGroup) -> DistributedDataParallel:
+    """The model with averaged gradients; begins with the first process's parameters and buffers."""
+    # Batch norm keeps the buffers equal; newer versions of torch rename the option that trusts it.
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(model, process_group=group, **{option: False})

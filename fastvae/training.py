@@ -4,6 +4,7 @@ Batch, noise and dropped symbols are functions of (seed, step), drawn for the wh
 shared out: a checkpoint needs no generator's state, and two processes see what one would see.
 """
 
+import gc
 import hashlib
 import math
 import threading
@@ -16,12 +17,11 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fastvae.checkpoint import BEST, LAST, PREVIOUS, load_latest, save_checkpoint
 from fastvae.metrics import bits_per_character, count_characters, evaluate
-from fastvae.processes import joined, stop_signals, wire
+from fastvae.processes import joined, stop_signals, wire, wrapped
 from fastvae.run_folder import METRICS, RunFolder
 from fastvae.training_config import TrainingConfig
 from fastvae.training_display import TrainingDisplay
@@ -52,9 +52,12 @@ def train(
     for name, data in {"training": corpus, "validation": validation}.items():
         if data is not None:
             _check_data(name, data, model)
+    if validation is not None and validation.vocabulary != corpus.vocabulary:
+        raise ValueError("the validation data have another vocabulary than the training data")
     with ExitStack() as stack:
         group = stack.enter_context(joined(model))
         trainer = _Trainer(model, corpus, config, validation, group)
+        stack.callback(trainer.release)
         if trainer.rank == 0:
             display = stack.enter_context(TrainingDisplay(console, config.steps))
             run = RunFolder(run_dir, resume=resume, say=display.say)
@@ -102,11 +105,13 @@ class _Trainer:
         if self.run:
             self._open_run(self.run)
         if self.group:
-            # The wrapper sends the first process's parameters and buffers to the others.
-            self.forward = DistributedDataParallel(
-                self.model, process_group=self.group, broadcast_buffers=False
-            )
+            self.forward = wrapped(self.model, self.group)
             self._share_optimizer()
+
+    def release(self) -> None:
+        """Let go of the wrapper while its group still lives: freed after it, it can hang."""
+        self.forward, self.group = self.model, None
+        gc.collect()
 
     def _open_run(self, run: RunFolder) -> None:
         vocabulary, say = self.corpus.vocabulary, self.display.say
@@ -122,6 +127,8 @@ class _Trainer:
         if state:
             self.step = self.saved_at = state["step"]
             self.best, self.window = state["best"], state["window"]
+            # A kill may have come between the checkpoint and the weights beside it.
+            self.model.save_pretrained(run.path, vocabulary)
             say(f"going on from step {self.step}")
         elif (run.path / METRICS).exists():
             raise ValueError(f"{run.path} has metrics but no checkpoint: choose another folder")
@@ -139,7 +146,7 @@ class _Trainer:
         if self.rank:
             empty = {
                 n: {
-                    "step": step.cpu(),
+                    "step": torch.tensor(float(self.step)),  # its own: Adam counts in place
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }

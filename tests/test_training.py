@@ -37,14 +37,14 @@ def quiet():
     return Console(file=io.StringIO())
 
 
-def run(folder, model=None, corpus=None, resume=False, console=None, **changes):
+def run(folder, model=None, corpus=None, resume=False, console=None, validation=None, **changes):
     model = make_model() if model is None else model
     result = train(
         model,
-        Letters() if corpus is None else corpus,
+        corpus or Letters(),
         config(**changes),
         folder,
-        validation=Letters(),
+        validation=validation or Letters(),
         resume=resume,
         console=console or quiet(),
     )
@@ -246,7 +246,15 @@ def test_samples_are_printed_escaped(tmp_path):
         vocabulary = worker.CharVocabulary("[/b]\n\x1befgh")
 
     console = Console(file=io.StringIO(), force_terminal=False, width=200)
-    run(tmp_path, corpus=Markup(), steps=60, sample_every=60, learning_rate=0.02, console=console)
+    run(
+        tmp_path,
+        corpus=Markup(),
+        validation=Markup(),
+        steps=60,
+        sample_every=60,
+        learning_rate=0.02,
+        console=console,
+    )
     text = console.file.getvalue()
     assert text.count("samples at step 60") == 1
     assert "\x1b" not in text and ("[/b]" in text or "⏎" in text or "\\x1b" in text)
@@ -328,7 +336,7 @@ def spawn(*command, **environment):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_kill_at_random_moments(tmp_path):
     output = spawn(sys.executable, str(WORKER), "killed_at_random", str(tmp_path))
-    assert json.loads(output.splitlines()[-1])["attempts"] > 3
+    assert json.loads(output.splitlines()[-1])["attempts"] > 2
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -339,7 +347,7 @@ def test_a_kill_between_any_two_file_operations(tmp_path):
     kills = json.loads(output.splitlines()[-1])["kills"]
     assert kills > 20
     for n in range(1, kills + 1):
-        assert_same_run(tmp_path / str(kills + 1), tmp_path / str(n))
+        assert_same_run(tmp_path / "whole", tmp_path / str(n))
 
 
 def test_two_processes_are_one(tmp_path):
@@ -428,6 +436,12 @@ def test_data_of_another_length_or_vocabulary(tmp_path):
 
     with pytest.raises(ValueError, match="length 12 and 11 symbols, the model 8 and 11"):
         run(tmp_path / "run", corpus=Longer())
+
+    class Other(Letters):
+        vocabulary = worker.CharVocabulary("ABCDEFGHIJ")
+
+    with pytest.raises(ValueError, match="another vocabulary"):
+        run(tmp_path / "run", corpus=Other())
     assert not (tmp_path / "run").exists()
 
 

@@ -96,23 +96,23 @@ def finished(child: int) -> bool:
     return not os.WIFSIGNALED(status)
 
 
-def go_on(folder: Path) -> None:
-    train(
-        make_model(), Letters(), TrainingConfig(**CONFIG), folder, validation=Letters(), resume=True
-    )
+def go_on(folder: Path, **changes) -> None:
+    config = TrainingConfig(**{**CONFIG, **changes})
+    train(make_model(), Letters(), config, folder, validation=Letters(), resume=True)
 
 
 def killed_at_random(folder: Path) -> None:
     """One run, killed at random moments until it happens to reach its end."""
+    steps = {"steps": 80}
+    go_on(folder / "whole", **steps)  # here, so that no fork has to import anything
     start = time.monotonic()
-    while not finished(forked(lambda: go_on(folder / "whole"))):
-        pass
+    assert finished(forked(partial(go_on, folder / "again", **steps)))
     span, attempts = time.monotonic() - start, 0
     random.seed(0)
     while True:
         attempts += 1
-        child = forked(lambda: go_on(folder / "killed"))
-        time.sleep(random.uniform(0, span if attempts > 8 else span / 2))
+        child = forked(partial(go_on, folder / "killed", **steps))
+        time.sleep(random.uniform(0.1, 0.4) * span)
         os.kill(child, signal.SIGKILL)
         if finished(child):
             break
@@ -121,7 +121,8 @@ def killed_at_random(folder: Path) -> None:
 
 def killed_at_files(folder: Path) -> None:
     """Runs killed just before their n-th operation on files, for every n, then resumed."""
-    operations = ("replace", "fsync", "unlink")
+    short = {"steps": 8, "checkpoint_every": 3, "eval_every": 4}
+    operations = ("replace", "fsync")
     originals = {name: getattr(os, name) for name in operations}
 
     def until(n):
@@ -139,11 +140,12 @@ def killed_at_files(folder: Path) -> None:
 
         for name in operations:
             setattr(os, name, counting(name))
-        go_on(folder / str(n))
+        go_on(folder / str(n), **short)
 
+    go_on(folder / "whole", **short)
     n = 1
     while not finished(forked(partial(until, n))):
-        assert finished(forked(partial(go_on, folder / str(n))))
+        assert finished(forked(partial(go_on, folder / str(n), **short)))
         n += 1
     print(json.dumps({"kills": n - 1}))
 
