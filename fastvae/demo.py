@@ -43,13 +43,13 @@ def demo(
     torch.manual_seed(seed)
     model = HybridVAE(corpus.vocabulary.size, LENGTH, pad_id=corpus.vocabulary.pad_id, **MODEL)
     model.to(device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    parameters = sum(p.numel() for p in model.parameters())
     console.print(
-        f"A hybrid VAE of {sum(p.numel() for p in model.parameters()):,} parameters learns a toy "
-        f"language on {where}, {torch.get_num_threads()} threads.\n"
-        f"Its lines come from a grammar, so their entropy is known exactly: {corpus.entropy:.2f} "
-        "nats a line.\nThe bound (reconstruction + KL) comes down towards it, and on fresh lines "
-        "no model's can pass it.\n"
+        f"A hybrid VAE of {parameters:,} parameters learns a toy language on {where}.\n"
+        f"Its grammar gives the entropy of a line exactly: {corpus.entropy:.2f} nats. "
+        "On fresh lines the\nbound (reconstruction + KL) comes down towards it, and no model's "
+        "can pass it.\n"
     )
     bound = _train(model, corpus, folder, steps, seed, console)
     if bound is None:
@@ -65,8 +65,9 @@ def demo(
     console.print(
         f"Written to {folder}: the model, metrics.jsonl, {PLOT}. Try:\n"
         f"  fastvae sample {folder} -n 5 -t 1\n"
-        f'  fastvae interpolate {folder} "the old king rides." "a diver found pearls at sea."\n'
-        "  fastvae train --data your.txt --out your-run"
+        f'  fastvae interpolate {folder} "the king rode lions." "do cows eat hay?"\n'
+        "  fastvae train --data your.txt --out your-run",
+        soft_wrap=True,
     )
     return {"bound": bound, "entropy": corpus.entropy, **speed}
 
@@ -88,7 +89,7 @@ def _train(
         eval_every=0,
         sample_every=0,
     )
-    fresh = SyntheticCorpus(LENGTH, seed=seed + 1)
+    fresh = SyntheticCorpus(LENGTH, seed=seed + 1, samples=512)
     quiet, ends = Console(quiet=True), sorted({steps * n // ROWS or 1 for n in range(1, ROWS + 1)})
     console.print(Text("   step  reconstruction     KL  bound  above the entropy", style="bold"))
     columns, hidden = (TextColumn("training"), BarColumn()), not console.is_terminal
@@ -116,22 +117,29 @@ def _show_samples(model: HybridVAE, corpus: SyntheticCorpus, seed: int, console:
     for text in texts[:SHOWN]:
         mark = "✓" if corpus.describe(text) else " "
         console.print(f"  {mark} {escape(text)}")
-    console.print(f"  ✓ a line of the grammar, as {right} of {len(texts)} are\n")
+    console.print(f"  ✓ a line of the grammar: {right} of {len(texts)}\n")
 
 
 def _show_reconstructions(
     model: HybridVAE, corpus: SyntheticCorpus, seed: int, console: Console
 ) -> None:
-    tokens = corpus.batch(SHOWN, torch.Generator().manual_seed(seed + 2))
-    copies = _decode(corpus, model.generate(_means(model, tokens)))
+    tokens = corpus.batch(200, torch.Generator().manual_seed(seed + 2))
+    texts, copies = _decode(corpus, tokens), _decode(corpus, model.generate(_means(model, tokens)))
     console.print(Text("Fresh lines, and below each its reconstruction from z", style="bold"))
-    for text, copy in zip(_decode(corpus, tokens), copies, strict=True):
-        shown = Text("  → ")
-        for n, character in enumerate(copy):
-            shown.append(escape(character), style="" if text[n : n + 1] == character else "red")
+    for text, copy in list(zip(texts, copies, strict=True))[:SHOWN]:
         console.print(f"    {escape(text)}")
+        shown, words = Text("  →"), text.split(" ")
+        for n, word in enumerate(copy.split(" ")):
+            shown.append(" ").append(
+                escape(word), style="" if words[n : n + 1] == [word] else "red"
+            )
         console.print(shown)
-    console.print("")
+    found = [
+        (corpus.describe(a), corpus.describe(b) or {}) for a, b in zip(texts, copies, strict=True)
+    ]
+    kept = {name: sum(a[name] == b.get(name) for a, b in found) for name in corpus.factors}
+    shares = ", ".join(f"{name} {100 * n / len(found):.0f} %" for name, n in kept.items())
+    console.print(f"  kept in {len(found)} of them: {shares}\n")
 
 
 def _show_interpolation(
@@ -162,7 +170,9 @@ def _show_speed(
         fast, slow = _medians(ours, plain, device)
         rows.append((name, f"{1e3 * fast:.1f} ms", f"{1e3 * slow:.1f} ms", f"{slow / fast:.1f}x"))
         ratios[name] = slow / fast
-    console.print(Text("Speed: fastvae and plain PyTorch with the same weights", style="bold"))
+    threads = "" if device.type == "cuda" else f", threads: {torch.get_num_threads()}"
+    title = f"Speed: fastvae and plain PyTorch with the same weights{threads}"
+    console.print(Text(title, style="bold"))
     console.print(table(("", "fastvae", "PyTorch", "faster"), rows))
     console.print("")
     return ratios
