@@ -1,15 +1,29 @@
-"""The command line. torch-heavy modules load inside the commands, so that help comes at once."""
+"""The command line: each command reads, calls the library, and prints."""
 
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 import typer
 from rich.text import Text
 
+from fastvae import metrics
+from fastvae.demo import demo as run_demo
+from fastvae.info import facts
+from fastvae.inputs import (
+    encode_texts,
+    find_device,
+    load_model,
+    open_for,
+    posterior,
+    token_batches,
+)
+from fastvae.presets import build_model, configure, open_corpus
 from fastvae.terminal import (
     console,
     escape,
@@ -19,6 +33,8 @@ from fastvae.terminal import (
     table,
     track,
 )
+from fastvae.training import train as run_training
+from fastvae.training_config import TrainingConfig
 
 app = typer.Typer(
     name="fastvae",
@@ -55,12 +71,10 @@ def demo(
     device: Device = None,
 ) -> None:
     """Watch a small model learn a toy language in about a minute."""
-    from fastvae.demo import demo as show
-
     if out is None:
         free = (Path(f"fastvae-demo-{n}" if n > 1 else "fastvae-demo") for n in itertools.count(1))
         out = next(path for path in free if not path.exists())
-    show(out, steps=steps, seed=seed, device=_device(device), console=console())
+    run_demo(out, steps=steps, seed=seed, device=find_device(device), console=console())
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -83,21 +97,16 @@ def train(
 
     Ctrl-C saves; the same command with --resume goes on from there.
     """
-    import torch
-
-    from fastvae import training
-    from fastvae.presets import build_model, configure, open_corpus
-
     chosen = configure(preset, _options(context.args))
-    config = training.TrainingConfig(**chosen.training)
+    config = TrainingConfig(**chosen.training)
     corpus = open_corpus(data, chosen.length, text=chosen.text, cache=out / "cache")
     vocabulary = corpus.vocabulary
     validation = valid and open_corpus(
         valid, chosen.length, vocabulary, text=chosen.text, cache=out / "cache"
     )
     torch.manual_seed(config.seed)
-    model = build_model(chosen, vocabulary).to(_device(device))
-    result = training.train(
+    model = build_model(chosen, vocabulary).to(find_device(device))
+    result = run_training(
         model,
         corpus,
         config,
@@ -154,19 +163,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Reconstruction, KL, bound, bits per character and more on a file, in nats per text."""
-    import torch
-
-    from fastvae import metrics
-
-    model, vocabulary = _load(run, best, device)
-    corpus = _open(data, vocabulary, model.length)
+    model, vocabulary = load_model(run, best=best, device=device)
+    corpus = open_for(model, vocabulary, data)
     count = min(len(corpus), limit or len(corpus))
     batches = track(corpus.batches(batch_size, count), "bound", -(-count // batch_size))
     result = metrics.evaluate(model, batches, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     if mi_texts:
         n = min(mi_texts, count)
-        mean, logvar = _posteriors(model, corpus.batches(batch_size, n))
+        parts = [posterior(model, tokens) for tokens in corpus.batches(batch_size, n)]
+        mean, logvar = map(torch.cat, zip(*parts, strict=True))
         result["mutual_information"] = metrics.mutual_information(mean, logvar, generator=generator)
         result["mutual_information_texts"] = n
     if nll_texts:
@@ -217,9 +223,7 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Texts from the prior, one a line."""
-    import torch
-
-    model, vocabulary = _load(run, best, device)
+    model, vocabulary = load_model(run, best=best, device=device)
     generator = torch.Generator().manual_seed(seed)
     texts: list[str] = []
     while len(texts) < n:
@@ -246,15 +250,16 @@ def reconstruct(
     best: Best = False,
     as_json: Json = False,
 ) -> None:
-    """Texts beside what the decoder makes of their posterior means."""
-    import torch
+    """Texts beside what the decoder makes of their posterior means.
 
-    model, vocabulary = _load(run, best, device)
+    A model of windows of L characters reads the first L of each line of standard input.
+    """
+    model, vocabulary = load_model(run, best=best, device=device)
     generator = torch.Generator().manual_seed(seed)
     pairs = []
-    for tokens in _batches(data, n, model, vocabulary, batch_size)[1]:
-        z = _posteriors(model, [tokens])[0].to(next(model.parameters()))
-        out = model.generate(z, temperature=temperature, generator=generator)
+    for tokens in token_batches(model, vocabulary, data, n, batch_size)[1]:
+        mean, _ = posterior(model, tokens)
+        out = model.generate(mean, temperature=temperature, generator=generator)
         for original, copy in zip(tokens.tolist(), out.tolist(), strict=True):
             pairs.append((vocabulary.decode(original), vocabulary.decode(copy)))
             if not as_json:
@@ -274,11 +279,8 @@ def interpolate(
     as_json: Json = False,
 ) -> None:
     """Texts on the line between the posterior means of two texts."""
-    import torch
-
-    model, vocabulary = _load(run, best, device)
-    tokens = torch.tensor([_encode(text, vocabulary, model.length) for text in (a, b)])
-    ends = _posteriors(model, [tokens])[0].to(next(model.parameters()))
+    model, vocabulary = load_model(run, best=best, device=device)
+    ends, _ = posterior(model, encode_texts(model, vocabulary, (a, b)))
     texts = [vocabulary.decode(row) for row in model.interpolate(*ends, steps).tolist()]
     if as_json:
         print_json(texts)
@@ -299,12 +301,10 @@ def encode(
     best: Best = False,
 ) -> None:
     """Posterior means of texts as a NumPy file."""
-    import numpy as np
-
     if out.suffix != ".npy":
         raise ValueError(f"--out {out}: the file's name must end in .npy")
-    model, vocabulary = _load(run, best, device)
-    count, batches = _batches(data, limit, model, vocabulary, batch_size)
+    model, vocabulary = load_model(run, best=best, device=device)
+    count, batches = token_batches(model, vocabulary, data, limit, batch_size)
     shape = count, model.latent_size
     partial = out.with_name(out.name + ".partial")
     try:
@@ -313,8 +313,8 @@ def encode(
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for tokens in track(batches, "encoding", -(-count // batch_size)):
-                mean, _ = _posteriors(model, [tokens])
-                file.write(mean.numpy().astype("<f4").tobytes())
+                mean, _ = posterior(model, tokens)
+                file.write(mean.float().cpu().numpy().astype("<f4").tobytes())
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
@@ -324,8 +324,6 @@ def encode(
 @app.command()
 def info(as_json: Json = False) -> None:
     """Version, build, machine, and what serves each op here."""
-    from fastvae.info import facts
-
     found = facts()
     if as_json:
         print_json(found)
@@ -335,80 +333,6 @@ def info(as_json: Json = False) -> None:
     out.print(table(("", ""), found.items()))
     rows = [(name, served["cpu"], served["cuda"]) for name, served in ops.items()]
     out.print(table(("op", "CPU", "CUDA"), rows))
-
-
-def _load(run: Path, best: bool, device: str | None):
-    """Model in eval mode on its device, and its vocabulary."""
-    from fastvae.checkpoint import load
-
-    model, vocabulary = load(run, best=best)
-    if vocabulary is None:
-        raise ValueError(f"{run} holds no vocabulary.json, so its symbols cannot be read")
-    return model.to(_device(device)), vocabulary
-
-
-def _device(name: str | None):
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise ValueError(f"device {name} cannot be used here: {one_line(error)}") from error
-    return device
-
-
-def _open(path: Path, vocabulary, length: int):
-    """A file as the model's training text was read."""
-    from fastvae.presets import CHARACTERS, TWEETS, open_corpus
-
-    text = CHARACTERS if vocabulary.end_id is None else TWEETS
-    return open_corpus(path, length, vocabulary, text=text)
-
-
-def _batches(
-    data: Path | None, limit: int | None, model, vocabulary, batch_size: int
-) -> tuple[int, Iterator[Any]]:
-    """How many texts a file or standard input has, and their tokens [<= batch_size, L]."""
-    import torch
-
-    if data is not None:
-        corpus = _open(data, vocabulary, model.length)
-        return min(len(corpus), limit or len(corpus)), corpus.batches(batch_size, limit)
-    texts = _read_texts()[:limit]
-    tokens = torch.tensor([_encode(text, vocabulary, model.length) for text in texts])
-    return len(texts), iter(tokens.split(batch_size))
-
-
-def _read_texts() -> list[str]:
-    """Standard input's lines that are not empty."""
-    if sys.stdin.isatty():
-        console(stderr=True).print("Type texts, one a line, then Ctrl-D.")
-    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-    texts = [line for line in text.split("\n") if line]
-    if not texts:
-        raise ValueError("standard input holds no text: pipe one in, or name a file with --data")
-    return texts
-
-
-def _encode(text: str, vocabulary, length: int) -> list[int]:
-    """A text as the model read its own: tweets normalised, a window no longer than L."""
-    from fastvae.text import normalise_tweet
-
-    text = normalise_tweet(text) if vocabulary.end_id is not None else text[:length]
-    return vocabulary.encode_sample(text, length)
-
-
-def _posteriors(model, batches):
-    """Batches of tokens -> posterior means and log-variances [N, Z], float32 on the CPU."""
-    import torch
-
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        parts = [model.posterior(tokens.to(device)) for tokens in batches]
-    return tuple(torch.cat([p[k] for p in parts]).float().cpu() for k in (0, 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,6 +11,20 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from fastvae.models.hybrid import HybridVAE
+from fastvae.models.lstm_vae import LSTMVAE
+from fastvae.models.vae import TextVAE
+from fastvae.text import (
+    ByteVocabulary,
+    Corpus,
+    LineCorpus,
+    Vocabulary,
+    WindowCorpus,
+    normalise_tweet,
+)
+from fastvae.training_config import TrainingConfig
+
+MODELS = {"HybridVAE": HybridVAE, "LSTMVAE": LSTMVAE}
 CHARACTERS, TWEETS = "characters", "tweets"
 
 
@@ -135,10 +149,15 @@ def configure(name: str, overrides: Mapping[str, str]) -> Preset:
     return preset
 
 
-def open_corpus(path: Path, length: int, vocabulary=None, *, text: str, cache: Path | None = None):
+def open_corpus(
+    path: Path,
+    length: int,
+    vocabulary: Vocabulary | None = None,
+    *,
+    text: str,
+    cache: Path | None = None,
+) -> Corpus:
     """A file as a corpus of this kind of text; `vocabulary` None makes the file's own."""
-    from fastvae.text import ByteVocabulary, LineCorpus, WindowCorpus, normalise_tweet
-
     if text == TWEETS:
         vocabulary = vocabulary or ByteVocabulary()
         return LineCorpus(
@@ -147,9 +166,9 @@ def open_corpus(path: Path, length: int, vocabulary=None, *, text: str, cache: P
     return WindowCorpus(path, length, vocabulary=vocabulary, cache=cache)
 
 
-def build_model(preset: Preset, vocabulary):
+def build_model(preset: Preset, vocabulary: Vocabulary) -> TextVAE:
     """The preset's model for this vocabulary, on the CPU, initialised by torch's seed."""
-    return _model_class(preset.model)(
+    return MODELS[preset.model](
         vocabulary.size,
         preset.length,
         pad_id=vocabulary.pad_id,
@@ -158,24 +177,15 @@ def build_model(preset: Preset, vocabulary):
     )
 
 
-def _model_class(name: str) -> type:
-    from fastvae.models.hybrid import HybridVAE
-    from fastvae.models.lstm_vae import LSTMVAE
-
-    return {"HybridVAE": HybridVAE, "LSTMVAE": LSTMVAE}[name]
-
-
 def _model_fields(name: str) -> dict[str, Any]:
     """Keyword arguments of a model that a user may set -> their types."""
     # These follow from the text, or are not a matter of the command line.
     given = {"self", "vocab_size", "length", "pad_id", "end_id", "device", "dtype"}
-    parameters = inspect.signature(_model_class(name).__init__, eval_str=True).parameters
+    parameters = inspect.signature(MODELS[name].__init__, eval_str=True).parameters
     return {k: p.annotation for k, p in parameters.items() if k not in given}
 
 
 def _training_fields() -> dict[str, Any]:
-    from fastvae.training import TrainingConfig
-
     hints = typing.get_type_hints(TrainingConfig)
     return {f.name: hints[f.name] for f in fields(TrainingConfig)}
 

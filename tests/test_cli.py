@@ -312,6 +312,7 @@ def test_inference_refuses_texts_that_do_not_fit(refused, run, tmp_path):
     assert "standard input holds no text" in refused("reconstruct", run)
     assert "'Z' (U+005A) at position 4" in refused("interpolate", run, "the Z", "a")
     assert "(U+0042) at position 2" in refused("reconstruct", run, stdin=b"a B\n")
+    assert "not UTF-8 at byte 2" in refused("reconstruct", run, stdin=b"a \xff\n")
     other = tmp_path / "other"
     other.write_text("Unseen " * 20)
     assert f"'U' (U+0055) at position 0 of {other}" in refused("evaluate", run, "--data", other)
