@@ -257,7 +257,7 @@ def reconstruct(
     model, vocabulary = load_model(run, best=best, device=device)
     generator = torch.Generator().manual_seed(seed)
     pairs = []
-    for tokens in token_batches(model, vocabulary, data, n, batch_size)[1]:
+    for tokens in token_batches(model, vocabulary, data, n if data else None, batch_size)[1]:
         mean, _ = posterior(model, tokens)
         out = model.generate(mean, temperature=temperature, generator=generator)
         for original, copy in zip(tokens.tolist(), out.tolist(), strict=True):

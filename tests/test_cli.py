@@ -174,6 +174,7 @@ def test_reconstruct_from_standard_input_and_from_a_file(fastvae, run, text):
     assert [pair["text"] for pair in pairs] == ["the cat", "the dog ran to t"]
     shown = fastvae("reconstruct", run, stdin=b"the cat\n")[1].splitlines()
     assert shown == ["in  the cat", f"out {escape(pairs[0]['reconstruction'])}"]
+    assert fastvae("reconstruct", run, stdin=b"a cat\n" * 12)[1].count("in  a cat\n") == 12
     from_file = json.loads(fastvae("reconstruct", run, "--data", text, "-n", 3, "--json")[1])
     assert "".join(pair["text"] for pair in from_file) == TEXT[:48]
 
