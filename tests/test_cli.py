@@ -15,6 +15,7 @@ import torch
 from fastvae import cli
 from fastvae.checkpoint import load
 from fastvae.models.hybrid import HybridVAE
+from fastvae.plots import learning_curves, read_metrics
 from fastvae.terminal import escape
 from fastvae.text import ByteVocabulary, CharVocabulary
 
@@ -372,3 +373,14 @@ def test_demo(fastvae, refused, tmp_path, monkeypatch):
     model, vocabulary = load(folder)
     assert vocabulary.decode(model.sample(1)[0]) is not None
     assert "is not empty" in refused("demo", "--steps", 2, "--out", folder)
+
+
+def test_learning_curves_need_rows(tmp_path):
+    empty = tmp_path / "metrics.jsonl"
+    empty.write_text("")
+    with pytest.raises(ValueError, match="no rows yet"):
+        learning_curves(read_metrics(empty), tmp_path / "x.png")
+    row = {"step": 1, "split": "valid", "bound": 3, "reconstruction": 2, "kl": 1, "kl_weight": 0}
+    empty.write_text(json.dumps(row) + "\n")
+    learning_curves(read_metrics(empty), tmp_path / "x.svg", entropy=1.25, title="one [/b] row")
+    assert "</svg>" in (tmp_path / "x.svg").read_text()
