@@ -3,12 +3,12 @@
 import torch
 
 try:
-    from fastvae import _C  # registers torch.ops.fastvae.*; torch's libraries must be loaded before
-except ImportError as error:
+    import fastvae._C as _C  # registers torch.ops.fastvae.*; needs torch's libraries loaded
+except ModuleNotFoundError:
     raise ImportError(
         "fastvae's native module is missing: run `pip install .` and import from outside the "
-        f"source tree ({error})"
-    ) from error
+        "source tree"
+    ) from None
 
 from fastvae import nn, ops, reference, text
 from fastvae.checkpoint import load

@@ -1,4 +1,4 @@
-"""Fixtures for every test: one seed, and no uninitialised memory that happens to hold good values."""
+"""Fixtures for every test: one seed, and no uninitialised memory that happens to be good."""
 
 import os
 
