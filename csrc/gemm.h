@@ -1,5 +1,5 @@
 // Matrix products on packed operands. Included once per level by foreach_isa.h.
-//   A is packed in tiles of ROWS rows, [K][ROWS]; B in panels of PANEL columns, [K][PANEL]; both padded with zeros.
+//   A is packed in tiles of ROWS rows, [K][ROWS]; B in panels of PANEL columns, [K][PANEL], padded with zeros.
 // One tile times one panel fills the register file: ROWS x 3 accumulators (24 of 32 registers, or 12 of 16).
 
 constexpr int64_t ROWS = VECTOR_BYTES == 64 ? 8 : 4;
