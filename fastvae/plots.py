@@ -7,7 +7,12 @@ from typing import Any
 
 COLOURS = {"train": "#8fb3d1", "valid": "#1f5a8f"}
 LINE, WEIGHT = "#c0392b", "#8a8a8a"
-PANELS = {"bound": "bound = reconstruction + KL", "reconstruction": "reconstruction", "kl": "KL"}
+PANELS = {
+    "bound": "bound = reconstruction + KL, nats",
+    "bpc": "bits per character of the bound",
+    "reconstruction": "reconstruction, nats",
+    "kl": "KL, nats",
+}
 
 Metrics = Mapping[str, list[dict[str, Any]]]
 
@@ -24,11 +29,12 @@ def read_metrics(path: str | Path) -> dict[str, list[dict[str, Any]]]:
 def learning_curves(
     metrics: Metrics, path: str | Path, *, entropy: float | None = None, title: str = ""
 ) -> None:
-    """Draw bound, reconstruction and KL, nats per sample, against steps; the suffix is the format.
+    """Draw bound, bits per character, reconstruction and KL against steps; suffix = format.
 
-    `entropy`, where the corpus knows it, is the line that no bound can pass. The KL's weight is
-    drawn beside the KL. Frames fit what comes after the first twentieth of the steps. Raises
-    ValueError where there is nothing to draw.
+    `entropy`, nats per sample where the corpus knows it, is the line that no bound can pass. The
+    KL's weight is drawn beside the KL. Frames fit what comes after the first twentieth of the
+    steps, on a logarithmic scale where that spans a factor of ten. Raises ValueError where there
+    is nothing to draw.
     """
     import matplotlib
 
@@ -37,18 +43,18 @@ def learning_curves(
 
     if not any(metrics.values()):
         raise ValueError("metrics.jsonl has no rows yet: train the run first")
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for axis, (key, name) in zip(axes, PANELS.items(), strict=True):
+    figure, grid = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
+    axes = dict(zip(PANELS, grid.flat, strict=True))
+    for key, axis in axes.items():
         _curves(axis, metrics, key)
-        axis.set(title=name, xlabel="step")
+        axis.set(title=PANELS[key], xlabel="step")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     if entropy is not None:
         label = f"entropy of the corpus, {entropy:.1f}"
-        axes[0].axhline(entropy, color=LINE, ls="--", lw=1.3, label=label)
-    axes[0].set_ylabel("nats per sample")
-    axes[0].legend(frameon=False)
-    _weight(axes[2], metrics)
+        axes["bound"].axhline(entropy, color=LINE, ls="--", lw=1.3, label=label)
+    axes["bound"].legend(frameon=False)
+    _weight(axes["kl"], metrics)
     if title:
         figure.suptitle(title)
     figure.savefig(path, dpi=130)
@@ -56,8 +62,10 @@ def learning_curves(
 
 
 def _curves(axis, metrics: Metrics, key: str) -> None:
+    from matplotlib.ticker import LogLocator
+
     last = max(row["step"] for rows in metrics.values() for row in rows)
-    top = 0.0
+    framed = []
     for split, colour in COLOURS.items():
         points = [(row["step"], row[key]) for row in metrics[split]]
         if not points:
@@ -68,8 +76,16 @@ def _curves(axis, metrics: Metrics, key: str) -> None:
         axis.plot(
             steps, values, color=colour, lw=1.8 if valid else 1, marker=marker, ms=3.5, label=split
         )
-        top = max(top, *(v for s, v in points if s > last / 20))
-    axis.set_ylim(0, 1.08 * top or 1)
+        framed += [value for step, value in points if step > last / 20]
+    low, high = min(framed, default=0), max(framed, default=0)
+    if 0 < 10 * low < high:
+        axis.set_yscale("log")
+        axis.set_ylim(low / 1.3, high * 1.3)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
+    else:
+        axis.set_ylim(0, 1.08 * high or 1)
 
 
 def _weight(axis, metrics: Metrics) -> None:
