@@ -1,10 +1,16 @@
 // The parts of a step that every decoder shares. Included once per level, before a decoder's own kernels.
 
+// A buffer's memory as packed operands.
+template <class T>
+INLINE Packed<T>* packed(Wide<T>* buffer) {
+  return reinterpret_cast<Packed<T>*>(buffer);
+}
+
 // Packs the operands that stay, and resets the sequences. The caller waits.
 template <class T>
 void start_decode(const Team& team, Decode<T>& s) {
-  pack_panels(team, Matrix<T>{s.feature_weight, 1, s.D}, s.D, s.width, s.feature_panels + 0);
-  pack_panels(team, Matrix<T>{s.classifier_weight, 1, s.hidden}, s.hidden, s.V, s.classifier + 0);
+  pack_panels(team, Matrix<T>{s.feature_weight, 1, s.D}, s.D, s.width, packed<T>(s.feature_panels));
+  pack_panels(team, Matrix<T>{s.classifier_weight, 1, s.hidden}, s.hidden, s.V, packed<T>(s.classifier));
   const auto [b0, b1] = team.share(s.B);
   for (int64_t b = b0; b < b1; ++b) {
     s.symbols[b] = s.V;
@@ -20,9 +26,11 @@ void project_features(Team& team, Decode<T>& s, int64_t t) {
   const int64_t rows = std::min(s.chunk, s.steps - t) * s.B;
   const auto [r0, r1] = team.share(rows);
   for (int64_t r = r0; r < r1; ++r)
-    pack_row(s.features + (t * s.B + r) * s.D, 1, s.D, s.feature_tiles + r / ROWS * ROWS * s.D + r % ROWS);
+    pack_row(s.features + (t * s.B + r) * s.D, 1, s.D,
+             tile_at(packed<T>(s.feature_tiles), packed_depth<Packed<T>>(s.D), r));
   team.wait();
-  multiply_panels<Wide<T>>(team, s.feature_tiles, s.feature_panels, s.D, s.projected, s.width, rows, s.width);
+  multiply_panels(team, packed<T>(s.feature_tiles), packed<T>(s.feature_panels), s.D, s.projected, s.width,
+                             rows, s.width);
   team.wait();
 }
 

@@ -54,7 +54,7 @@ Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor symbol_rows
                             out<int64_t>(tokens)};
     const DecodeBytenet<scalar_t> net{
         N, in<scalar_t>(conv_weight), in<scalar_t>(conv_bias), carry, panels, tiles, last, a, x};
-    parallel(team_size(6.0 * B * C * C), [&](Team& team) { CALL_BEST(decode_bytenet, team, shared, net); });
+    parallel(team_size(6.0 * B * C * C), [&](Team& team) { CALL_BEST(scalar_t, decode_bytenet, team, shared, net); });
   });
   return tokens;
 }

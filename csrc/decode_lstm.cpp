@@ -60,7 +60,7 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, T
                                     a,
                                     c,
                                     h};
-    parallel(team_size(4.0 * B * H * H), [&](Team& team) { CALL_BEST(decode_lstm, team, shared, lstm); });
+    parallel(team_size(4.0 * B * H * H), [&](Team& team) { CALL_BEST(scalar_t, decode_lstm, team, shared, lstm); });
   });
   return tokens;
 }

@@ -1,5 +1,6 @@
-// Compiles the header named by KERNELS once per instruction set, in namespaces baseline, avx2 and avx512, so that one
-// build runs everywhere and every level can be tested on one machine. Use:
+// Compiles the header named by KERNELS once per instruction set, in namespaces baseline, avx2, avx512 and
+// avx512_bf16 (for tensors of bfloat16 only: CALL_BEST), so that one build runs everywhere and every level can be tested
+// on one machine. Use:
 //   #define KERNELS "op.kernels.h"
 //   #include "foreach_isa.h"
 // What the kernels use from outside (standard headers, team.h) is included here, before any level.
@@ -13,6 +14,9 @@
 #include "isa.h"
 #include "scratch.h"
 #include "team.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross a call: what takes them is inlined
@@ -46,5 +50,17 @@ namespace avx512 {
 #include KERNELS
 }  // namespace avx512
 #pragma GCC pop_options
+
+#define BF16_DOT
+#pragma GCC push_options
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,prefer-vector-width=512")
+namespace avx512_bf16 {
+#include "simd.h"
+#include "gemm.h"
+#include KERNELS
+}  // namespace avx512_bf16
+#pragma GCC pop_options
+#undef BF16_DOT
 #undef VECTOR_BYTES
 #endif

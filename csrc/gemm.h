@@ -1,59 +1,113 @@
 // Matrix products on packed operands. Included once per level by foreach_isa.h.
-//   A is packed in tiles of ROWS rows, [K][ROWS]; B in panels of PANEL columns, [K][PANEL], padded with zeros.
+//   A is packed in tiles of ROWS rows, [K][ROWS]; B in panels of PANEL columns, [K][PANEL], padded with zeros. Operands
+//   of a dot-product instruction hold STEP consecutive k of a row or column side by side: [K / STEP][ROWS][STEP].
 // One tile times one panel fills the register file: ROWS x 3 accumulators (24 of 32 registers, or 12 of 16).
 
 constexpr int64_t ROWS = VECTOR_BYTES == 64 ? 8 : 4;
-template <class S>
-constexpr int64_t PANEL = 3 * LANES<S>;
 
-template <class S>
+// What packed operands of tensors of T are made of.
+#ifdef BF16_DOT
+template <class T>
+using Packed = T;
+#else
+template <class T>
+using Packed = Wide<T>;
+#endif
+template <class P>
+constexpr int64_t STEP = sizeof(Wide<P>) / sizeof(P);
+template <class P>
+constexpr int64_t PANEL = 3 * LANES<Wide<P>>;
+
+template <class P>
 constexpr int64_t panels(int64_t n) {
-  return (n + PANEL<S> - 1) / PANEL<S>;
+  return (n + PANEL<P> - 1) / PANEL<P>;
 }
 constexpr int64_t tiles(int64_t m) { return (m + ROWS - 1) / ROWS; }
+// k as packed: whole steps.
+template <class P>
+constexpr int64_t packed_depth(int64_t k) {
+  return (k + STEP<P> - 1) / STEP<P> * STEP<P>;
+}
 
-// Row m of A goes to lane m % ROWS of its tile: out = tile + lane. A null row is zeros.
-template <class T, class S>
-INLINE void pack_row(const T* row, int64_t stride, int64_t k, S* out) {
-  for (int64_t i = 0; i < k; ++i) out[i * ROWS] = row ? S(row[i * stride]) : S(0);
+template <class P, class T>
+INLINE P convert(T x) {
+  if constexpr (std::is_same_v<P, T>)
+    return x;
+  else
+    return P(Wide<T>(x));
+}
+
+// Where (row, k) of packed tiles of `depth` is.
+template <class P>
+INLINE P* tile_at(P* tiles, int64_t depth, int64_t row, int64_t k = 0) {
+  return tiles + (row / ROWS * depth + k) * ROWS + row % ROWS * STEP<P>;
+}
+
+// One row of A to its place tile_at(). A null row is zeros.
+template <class P, class T>
+INLINE void pack_row(const T* row, int64_t stride, int64_t k, P* out) {
+  for (int64_t i = 0; i < packed_depth<P>(k); i += STEP<P>, out += ROWS * STEP<P>)
+    for (int64_t s = 0; s < STEP<P>; ++s) out[s] = row && i + s < k ? convert<P>(row[(i + s) * stride]) : P(0);
 }
 
 // Columns [0, n) of b(k, n) = b[k · bk + n · bn] to one panel; n <= PANEL.
-template <class T, class S>
-void pack_panel(const T* b, int64_t bk, int64_t bn, int64_t k, int64_t n, S* out) {
-  if (n < PANEL<S>) std::memset(out, 0, k * PANEL<S> * sizeof(S));
+template <class P, class T>
+void pack_panel(const T* b, int64_t bk, int64_t bn, int64_t k, int64_t n, P* out) {
+  constexpr int64_t W = PANEL<P>, s = STEP<P>;
+  if (n < W || k % s) std::memset(out, 0, packed_depth<P>(k) * W * sizeof(P));
   if (bn == 1) {
     for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < n; ++j) out[i * PANEL<S> + j] = S(b[i * bk + j]);
+      for (int64_t j = 0; j < n; ++j) out[(i / s * W + j) * s + i % s] = convert<P>(b[i * bk + j]);
   } else {
     for (int64_t i0 = 0; i0 < k; i0 += 16)  // blocks keep both sides of the transposition in cache
       for (int64_t j = 0; j < n; ++j)
-        for (int64_t i = i0; i < std::min(i0 + 16, k); ++i) out[i * PANEL<S> + j] = S(b[i * bk + j * bn]);
+        for (int64_t i = i0; i < std::min(i0 + 16, k); ++i)
+          out[(i / s * W + j) * s + i % s] = convert<P>(b[i * bk + j * bn]);
   }
+}
+
+// Vectors of operands: a lane of B holds STEP values of one column, one row's STEP values of A are the same in each.
+template <class P>
+INLINE vec<P> load_panel(const P* b) {
+  vec<P> v;
+  std::memcpy(&v, b, sizeof v);
+  return v;
+}
+template <class P>
+INLINE vec<P> multiply_add(vec<P> sum, const P* a, vec<P> b) {
+#ifdef BF16_DOT
+  if constexpr (std::is_same_v<P, BFloat16>) {
+    int32_t pair;
+    std::memcpy(&pair, a, sizeof pair);
+    return (vec<P>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
+  } else
+#endif
+    return sum + b * Wide<P>(*a);
 }
 
 // c [M, n] (+)= tile · panel. Few rows leave registers free: they hold several partial sums over k, which hides the
 // latency of the multiply-add and rounds less.
-template <class S, int M>
-INLINE void multiply_rows(const S* a, const S* b, int64_t k, S* c, int64_t ldc, int64_t n, bool add) {
+template <class P, int M, class S = Wide<P>>
+INLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, int64_t n, bool add) {
   constexpr int PARTS = M * 4 <= ROWS ? 4 : M * 2 <= ROWS ? 2 : 1;
   vec<S> acc[PARTS][M][3] = {};
   const auto step = [&](int part) __attribute__((always_inline)) {
-    const vec<S> b0 = load(b), b1 = load(b + LANES<S>), b2 = load(b + 2 * LANES<S>);
+    const vec<P> b0 = load_panel(b), b1 = load_panel(b + LANES<S> * STEP<P>), b2 = load_panel(b + 2 * LANES<S> * STEP<P>);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      acc[part][m][0] += b0 * a[m];
-      acc[part][m][1] += b1 * a[m];
-      acc[part][m][2] += b2 * a[m];
+      acc[part][m][0] = multiply_add(acc[part][m][0], a + m * STEP<P>, b0);
+      acc[part][m][1] = multiply_add(acc[part][m][1], a + m * STEP<P>, b1);
+      acc[part][m][2] = multiply_add(acc[part][m][2], a + m * STEP<P>, b2);
     }
-    a += ROWS;
-    b += PANEL<S>;
+    a += ROWS * STEP<P>;
+    b += PANEL<P> * STEP<P>;
   };
+  const int64_t steps = packed_depth<P>(k) / STEP<P>;
   int64_t i = 0;
-  for (; i + PARTS <= k; i += PARTS)
+  for (; i + PARTS <= steps; i += PARTS)
 #pragma GCC unroll 4
     for (int part = 0; part < PARTS; ++part) step(part);
-  for (; i < k; ++i) step(0);
+  for (; i < steps; ++i) step(0);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 3
@@ -68,27 +122,27 @@ INLINE void multiply_rows(const S* a, const S* b, int64_t k, S* c, int64_t ldc, 
 }
 
 // c [m, n] (+)= tile · panel, m <= ROWS, n <= PANEL.
-template <class S>
-void multiply(const S* tile, const S* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add) {
+template <class P, class S = Wide<P>>
+void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add) {
   switch (m) {
     case 1:
-      return multiply_rows<S, 1>(tile, panel, k, c, ldc, n, add);
+      return multiply_rows<P, 1>(tile, panel, k, c, ldc, n, add);
     case 2:
-      return multiply_rows<S, 2>(tile, panel, k, c, ldc, n, add);
+      return multiply_rows<P, 2>(tile, panel, k, c, ldc, n, add);
     case 3:
-      return multiply_rows<S, 3>(tile, panel, k, c, ldc, n, add);
+      return multiply_rows<P, 3>(tile, panel, k, c, ldc, n, add);
     case 4:
-      return multiply_rows<S, 4>(tile, panel, k, c, ldc, n, add);
+      return multiply_rows<P, 4>(tile, panel, k, c, ldc, n, add);
   }
   if constexpr (ROWS == 8) switch (m) {
       case 5:
-        return multiply_rows<S, 5>(tile, panel, k, c, ldc, n, add);
+        return multiply_rows<P, 5>(tile, panel, k, c, ldc, n, add);
       case 6:
-        return multiply_rows<S, 6>(tile, panel, k, c, ldc, n, add);
+        return multiply_rows<P, 6>(tile, panel, k, c, ldc, n, add);
       case 7:
-        return multiply_rows<S, 7>(tile, panel, k, c, ldc, n, add);
+        return multiply_rows<P, 7>(tile, panel, k, c, ldc, n, add);
       case 8:
-        return multiply_rows<S, 8>(tile, panel, k, c, ldc, n, add);
+        return multiply_rows<P, 8>(tile, panel, k, c, ldc, n, add);
     }
 }
 
@@ -101,52 +155,57 @@ struct Matrix {
 };
 
 // The whole right operand b [k, n] as panels, packed by the team together; the caller waits.
-template <class T, class S>
-void pack_panels(const Team& team, Matrix<T> b, int64_t k, int64_t n, S* out) {
-  const auto [p0, p1] = team.share(panels<S>(n));
+template <class P, class T>
+void pack_panels(const Team& team, Matrix<T> b, int64_t k, int64_t n, P* out) {
+  const auto [p0, p1] = team.share(panels<P>(n));
   for (int64_t p = p0; p < p1; ++p)
-    pack_panel(b.at(0, p * PANEL<S>), b.si, b.sj, k, std::min(PANEL<S>, n - p * PANEL<S>), out + p * k * PANEL<S>);
+    pack_panel(b.at(0, p * PANEL<P>), b.si, b.sj, k, std::min(PANEL<P>, n - p * PANEL<P>),
+               out + p * packed_depth<P>(k) * PANEL<P>);
 }
 
-// This thread's panels of c [m, n] = tiles · panels, for the recurrences. Slices of k bound the rounding of long sums.
-template <class S>
-void multiply_panels(const Team& team, const S* a, const S* b, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n) {
-  const auto [p0, p1] = team.share(panels<S>(n));
-  for (int64_t p = p0; p < p1; ++p)
+// c [m, n] (+)= tiles · panels: this thread's share of the (panel, tile) pairs; the caller waits. Slices of k bound the
+// rounding of long sums.
+template <class P>
+void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, Wide<P>* c, int64_t ldc, int64_t m, int64_t n,
+                     bool add = false) {
+  const int64_t rows = tiles(m), depth = packed_depth<P>(k);
+  const auto [i0, i1] = team.share(panels<P>(n) * rows);
+  for (int64_t i = i0; i < i1;) {
+    const int64_t p = i / rows, t0 = i % rows, t1 = std::min(rows, t0 + i1 - i);
     for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += DEPTH)
-      for (int64_t t = 0; t < tiles(m); ++t)
-        multiply(a + (t * k + k0) * ROWS, b + (p * k + k0) * PANEL<S>, std::min(DEPTH, k - k0),
-                 c + t * ROWS * ldc + p * PANEL<S>, ldc, std::min(ROWS, m - t * ROWS),
-                 std::min(PANEL<S>, n - p * PANEL<S>), k0 > 0);
+      for (int64_t t = t0; t < t1; ++t)
+        multiply(a + (t * depth + k0) * ROWS, b + (p * depth + k0) * PANEL<P>, std::min(DEPTH, k - k0),
+                 c + t * ROWS * ldc + p * PANEL<P>, ldc, std::min(ROWS, m - t * ROWS),
+                 std::min(PANEL<P>, n - p * PANEL<P>), add || k0 > 0);
+    i += t1 - t0;
+  }
 }
 
-// c [m, n] (+)= a [m, k] · b [k, n], by the whole team. Every thread of the team must call it; c is complete on return.
-template <class S, class TA, class TB>
-void gemm(Team& team, int64_t m, int64_t n, int64_t k, Matrix<TA> a, Matrix<TB> b, S* c, int64_t ldc, bool add,
-          S* scratch) {
-  S* panel = scratch + (tiles(m) * ROWS + team.id * PANEL<S>)*DEPTH;
+// c [m, n] (+)= a [m, k] · b [k, n], by the whole team, operands of tensors of T. Every thread of the team must call
+// it; c is complete on return.
+template <class T, class TA, class TB>
+void gemm(Team& team, int64_t m, int64_t n, int64_t k, Matrix<TA> a, Matrix<TB> b, Wide<T>* c, int64_t ldc, bool add,
+          void* scratch) {
+  using P = Packed<T>;
+  P* const packed_a = static_cast<P*>(scratch);
+  P* const packed_b = packed_a + tiles(m) * ROWS * DEPTH;
   const auto [t0, t1] = team.share(tiles(m));
-  const auto [p0, p1] = team.share(panels<S>(n));
   for (int64_t k0 = 0; k0 < k; k0 += DEPTH) {
     const int64_t depth = std::min(DEPTH, k - k0);
     for (int64_t t = t0; t < t1; ++t) {
-      S* tile = scratch + t * ROWS * DEPTH;
-      if (a.si == 1 && (t + 1) * ROWS <= m) {
+      const int64_t r0 = t * ROWS, rows = std::min(ROWS, m - r0);
+      P* tile = tile_at(packed_a, packed_depth<P>(depth), r0);
+      if (a.si == 1 && rows == ROWS && depth % STEP<P> == 0) {
         for (int64_t i = 0; i < depth; ++i)
-          for (int64_t r = 0; r < ROWS; ++r) tile[i * ROWS + r] = S(a.at(t * ROWS + r, k0 + i)[0]);
+          for (int64_t r = 0; r < ROWS; ++r)
+            tile[(i / STEP<P> * ROWS + r) * STEP<P> + i % STEP<P>] = convert<P>(a.at(r0, k0 + i)[r]);
       } else {
-        for (int64_t r = 0; r < std::min(ROWS, m - t * ROWS); ++r)
-          pack_row(a.at(t * ROWS + r, k0), a.sj, depth, tile + r);
+        for (int64_t r = 0; r < rows; ++r) pack_row(a.at(r0 + r, k0), a.sj, depth, tile + r * STEP<P>);
       }
     }
+    pack_panels(team, Matrix<TB>{b.at(k0, 0), b.si, b.sj}, depth, n, packed_b);
     team.wait();
-    for (int64_t p = p0; p < p1; ++p) {
-      const int64_t columns = std::min(PANEL<S>, n - p * PANEL<S>);
-      pack_panel(b.at(k0, p * PANEL<S>), b.si, b.sj, depth, columns, panel);
-      for (int64_t t = 0; t < tiles(m); ++t)
-        multiply(scratch + t * ROWS * DEPTH, panel, depth, c + t * ROWS * ldc + p * PANEL<S>, ldc,
-                 std::min(ROWS, m - t * ROWS), columns, add || k0 > 0);
-    }
+    multiply_panels(team, packed_a, packed_b, depth, c, ldc, m, n, add || k0 > 0);
     team.wait();
   }
 }

@@ -6,7 +6,8 @@ struct HighwayProject {
   int64_t steps, B, C;
   const T *x, *weight, *bias;
   T* a;
-  Wide<T>*mean, *m2, *wide_a, *scratch;
+  Wide<T>*mean, *m2, *wide_a;
+  void* scratch;
   double* sums;
 };
 
@@ -18,7 +19,8 @@ struct HighwayProjectBackward {
   const T *x, *weight, *a;
   const Wide<T>* mean;
   T *dx, *dweight, *dbias;
-  Wide<T>*wide_da, *wide_dx, *dw0, *dw1, *scratch;
+  Wide<T>*wide_da, *wide_dx, *dw0, *dw1;
+  void* scratch;
   double* sums;
 };
 
@@ -48,7 +50,8 @@ struct HighwayFolded {
   const T *x, *weight, *bias;
   bool carry;
   T* y;
-  Wide<T>*panels, *tiles, *a;
+  void *panels, *tiles;
+  Wide<T>* a;
 };
 constexpr int64_t SLAB = 64;  // rows of the folded layer worked on at a time
 
@@ -75,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project(Tensor x, Tensor weight,
   DISPATCH(x.scalar_type(), "highway_conv_project", [&] {
     using S = Wide<scalar_t>;
     const int threads = team_size(6.0 * T * B * C * C);
-    Buffer<S> wide_a(T * B * 3 * C), scratch(gemm_scratch(T * B, threads));
+    Buffer<S> wide_a(T * B * 3 * C), scratch(gemm_scratch(T * B, 3 * C));
     Buffer<double> sums(3 * C);
     const HighwayProject<scalar_t> args{T,
                                         B,
@@ -89,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project(Tensor x, Tensor weight,
                                         wide_a,
                                         scratch,
                                         sums};
-    parallel(threads, [&](Team& team) { CALL_BEST(highway_conv_project, team, args); });
+    parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv_project, team, args); });
   });
   return {a, mean, m2};
 }
@@ -114,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project_backward(Tensor da, Tens
     using S = Wide<scalar_t>;
     const int threads = team_size(6.0 * T * B * C * C);
     Buffer<S> wide_da(T * B * 3 * C), wide_dx(T * B * C), dw0(3 * C * C), dw1(3 * C * C);
-    Buffer<S> scratch(gemm_scratch(std::max(T * B, 3 * C), threads));
+    Buffer<S> scratch(gemm_scratch(std::max(T * B, 3 * C), C));
     Buffer<double> sums(3 * C);
     const HighwayProjectBackward<scalar_t> args{T,
                                                 B,
@@ -135,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project_backward(Tensor da, Tens
                                                 dw1,
                                                 scratch,
                                                 sums};
-    parallel(threads, [&](Team& team) { CALL_BEST(highway_conv_project_backward, team, args); });
+    parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv_project_backward, team, args); });
   });
   return {dx, dweight, dbias};
 }
@@ -163,7 +166,7 @@ Tensor highway_conv_gate(Tensor a, Tensor x, Tensor mean, Tensor scale, Tensor s
     using S = Wide<scalar_t>;
     const HighwayGate<scalar_t> args{T * B,        C,     in<scalar_t>(a), in<scalar_t>(x), in<S>(mean), in<S>(scale),
                                      in<S>(shift), carry, out<scalar_t>(y)};
-    parallel(team_size(8.0 * T * B * C), [&](Team& team) { CALL_BEST(highway_conv_gate, team, args); });
+    parallel(team_size(8.0 * T * B * C), [&](Team& team) { CALL_BEST(scalar_t, highway_conv_gate, team, args); });
   });
   return y;
 }
@@ -187,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> highway_conv_gate_backward(Te
         T * B,        C,     in<scalar_t>(dy),  in<scalar_t>(a),   in<scalar_t>(x), in<S>(mean),    in<S>(scale),
         in<S>(shift), carry, out<scalar_t>(da), out<scalar_t>(dx), out<S>(dmean),   out<S>(dscale), out<S>(dshift),
         row_sums,     sums};
-    parallel(threads, [&](Team& team) { CALL_BEST(highway_conv_gate_backward, team, args); });
+    parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv_gate_backward, team, args); });
   });
   return {da, dx, dmean, dscale, dshift};
 }
@@ -205,7 +208,7 @@ Tensor highway_conv(Tensor x, Tensor weight, Tensor bias, bool carry) {
     Buffer<S> panels(2 * C * packed_columns(3 * C)), tiles(threads * SLAB * 2 * C), a(threads * SLAB * 3 * C);
     const HighwayFolded<scalar_t> args{
         T, B, C, in<scalar_t>(x), in<scalar_t>(weight), in<scalar_t>(bias), carry, out<scalar_t>(y), panels, tiles, a};
-    parallel(threads, [&](Team& team) { CALL_BEST(highway_conv, team, args); });
+    parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv, team, args); });
   });
   return y;
 }

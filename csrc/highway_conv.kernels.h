@@ -14,8 +14,8 @@ INLINE void column_sums(const Team& team, int64_t rows, int64_t columns, double*
 template <class T>
 void highway_conv_project(Team& team, const HighwayProject<T>& s) {
   const int64_t C = s.C, G = 3 * s.C, n = s.steps * s.B;
-  gemm(team, n, G, C, Matrix<T>{s.x, C, 1}, Matrix<T>{s.weight + 1, 2, 2 * C}, s.wide_a, G, false, s.scratch);
-  gemm(team, n - s.B, G, C, Matrix<T>{s.x, C, 1}, Matrix<T>{s.weight, 2, 2 * C}, s.wide_a + s.B * G, G, true,
+  gemm<T>(team, n, G, C, Matrix<T>{s.x, C, 1}, Matrix<T>{s.weight + 1, 2, 2 * C}, s.wide_a, G, false, s.scratch);
+  gemm<T>(team, n - s.B, G, C, Matrix<T>{s.x, C, 1}, Matrix<T>{s.weight, 2, 2 * C}, s.wide_a + s.B * G, G, true,
        s.scratch);
   const auto [r0, r1] = team.share(n);
   for (int64_t r = r0; r < r1; ++r)
@@ -46,12 +46,12 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
   team.wait();
   const int64_t before = n - s.B;
   // dx = da W₁, and row r of dx feeds row r + B of a through W₀.
-  gemm(team, n, C, G, Matrix<S>{s.wide_da, G, 1}, Matrix<T>{s.weight + 1, 2 * C, 2}, s.wide_dx, C, false, s.scratch);
-  gemm(team, before, C, G, Matrix<S>{s.wide_da + s.B * G, G, 1}, Matrix<T>{s.weight, 2 * C, 2}, s.wide_dx, C, true,
+  gemm<T>(team, n, C, G, Matrix<S>{s.wide_da, G, 1}, Matrix<T>{s.weight + 1, 2 * C, 2}, s.wide_dx, C, false, s.scratch);
+  gemm<T>(team, before, C, G, Matrix<S>{s.wide_da + s.B * G, G, 1}, Matrix<T>{s.weight, 2 * C, 2}, s.wide_dx, C, true,
        s.scratch);
-  gemm(team, G, C, n, Matrix<S>{s.wide_da, 1, G}, Matrix<T>{s.x, C, 1}, s.dw1, C, false, s.scratch);
+  gemm<T>(team, G, C, n, Matrix<S>{s.wide_da, 1, G}, Matrix<T>{s.x, C, 1}, s.dw1, C, false, s.scratch);
   if (before == 0 && team.id == 0) std::fill(s.dw0, s.dw0 + G * C, S(0));
-  gemm(team, G, C, before, Matrix<S>{s.wide_da + s.B * G, 1, G}, Matrix<T>{s.x, C, 1}, s.dw0, C, false, s.scratch);
+  gemm<T>(team, G, C, before, Matrix<S>{s.wide_da + s.B * G, 1, G}, Matrix<T>{s.x, C, 1}, s.dw0, C, false, s.scratch);
   for (int64_t i = r0 * C; i < r1 * C; ++i) s.dx[i] = T(s.wide_dx[i]);
   // A bias moves the mean alone: Σ (a − mean) = 0, exactly so only on paper.
   column_sums(team, n, G, s.sums, [&](int64_t r, int64_t k) { return S(s.da[r * G + k]); });
@@ -137,27 +137,30 @@ void highway_conv_gate_backward(Team& team, const HighwayGateBackward<T>& s) {
 template <class T>
 void highway_conv(Team& team, const HighwayFolded<T>& s) {
   using S = Wide<T>;
-  const int64_t C = s.C, G = 3 * s.C, n = s.steps * s.B, half = C * PANEL<S>;
+  using P = Packed<T>;
+  const int64_t C = s.C, G = 3 * s.C, n = s.steps * s.B, half = packed_depth<P>(C) * PANEL<P>;
   // Panels of [W₀ W₁]: k runs over the row before, then over the row itself.
-  const auto [p0, p1] = team.share(panels<S>(G));
+  P* const packed = static_cast<P*>(s.panels);
+  const auto [p0, p1] = team.share(panels<P>(G));
   for (int64_t p = p0; p < p1; ++p)
     for (int tap = 0; tap < 2; ++tap)
-      pack_panel(s.weight + p * PANEL<S> * 2 * C + tap, 2, 2 * C, C, std::min(PANEL<S>, G - p * PANEL<S>),
-                 s.panels + (2 * p + tap) * half);
+      pack_panel(s.weight + p * PANEL<P> * 2 * C + tap, 2, 2 * C, C, std::min(PANEL<P>, G - p * PANEL<P>),
+                 packed + (2 * p + tap) * half);
   team.wait();
   S* slab_a = s.a + team.id * SLAB * G;
-  S* slab_tiles = s.tiles + team.id * SLAB * 2 * C;
+  const int64_t depth = packed_depth<P>(C);
+  P* slab_tiles = static_cast<P*>(s.tiles) + team.id * SLAB * 2 * depth;
   const Team alone{0, 1, team.barrier};
   const auto [s0, s1] = team.share((n + SLAB - 1) / SLAB);
   for (int64_t r0 = s0 * SLAB; r0 < std::min(s1 * SLAB, n); r0 += SLAB) {
     const int64_t m = std::min(SLAB, n - r0);
     for (int64_t r = 0; r < m; ++r) {
-      S* lane = slab_tiles + r / ROWS * ROWS * 2 * C + r % ROWS;
       const T* x = s.x + (r0 + r) * C;
-      pack_row(r0 + r < s.B ? static_cast<const T*>(nullptr) : x - s.B * C, 1, C, lane);
-      pack_row(x, 1, C, lane + C * ROWS);
+      pack_row(r0 + r < s.B ? static_cast<const T*>(nullptr) : x - s.B * C, 1, C,
+               tile_at(slab_tiles, 2 * depth, r));
+      pack_row(x, 1, C, tile_at(slab_tiles, 2 * depth, r, depth));
     }
-    multiply_panels(alone, slab_tiles, s.panels, 2 * C, slab_a, G, m, G);
+    multiply_panels(alone, slab_tiles, packed, 2 * depth, slab_a, G, m, G);
     for (int64_t r = 0; r < m; ++r) {
       const auto z = [&](int q, int64_t k, int64_t l) __attribute__((always_inline)) {
         return load(slab_a + r * G + q * C + k, l) + load(s.bias + q * C + k, l);

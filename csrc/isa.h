@@ -2,13 +2,14 @@
 #pragma once
 #include <atomic>
 
-enum class Isa { baseline, avx2, avx512 };
+enum class Isa { baseline, avx2, avx512, avx512_bf16 };
 
 inline Isa best_isa() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? Isa::avx512_bf16
+                                                                                        : Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::baseline;
@@ -16,19 +17,25 @@ inline Isa best_isa() {
 
 inline std::atomic<Isa> current_isa{best_isa()};
 
-// Calls `fn` as compiled for the current instruction set. `fn` comes from foreach_isa.h.
+// Calls `fn`, a kernel on tensors of T, as compiled for the current instruction set. `fn` comes from foreach_isa.h.
 #if defined(__x86_64__)
-#define CALL_BEST(fn, ...)       \
-  switch (current_isa.load()) {  \
-    case Isa::avx512:            \
-      avx512::fn(__VA_ARGS__);   \
-      break;                     \
-    case Isa::avx2:              \
-      avx2::fn(__VA_ARGS__);     \
-      break;                     \
-    default:                     \
-      baseline::fn(__VA_ARGS__); \
+#define CALL_BEST(T, fn, ...)                                         \
+  switch (current_isa.load()) {                                       \
+    case Isa::avx512_bf16:                                            \
+      if constexpr (std::is_same_v<T, torch::headeronly::BFloat16>) { \
+        avx512_bf16::fn(__VA_ARGS__);                                 \
+        break;                                                        \
+      }                                                               \
+      [[fallthrough]];                                                \
+    case Isa::avx512:                                                 \
+      avx512::fn(__VA_ARGS__);                                        \
+      break;                                                          \
+    case Isa::avx2:                                                   \
+      avx2::fn(__VA_ARGS__);                                          \
+      break;                                                          \
+    default:                                                          \
+      baseline::fn(__VA_ARGS__);                                      \
   }
 #else
-#define CALL_BEST(fn, ...) baseline::fn(__VA_ARGS__)
+#define CALL_BEST(T, fn, ...) baseline::fn(__VA_ARGS__)
 #endif

@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm(Tensor x, Ten
                                        tiles,
                                        a,
                                        state};
-    parallel(team_size(4.0 * B * H * H), [&](Team& team) { CALL_BEST(layer_norm_lstm, team, args); });
+    parallel(team_size(4.0 * B * H * H), [&](Team& team) { CALL_BEST(scalar_t, layer_norm_lstm, team, args); });
   });
   return {h, c_n, c, normalised, rstd};
 }
@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backw
     constexpr bool same = std::is_same_v<S, scalar_t>;
     const int threads = team_size(4.0 * B * H * H);
     Buffer<S> panels(4 * H * packed_columns(H)), tiles(packed_rows(B) * 4 * H), da(B * 4 * H), dc(B * H);
-    Buffer<S> dh_through(B * H), sums(threads * 16 * H), scratch(gemm_scratch(4 * H, threads)), c0_wide(B * H);
+    Buffer<S> dh_through(B * H), sums(threads * 16 * H), scratch(gemm_scratch(4 * H, H)), c0_wide(B * H);
     Buffer<S> dweight_wide(same ? 0 : 4 * H * H);
     std::copy_n(in<scalar_t>(c0), B * H, static_cast<S*>(c0_wide));
     scalar_t* dweight = out<scalar_t>(dweight_hh);
@@ -101,13 +101,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backw
                                                out<scalar_t>(dc0),
                                                panels,
                                                tiles,
+                                               scratch,
                                                da,
                                                dc,
                                                dh_through,
                                                sums,
-                                               same ? reinterpret_cast<S*>(dweight) : dweight_wide,
-                                               scratch};
-    parallel(threads, [&](Team& team) { CALL_BEST(layer_norm_lstm_backward, team, args); });
+                                               same ? reinterpret_cast<S*>(dweight) : dweight_wide};
+    parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, layer_norm_lstm_backward, team, args); });
   });
   return {dx, dweight_hh, dnorm_weight, dnorm_bias, dh0, dc0};
 }

@@ -13,7 +13,8 @@ struct LayerNormLstm {
   Wide<T>* c;  // c, normalised and rstd are kept for backward, or null
   T* normalised;
   Wide<T>* rstd;
-  Wide<T>*panels, *tiles, *a, *state;
+  void *panels, *tiles;
+  Wide<T>*a, *state;
 };
 
 template <class T>
@@ -26,7 +27,8 @@ struct LayerNormLstmBackward {
   const T* normalised;
   const Wide<T>* rstd;
   T *dx, *dweight, *dgain, *dbias, *dh0, *dc0;
-  Wide<T>*panels, *tiles, *da, *dc, *dh_through, *sums, *dweight_wide, *scratch;
+  void *panels, *tiles, *scratch;
+  Wide<T>*da, *dc, *dh_through, *sums, *dweight_wide;
 };
 
 inline void check_lstm(const Tensor& x, const Tensor& weight_hh, const Tensor& norm_weight, const Tensor& norm_bias,

@@ -43,16 +43,19 @@ template <class T>
 void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
   using S = Wide<T>;
   const int64_t H = s.H, B = s.B, G = 4 * s.H;
-  pack_panels(team, Matrix<T>{s.weight, 1, H}, H, G, s.panels);
+  using P = Packed<T>;
+  P* const panels = static_cast<P*>(s.panels);
+  P* const tiles = static_cast<P*>(s.tiles);
+  const int64_t depth = packed_depth<P>(H);
+  pack_panels(team, Matrix<T>{s.weight, 1, H}, H, G, panels);
   const auto [b0, b1] = team.share(B);
-  const auto tile = [&](int64_t b) { return s.tiles + b / ROWS * ROWS * H + b % ROWS; };
   for (int64_t b = b0; b < b1; ++b) {
-    pack_row(s.h0 + b * H, 1, H, tile(b));
+    pack_row(s.h0 + b * H, 1, H, tile_at(tiles, depth, b));
     for (int64_t k = 0; k < H; ++k) s.state[b * H + k] = S(s.c0[b * H + k]);
   }
   team.wait();
   for (int64_t t = 0; t < s.steps; ++t) {
-    multiply_panels(team, s.tiles, s.panels, H, s.a, G, B, G);
+    multiply_panels(team, tiles, panels, H, s.a, G, B, G);
     team.wait();
     for (int64_t b = b0; b < b1; ++b) {
       const int64_t row = t * B + b;
@@ -64,7 +67,7 @@ void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
       T* h = s.h + row * H;
       gate_row(a, s.gain, s.bias, c_before, c, h, s.normalised ? s.normalised + row * G : nullptr,
                s.rstd ? s.rstd + row : nullptr, H, S(s.eps));
-      pack_row(h, 1, H, tile(b));
+      pack_row(h, 1, H, tile_at(tiles, depth, b));
       if (t + 1 == s.steps)
         for (int64_t k = 0; k < H; ++k) s.c_n[b * H + k] = T(c[k]);
     }
@@ -115,7 +118,10 @@ template <class T>
 void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
   using S = Wide<T>;
   const int64_t H = s.H, B = s.B, G = 4 * s.H;
-  pack_panels(team, Matrix<T>{s.weight, H, 1}, G, H, s.panels);
+  using P = Packed<T>;
+  P* const panels = static_cast<P*>(s.panels);
+  P* const tiles = static_cast<P*>(s.tiles);
+  pack_panels(team, Matrix<T>{s.weight, H, 1}, G, H, panels);
   const auto [b0, b1] = team.share(B);
   // Sums for gain and bias: of this step, then over steps, so that rounding grows with B + T and not with B · T.
   S* step_sums = s.sums + team.id * 4 * G;
@@ -135,11 +141,14 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
       gate_row_backward(dh, s.dc + b * H, s.gain, s.bias, s.normalised + row * G, s.rstd[row],
                         t ? s.c + (row - B) * H : s.c0 + b * H, s.c + row * H, da, step_sums, step_sums + G, H);
       for (int64_t k = 0; k < G; k += LANES<T>) store(s.dx + row * G + k, load(da + k, G - k), G - k);
-      pack_row(da, 1, G, s.tiles + b / ROWS * ROWS * G + b % ROWS);
+      if constexpr (std::is_same_v<P, T>)
+        pack_row(s.dx + row * G, 1, G, tile_at(tiles, packed_depth<P>(G), b));
+      else
+        pack_row(da, 1, G, tile_at(tiles, packed_depth<P>(G), b));
     }
     for (int64_t k = 0; k < 2 * G; ++k) all_sums[k] += step_sums[k];
     team.wait();
-    multiply_panels(team, s.tiles, s.panels, G, s.dh_through, H, B, H);
+    multiply_panels(team, tiles, panels, G, s.dh_through, H, B, H);
     team.wait();
   }
   for (int64_t b = b0; b < b1; ++b)
@@ -155,9 +164,9 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
     }
   // dW = Σₜ daₜᵀ hₜ₋₁, one product over all steps; h₋₁ = h0.
   const Matrix<T> da{s.dx, 1, G};
-  gemm(team, G, H, B, da, Matrix<T>{s.h0, H, 1}, s.dweight_wide, H, false, s.scratch);
+  gemm<T>(team, G, H, B, da, Matrix<T>{s.h0, H, 1}, s.dweight_wide, H, false, s.scratch);
   if (s.steps > 1)
-    gemm(team, G, H, (s.steps - 1) * B, Matrix<T>{s.dx + B * G, 1, G}, Matrix<T>{s.h, H, 1}, s.dweight_wide, H, true,
+    gemm<T>(team, G, H, (s.steps - 1) * B, Matrix<T>{s.dx + B * G, 1, G}, Matrix<T>{s.h, H, 1}, s.dweight_wide, H, true,
          s.scratch);
   if constexpr (!std::is_same_v<S, T>) {
     const auto [r0, r1] = team.share(G);

@@ -37,7 +37,7 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
       "int pad_id) -> Tensor");
 }
 
-constexpr const char* ISA_NAMES[] = {"baseline", "avx2", "avx512"};
+constexpr const char* ISA_NAMES[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 
 PYBIND11_MODULE(_C, m) {
   m.def("compiler", [] { return __VERSION__; });

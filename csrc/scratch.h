@@ -9,7 +9,7 @@ inline int64_t packed_rows(int64_t m) { return (m + 7) / 8 * 8; }
 inline int64_t packed_columns(int64_t n) { return n + 47; }
 constexpr int64_t DEPTH =
     256;  // products run in slices of k this deep: a slice of a panel stays in the L1 and L2 caches
-inline int64_t gemm_scratch(int64_t m, int threads) { return (packed_rows(m) + threads * 48) * DEPTH; }
+inline int64_t gemm_scratch(int64_t m, int64_t n) { return (packed_rows(m) + packed_columns(n)) * DEPTH; }
 
 // Allocated before a region starts so that nothing throws inside one.
 template <class S>

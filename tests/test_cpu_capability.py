@@ -15,7 +15,7 @@ from fastvae.ops.highway_conv import (
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_reference
 from fastvae.testing import assert_accurate, gradients
 
-LEVELS = ["baseline", "avx2", "avx512"]
+LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16"]
 BEST = fastvae.cpu_capability()
 T, B, C, D, V = 3, 5, 17, 6, 11
 
