@@ -29,8 +29,8 @@ void project_features(Team& team, Decode<T>& s, int64_t t) {
     pack_row(s.features + (t * s.B + r) * s.D, 1, s.D,
              tile_at(packed<T>(s.feature_tiles), packed_depth<Packed<T>>(s.D), r));
   team.wait();
-  multiply_panels(team, packed<T>(s.feature_tiles), packed<T>(s.feature_panels), s.D, s.projected, s.width,
-                             rows, s.width);
+  multiply_panels(team, packed<T>(s.feature_tiles), packed<T>(s.feature_panels), s.D, s.projected, s.width, rows,
+                  s.width);
   team.wait();
 }
 

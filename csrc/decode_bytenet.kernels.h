@@ -25,7 +25,8 @@ void decode_bytenet(Team& team, Decode<T>& s, const DecodeBytenet<T>& net) {
                    std::min(PANEL<P>, G - p * PANEL<P>),
                    packed<T>(net.panels) + layer * layer_panels + (2 * p + tap) * depth * PANEL<P>);
   for (int64_t b = b0; b < b1; ++b)
-    for (int64_t layer = 0; layer < net.layers; ++layer) pack_row(static_cast<const T*>(nullptr), 1, C, tile(layer, b, 0));
+    for (int64_t layer = 0; layer < net.layers; ++layer)
+      pack_row(static_cast<const T*>(nullptr), 1, C, tile(layer, b, 0));
   team.wait();
   for (int64_t t = 0; t < s.steps; ++t) {
     project_features(team, s, t);
@@ -41,8 +42,8 @@ void decode_bytenet(Team& team, Decode<T>& s, const DecodeBytenet<T>& net) {
     }
     team.wait();
     for (int64_t layer = 0; layer < net.layers; ++layer) {
-      multiply_panels(team, tiles + layer * layer_tiles, packed<T>(net.panels) + layer * layer_panels, 2 * depth, net.a, G,
-                      B, G);
+      multiply_panels(team, tiles + layer * layer_tiles, packed<T>(net.panels) + layer * layer_panels, 2 * depth, net.a,
+                      G, B, G);
       team.wait();
       const T* bias = net.bias + layer * G;
       for (int64_t b = b0; b < b1; ++b) {

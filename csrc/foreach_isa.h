@@ -1,6 +1,6 @@
 // Compiles the header named by KERNELS once per instruction set, in namespaces baseline, avx2, avx512 and
-// avx512_bf16 (for tensors of bfloat16 only: CALL_BEST), so that one build runs everywhere and every level can be tested
-// on one machine. Use:
+// avx512_bf16 (for tensors of bfloat16 only: CALL_BEST), so that one build runs everywhere and every level can be
+// tested on one machine. Use:
 //   #define KERNELS "op.kernels.h"
 //   #include "foreach_isa.h"
 // What the kernels use from outside (standard headers, team.h) is included here, before any level.
@@ -53,8 +53,7 @@ namespace avx512 {
 
 #define BF16_DOT
 #pragma GCC push_options
-#pragma GCC target( \
-    "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,prefer-vector-width=512")
 namespace avx512_bf16 {
 #include "simd.h"
 #include "gemm.h"

@@ -92,7 +92,8 @@ INLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, 
   constexpr int PARTS = M * 4 <= ROWS ? 4 : M * 2 <= ROWS ? 2 : 1;
   vec<S> acc[PARTS][M][3] = {};
   const auto step = [&](int part) __attribute__((always_inline)) {
-    const vec<P> b0 = load_panel(b), b1 = load_panel(b + LANES<S> * STEP<P>), b2 = load_panel(b + 2 * LANES<S> * STEP<P>);
+    const vec<P> b0 = load_panel(b), b1 = load_panel(b + LANES<S> * STEP<P>),
+                 b2 = load_panel(b + 2 * LANES<S> * STEP<P>);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       acc[part][m][0] = multiply_add(acc[part][m][0], a + m * STEP<P>, b0);

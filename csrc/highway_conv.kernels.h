@@ -16,7 +16,7 @@ void highway_conv_project(Team& team, const HighwayProject<T>& s) {
   const int64_t C = s.C, G = 3 * s.C, n = s.steps * s.B;
   gemm<T>(team, n, G, C, Matrix<T>{s.x, C, 1}, Matrix<T>{s.weight + 1, 2, 2 * C}, s.wide_a, G, false, s.scratch);
   gemm<T>(team, n - s.B, G, C, Matrix<T>{s.x, C, 1}, Matrix<T>{s.weight, 2, 2 * C}, s.wide_a + s.B * G, G, true,
-       s.scratch);
+          s.scratch);
   const auto [r0, r1] = team.share(n);
   for (int64_t r = r0; r < r1; ++r)
     for (int64_t k = 0; k < G; ++k) {
@@ -48,7 +48,7 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
   // dx = da W₁, and row r of dx feeds row r + B of a through W₀.
   gemm<T>(team, n, C, G, Matrix<S>{s.wide_da, G, 1}, Matrix<T>{s.weight + 1, 2 * C, 2}, s.wide_dx, C, false, s.scratch);
   gemm<T>(team, before, C, G, Matrix<S>{s.wide_da + s.B * G, G, 1}, Matrix<T>{s.weight, 2 * C, 2}, s.wide_dx, C, true,
-       s.scratch);
+          s.scratch);
   gemm<T>(team, G, C, n, Matrix<S>{s.wide_da, 1, G}, Matrix<T>{s.x, C, 1}, s.dw1, C, false, s.scratch);
   if (before == 0 && team.id == 0) std::fill(s.dw0, s.dw0 + G * C, S(0));
   gemm<T>(team, G, C, before, Matrix<S>{s.wide_da + s.B * G, 1, G}, Matrix<T>{s.x, C, 1}, s.dw0, C, false, s.scratch);
@@ -156,8 +156,7 @@ void highway_conv(Team& team, const HighwayFolded<T>& s) {
     const int64_t m = std::min(SLAB, n - r0);
     for (int64_t r = 0; r < m; ++r) {
       const T* x = s.x + (r0 + r) * C;
-      pack_row(r0 + r < s.B ? static_cast<const T*>(nullptr) : x - s.B * C, 1, C,
-               tile_at(slab_tiles, 2 * depth, r));
+      pack_row(r0 + r < s.B ? static_cast<const T*>(nullptr) : x - s.B * C, 1, C, tile_at(slab_tiles, 2 * depth, r));
       pack_row(x, 1, C, tile_at(slab_tiles, 2 * depth, r, depth));
     }
     multiply_panels(alone, slab_tiles, packed, 2 * depth, slab_a, G, m, G);

@@ -167,7 +167,7 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
   gemm<T>(team, G, H, B, da, Matrix<T>{s.h0, H, 1}, s.dweight_wide, H, false, s.scratch);
   if (s.steps > 1)
     gemm<T>(team, G, H, (s.steps - 1) * B, Matrix<T>{s.dx + B * G, 1, G}, Matrix<T>{s.h, H, 1}, s.dweight_wide, H, true,
-         s.scratch);
+            s.scratch);
   if constexpr (!std::is_same_v<S, T>) {
     const auto [r0, r1] = team.share(G);
     for (int64_t k = r0 * H; k < r1 * H; ++k) s.dweight[k] = T(s.dweight_wide[k]);

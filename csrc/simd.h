@@ -59,8 +59,8 @@ INLINE auto sum(V v) {
   return s;
 }
 
-// exp(x) for x <= 0: 2^n · e^r, n = round(x / ln 2), |r| <= ln 2 / 2: the split of ln 2 and the polynomial of Cephes' expf. 1e-7
-// relative.
+// exp(x) for x <= 0: 2^n · e^r, n = round(x / ln 2), |r| <= ln 2 / 2: the split of ln 2 and the polynomial of Cephes'
+// expf. 1e-7 relative.
 INLINE f32 exp(f32 x0) {
   const f32 x = x0 < -87.0f ? f32{} - 87.0f : x0;
   f32 t = x * 1.44269504f + 12582912.0f;  // adding 1.5 · 2^23 rounds to an integer in the low mantissa bits
