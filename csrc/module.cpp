@@ -27,6 +27,11 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
       "-> (Tensor da, Tensor dx, Tensor dmean, Tensor dscale, Tensor dshift)");
   m.def("highway_conv(Tensor x, Tensor weight, Tensor bias, bool carry) -> Tensor");
 
+  m.def("linear(Tensor? x, Tensor weight, Tensor bias, Tensor? symbols) -> Tensor");
+  m.def(
+      "linear_backward(Tensor da, Tensor? x, Tensor weight, Tensor? symbols) "
+      "-> (Tensor dx, Tensor dweight, Tensor dbias)");
+
   m.def(
       "decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor weight_hh, Tensor norm_weight, "
       "Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0, Tensor c0, Tensor? noise, "

@@ -16,13 +16,13 @@ from fastvae.collectives import combine_statistics
 from fastvae.ops.precision import accumulate_dtype
 
 
-def cast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in autocast's dtype where it is on, float64 left alone: ops take one dtype."""
-    device = tensors[0].device.type
+    device = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 def widen(x: Tensor) -> Tensor:
@@ -33,28 +33,9 @@ def widen(x: Tensor) -> Tensor:
 def symbol_table(weight: Tensor, bias: Tensor, symbols: int) -> Tensor:
     """What each one-hot input adds, bias included: weight [N, I], bias [N] -> [symbols, N].
 
-    The symbols' columns are the last ones of `weight`. Wide, because the backward of a lookup adds
-    up its gradients in the table's dtype.
+    The symbols' columns are the last ones of `weight`. Wide: what is added up must not be rounded.
     """
     return widen(weight[:, weight.shape[1] - symbols :]).T + widen(bias)
-
-
-def input_projection(
-    x: Tensor | None, symbols: Tensor | None, weight: Tensor, bias: Tensor
-) -> Tensor:
-    """Linear layer of [x [T, B, I'], one-hot(symbols [T, B])]: weight [N, I] -> [T, B, N].
-
-    The symbols' columns are the last I − I' of `weight`; either input may be None.
-    """
-    if symbols is None:
-        return F.linear(x, weight, bias)
-    dense = 0 if x is None else x.shape[-1]
-    table = symbol_table(weight, bias, weight.shape[1] - dense)
-    rows = F.embedding(symbols, table).to(weight.dtype)
-    if x is None:
-        return rows
-    a = torch.addmm(rows.flatten(0, 1), x.flatten(0, 1), weight[:, :dense].T)
-    return a.unflatten(0, symbols.shape)
 
 
 class _Uniform:
@@ -66,7 +47,11 @@ class _Uniform:
 
 
 class Linear(_Uniform, nn.Linear):
-    """`torch.nn.Linear`, initialised as in the paper."""
+    """`torch.nn.Linear`, initialised as in the paper; its last inputs may be given as symbols."""
+
+    def forward(self, x: Tensor | None, symbols: Tensor | None = None) -> Tensor:
+        """x [..., I'], one-hot inputs as ids `symbols` [...] -> [..., N]; either may be None."""
+        return ops.linear(*cast(x, self.weight, self.bias), symbols)
 
 
 class Conv1d(_Uniform, nn.Conv1d):
@@ -183,7 +168,7 @@ class LayerNormLSTM(nn.Module):
         `symbols` [T, B]: one-hot inputs as ids, whose columns are the last I − I' of weight_ih;
         with them x may be None.
         """
-        (a,) = cast(input_projection(x, symbols, self.weight_ih, self.bias))
+        a = ops.linear(*cast(x, self.weight_ih, self.bias), symbols)
         if state is None:
             zeros = a.new_zeros(a.shape[1], self.hidden_size)
             state = zeros, zeros

@@ -145,18 +145,18 @@ def test_ten_training_steps_with_free_bits(name, free_bits):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_and_statistics_of_one_step(name):
-    """Every tensor in units of its largest value, and all of them as one.
+    """Every tensor in units of its largest value, and all of them as one, over several batches.
 
     Biases before a batch norm are left out: there is only rounding in their gradient.
     """
     ours, twin = pair(name)
     state = lively_state(twin)
-    tokens, dropped, noise = batches(1)
+    tokens, dropped, noise = batches(4)
     lost = ("convs.", "decoder.input.", "stack.layers.")
 
-    def step(make, noise):
+    def step(make, noise, n):
         model = build(make, state, noise.dtype, training=True)
-        model(tokens[0], noise=noise[0], dropped=dropped[0]).loss.backward()
+        model(tokens[n], noise=noise[n], dropped=dropped[n]).loss.backward()
         results = {key: buffer.to(noise.dtype) for key, buffer in model.named_buffers()}
         for key, parameter in model.named_parameters():
             bias = key.endswith("bias") and "norm" not in key
@@ -164,14 +164,18 @@ def test_gradients_and_statistics_of_one_step(name):
                 results[key + ".grad"] = parameter.grad
         return results
 
-    gold = step(twin, noise.double())
-    sizes = {key: float(tensor.abs().max()) or 1.0 for key, tensor in gold.items()}
+    sizes = [
+        {key: float(tensor.abs().max()) or 1.0 for key, tensor in gold.items()}
+        for gold in (step(twin, noise.double(), n) for n in range(len(noise)))
+    ]
 
     def relative(make):
         def run(noise):
-            results = step(make, noise)
-            assert list(results) == list(sizes)
-            scaled = [(results[key] / size).flatten() for key, size in sizes.items()]
+            scaled = []
+            for n, largest in enumerate(sizes):
+                results = step(make, noise, n)
+                assert list(results) == list(largest)
+                scaled += [(results[key] / size).flatten() for key, size in largest.items()]
             return torch.cat(scaled)
 
         return run
@@ -184,14 +188,16 @@ def test_evaluation(name):
     """Running statistics, no random dropping: forward, posterior and likelihood."""
     ours, twin = pair(name)
     state = lively_state(twin)
-    tokens, _, noise = batches(1)
+    tokens, _, noise = batches(8)
 
     def evaluate(make):
         def run(noise):
-            model = build(make, state, noise.dtype)
-            terms = model(tokens[0], 0.7, noise=noise[0])
+            model, results = build(make, state, noise.dtype), []
+            for batch, drawn in zip(tokens, noise, strict=True):
+                terms = *model(batch, 0.7, noise=drawn), *model.posterior(batch)
+                results.append((*terms, model.log_likelihood(batch, drawn)))
             assert all(map(torch.equal, model.buffers(), map(state.get, buffers)))
-            return *terms, *model.posterior(tokens[0]), model.log_likelihood(tokens[0], noise[0])
+            return tuple(map(torch.stack, zip(*results, strict=True)))
 
         buffers = [key for key, _ in make(torch.float32).named_buffers()]
         return run

@@ -13,7 +13,6 @@ from fastvae.nn import (
     HighwayConvStack,
     LayerNormLSTM,
     Linear,
-    input_projection,
     symbol_table,
 )
 
@@ -88,7 +87,7 @@ class ByteNetDecoder(nn.Module):
 
     def forward(self, features: Tensor, previous: Tensor, state: None = None) -> Tensor:
         """features [T, B, D], previous symbols [T, B] -> logits [T, B, V]."""
-        a = input_projection(features, previous, self.input.weight, self.input.bias)
+        a = self.input(features, previous)
         p, q = self.input_norm(a.flatten(0, 1)).chunk(2, -1)
         x = (p.tanh() * q.sigmoid()).unflatten(0, previous.shape)
         return self.classifier(self.stack(x))

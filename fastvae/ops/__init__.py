@@ -8,6 +8,7 @@ from fastvae.ops.decode_bytenet import decode_bytenet
 from fastvae.ops.decode_lstm import decode_lstm
 from fastvae.ops.highway_conv import highway_conv, highway_conv_gate, highway_conv_project
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm
+from fastvae.ops.linear import linear
 
 __all__ = [
     "decode_bytenet",
@@ -16,4 +17,5 @@ __all__ = [
     "highway_conv_gate",
     "highway_conv_project",
     "layer_norm_lstm",
+    "linear",
 ]

@@ -1,0 +1,162 @@
+// Linear layer over dense inputs and symbols on CPU. Equations: fastvae/ops/linear.py.
+#include <vector>
+
+#include "common.h"
+
+constexpr int64_t SLAB = 32;  // rows worked on at a time: their outputs stay in the L2 cache
+
+template <class T>
+struct Linear {
+  int64_t rows, K, S, N;
+  const T *x, *weight, *bias;  // x is null where K = 0
+  const int64_t* symbols;      // null where S = 0
+  T* a;
+  // Scratch: the packed weight, a slab of x packed and of a for each thread, and what each symbol adds [max(S, 1), N].
+  void *panels, *tiles;
+  Wide<T>*slab, *table;
+};
+
+template <class T>
+struct LinearBackward {
+  int64_t rows, K, S, N;
+  const T *da, *x, *weight;
+  const int64_t *order, *starts;  // rows sorted by symbol, and where each symbol's start
+  T *dx, *dweight, *dbias;
+  // Scratch: the packed weight, a slab of da packed and of dx for each thread, that of a product, and dweight
+  // transposed [K + max(S, 1), N].
+  void *panels, *tiles, *scratch;
+  Wide<T>*slab, *dw, *partial;
+};
+
+#define KERNELS "linear.kernels.h"
+#include "foreach_isa.h"
+
+namespace {
+
+struct Sizes {
+  int64_t rows, K, S, N;
+};
+
+// Checks the inputs of both directions and makes them contiguous.
+Sizes check(std::optional<Tensor>& x, Tensor& weight, std::optional<Tensor>& symbols) {
+  CHECK_DIM(weight, 2, "[N, K + S]");
+  CHECK(x || symbols, "x or symbols must be given");
+  CHECK(!x || x->dim() > 0, "x must have shape [..., K]");
+  const int64_t K = x ? x->size(x->dim() - 1) : 0, S = weight.size(1) - K;
+  CHECK(symbols ? S > 0 : S == 0, "weight must have shape [N, K + S], where K = " + std::to_string(K) +
+                                      (symbols ? " and S is that of the symbols" : " and S = 0 without symbols"));
+  CHECK(weight.size(0) > 0, "weight must have a row");
+  if (x) {
+    CHECK(x->scalar_type() == weight.scalar_type(), "x must have the dtype of weight");
+    CHECK(x->device() == weight.device(), "x must be on the device of weight");
+    make_contiguous(*x);
+  }
+  int64_t rows = x ? (K ? x->numel() / K : 0) : symbols->numel();
+  if (symbols) {
+    CHECK(symbols->scalar_type() == ScalarType::Long, "symbols must have dtype int64");
+    CHECK(symbols->device() == weight.device(), "symbols must be on the device of weight");
+    bool same = !x || symbols->dim() == x->dim() - 1;
+    for (int64_t i = 0; x && same && i < symbols->dim(); ++i) same = symbols->size(i) == x->size(i);
+    CHECK(same, "symbols must have the shape of x without its last dimension");
+    rows = symbols->numel();
+    make_contiguous(*symbols);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t s = in<int64_t>(*symbols)[i];
+      CHECK(s >= 0 && s < S, "symbols hold the id " + std::to_string(s) + "; ids are 0 to " + std::to_string(S - 1));
+    }
+  }
+  CHECK(rows > 0, "x and symbols must have no empty dimension");
+  make_contiguous(weight);
+  return {rows, K, S, weight.size(0)};
+}
+
+std::vector<int64_t> output_shape(const std::optional<Tensor>& x, const std::optional<Tensor>& symbols, int64_t last) {
+  std::vector<int64_t> shape;
+  const Tensor& like = symbols ? *symbols : *x;
+  for (int64_t i = 0; i < like.dim() - (symbols ? 0 : 1); ++i) shape.push_back(like.size(i));
+  shape.push_back(last);
+  return shape;
+}
+
+Tensor linear(std::optional<Tensor> x, Tensor weight, Tensor bias, std::optional<Tensor> symbols) {
+  const auto [rows, K, S, N] = check(x, weight, symbols);
+  CHECK_SHAPE(bias, N);
+  CHECK_LIKE(bias, weight);
+  make_contiguous(bias);
+  Tensor a = torch::stable::new_empty(weight, output_shape(x, symbols, N));
+  DISPATCH(weight.scalar_type(), "linear", [&] {
+    using W = Wide<scalar_t>;
+    const int threads = team_size(double(rows) * N * (K + 1));
+    Buffer<W> panels((K + 1) * packed_columns(N)), tiles(threads * SLAB * (K + 1)), slab(threads * SLAB * N);
+    Buffer<W> table(std::max<int64_t>(S, 1) * N);
+    const Linear<scalar_t> args{rows,
+                                K,
+                                S,
+                                N,
+                                x ? in<scalar_t>(*x) : nullptr,
+                                in<scalar_t>(weight),
+                                in<scalar_t>(bias),
+                                symbols ? in<int64_t>(*symbols) : nullptr,
+                                out<scalar_t>(a),
+                                panels,
+                                tiles,
+                                slab,
+                                table};
+    parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, linear, team, args); });
+  });
+  return a;
+}
+
+// Rows in order of their symbols, and where each symbol's rows start [max(S, 1) + 1]; without symbols all are symbol 0.
+std::pair<std::vector<int64_t>, std::vector<int64_t>> sort(const int64_t* symbols, int64_t rows, int64_t S) {
+  std::vector<int64_t> order(rows), starts(std::max<int64_t>(S, 1) + 1, 0);
+  for (int64_t r = 0; r < rows; ++r) ++starts[(symbols ? symbols[r] : 0) + 1];
+  for (size_t s = 1; s < starts.size(); ++s) starts[s] += starts[s - 1];
+  std::vector<int64_t> next(starts);
+  for (int64_t r = 0; r < rows; ++r) order[next[symbols ? symbols[r] : 0]++] = r;
+  return {order, starts};
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor da, std::optional<Tensor> x, Tensor weight,
+                                                   std::optional<Tensor> symbols) {
+  const auto [rows, K, S, N] = check(x, weight, symbols);
+  CHECK(da.dim() > 0 && da.size(da.dim() - 1) == N && da.numel() == rows * N,
+        "da must have shape [..., N], N = " + std::to_string(N));
+  CHECK_LIKE(da, weight);
+  make_contiguous(da);
+  Tensor dx = x ? torch::stable::new_empty(weight, output_shape(x, symbols, K)) : empty(weight, {0});
+  Tensor dweight = empty(weight, {N, K + S}), dbias = empty(weight, {N});
+  const auto [order, starts] = sort(symbols ? in<int64_t>(*symbols) : nullptr, rows, S);
+  DISPATCH(weight.scalar_type(), "linear_backward", [&] {
+    using W = Wide<scalar_t>;
+    const int threads = team_size(2.0 * rows * N * (K + 1));
+    Buffer<W> panels((N + 1) * packed_columns(K)), tiles(threads * SLAB * (N + 1)), slab(threads * SLAB * K);
+    Buffer<W> scratch(gemm_scratch(K, N)), dw((K + std::max<int64_t>(S, 1)) * N), partial(N);
+    const LinearBackward<scalar_t> args{rows,
+                                        K,
+                                        S,
+                                        N,
+                                        in<scalar_t>(da),
+                                        x ? in<scalar_t>(*x) : nullptr,
+                                        in<scalar_t>(weight),
+                                        order.data(),
+                                        starts.data(),
+                                        x ? out<scalar_t>(dx) : nullptr,
+                                        out<scalar_t>(dweight),
+                                        out<scalar_t>(dbias),
+                                        panels,
+                                        tiles,
+                                        scratch,
+                                        slab,
+                                        dw,
+                                        partial};
+    parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, linear_backward, team, args); });
+  });
+  return {dx, dweight, dbias};
+}
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastvae, CPU, m) {
+  m.impl("linear", TORCH_BOX(&linear));
+  m.impl("linear_backward", TORCH_BOX(&linear_backward));
+}

@@ -1,0 +1,76 @@
+// Linear layer over dense inputs and symbols, forward and backward. Equations: fastvae/ops/linear.py.
+// Products run by slabs of rows, each thread its own, against a weight that the team has packed once.
+
+// out = m · panels for this thread's rows, a slab at a time: finish(row, its product).
+template <class T, class F>
+INLINE void multiply_slabs(const Team& team, int64_t rows, int64_t n, int64_t k, const T* m, void* panels, void* tiles,
+                           Wide<T>* slab, F finish) {
+  using P = Packed<T>;
+  const int64_t depth = packed_depth<P>(k);
+  const Team alone{0, 1, team.barrier};
+  P* const own_tiles = static_cast<P*>(tiles) + team.id * SLAB * depth;
+  Wide<T>* const own = slab + team.id * SLAB * n;
+  const auto [s0, s1] = team.share((rows + SLAB - 1) / SLAB);
+  for (int64_t r0 = s0 * SLAB; r0 < std::min(s1 * SLAB, rows); r0 += SLAB) {
+    const int64_t here = std::min(SLAB, rows - r0);
+    for (int64_t r = 0; r < here; ++r) pack_row(m + (r0 + r) * k, 1, k, tile_at(own_tiles, depth, r));
+    multiply_panels(alone, own_tiles, static_cast<P*>(panels), k, own, n, here, n);
+    for (int64_t r = 0; r < here; ++r) finish(r0 + r, own + r * n);
+  }
+}
+
+template <class T>
+void linear(Team& team, const Linear<T>& s) {
+  const int64_t N = s.N, columns = s.K + s.S;
+  pack_panels(team, Matrix<T>{s.weight, 1, columns}, s.K, N, static_cast<Packed<T>*>(s.panels));
+  const auto [n0, n1] = team.share(N);
+  for (int64_t n = n0; n < n1; ++n) {
+    if (s.S == 0) s.table[n] = Wide<T>(s.bias[n]);
+    for (int64_t v = 0; v < s.S; ++v)
+      s.table[v * N + n] = Wide<T>(s.weight[n * columns + s.K + v]) + Wide<T>(s.bias[n]);
+  }
+  team.wait();
+  multiply_slabs(team, s.rows, N, s.K, s.x, s.panels, s.tiles, s.slab, [&](int64_t row, const Wide<T>* product) {
+    const Wide<T>* symbol = s.table + (s.symbols ? s.symbols[row] : 0) * N;
+    for (int64_t n = 0; n < N; n += LANES<T>)
+      store(s.a + row * N + n, load(product + n, N - n) + load(symbol + n, N - n), N - n);
+  });
+}
+
+// sums [N] of da over the rows of one symbol, columns [n0, n1): of 64 rows at a time, then over those, so that the
+// rounding of a frequent symbol's sum stays small.
+template <class T>
+INLINE void sum_rows(const LinearBackward<T>& s, const int64_t* order, int64_t count, int64_t n0, int64_t n1,
+                     Wide<T>* sums) {
+  std::fill(sums + n0, sums + n1, Wide<T>(0));
+  for (int64_t i0 = 0; i0 < count; i0 += 64) {
+    std::fill(s.partial + n0, s.partial + n1, Wide<T>(0));
+    for (int64_t i = i0; i < std::min(i0 + 64, count); ++i)
+      for (int64_t n = n0; n < n1; n += LANES<T>)
+        store(s.partial + n, load(s.partial + n, n1 - n) + load(s.da + order[i] * s.N + n, n1 - n), n1 - n);
+    for (int64_t n = n0; n < n1; ++n) sums[n] += s.partial[n];
+  }
+}
+
+template <class T>
+void linear_backward(Team& team, const LinearBackward<T>& s) {
+  const int64_t N = s.N, K = s.K, columns = K + s.S, symbols = std::max<int64_t>(s.S, 1);
+  const auto [n0, n1] = team.share(N);
+  for (int64_t v = 0; v < symbols; ++v)
+    sum_rows(s, s.order + s.starts[v], s.starts[v + 1] - s.starts[v], n0, n1, s.dw + (K + v) * N);
+  for (int64_t n = n0; n < n1; ++n) {
+    double total = 0;
+    for (int64_t v = 0; v < symbols; ++v) total += double(s.dw[(K + v) * N + n]);
+    s.dbias[n] = T(Wide<T>(total));
+  }
+  if (K) {
+    pack_panels(team, Matrix<T>{s.weight, columns, 1}, N, K, static_cast<Packed<T>*>(s.panels));
+    gemm<T>(team, K, N, s.rows, Matrix<T>{s.x, 1, K}, Matrix<T>{s.da, N, 1}, s.dw, N, false, s.scratch);
+    multiply_slabs(team, s.rows, K, N, s.da, s.panels, s.tiles, s.slab, [&](int64_t row, const Wide<T>* product) {
+      for (int64_t k = 0; k < K; k += LANES<T>) store(s.dx + row * K + k, load(product + k, K - k), K - k);
+    });
+  }
+  for (int64_t k0 = 0; k0 < columns; k0 += 16)  // blocks keep both sides of the transposition in cache
+    for (int64_t n = n0; n < n1; ++n)
+      for (int64_t k = k0; k < std::min(k0 + 16, columns); ++k) s.dweight[n * columns + k] = T(s.dw[k * N + n]);
+}

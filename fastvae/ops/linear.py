@@ -1,0 +1,81 @@
+"""Linear layer of dense inputs and one-hot symbols: symbols are looked up, never multiplied.
+
+    aₙ = W [xₙ, one-hot(sₙ)] + b                       the symbols' columns of W are its last ones
+
+Either input may be absent. It projects the inputs of the decoders and is their classifier.
+Semeniuta et al. 2017, arXiv:1702.02390.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvae.ops.autograd import register_autograd
+from fastvae.ops.precision import accumulate_dtype
+
+
+def linear(x: Tensor | None, weight: Tensor, bias: Tensor, symbols: Tensor | None = None) -> Tensor:
+    """x [..., K], weight [N, K + S], bias [N], symbols [...] int64 -> a [..., N].
+
+    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong, and for symbols
+    outside 0 to S − 1.
+    """
+    return torch.ops.fastvae.linear(x, weight, bias, symbols)
+
+
+def linear_reference(
+    x: Tensor | None, weight: Tensor, bias: Tensor, symbols: Tensor | None = None
+) -> Tensor:
+    """The same function in plain PyTorch: what every kernel is tested against."""
+    if symbols is None:
+        return F.linear(x, weight, bias)
+    dense = 0 if x is None else x.shape[-1]
+    # Wide: the backward of a lookup adds up its gradients in the table's dtype.
+    table = weight[:, dense:].to(accumulate_dtype(weight.dtype)).T + bias
+    rows = F.embedding(symbols, table)
+    if x is not None:
+        rows = rows + F.linear(x, weight[:, :dense])
+    return rows.to(weight.dtype)
+
+
+@torch.library.register_fake("fastvae::linear")
+def _fake(x, weight, bias, symbols):
+    leading = x.shape[:-1] if symbols is None else symbols.shape
+    return weight.new_empty(*leading, weight.shape[0])
+
+
+@torch.library.register_fake("fastvae::linear_backward")
+def _fake_backward(da, x, weight, symbols):
+    dx = weight.new_empty(0 if x is None else x.shape)
+    return dx, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+# Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
+torch.library.impl("fastvae::linear", "CompositeExplicitAutograd", linear_reference)
+
+
+@torch.library.impl("fastvae::linear_backward", "CompositeExplicitAutograd")
+def _backward_reference(da, x, weight, symbols):
+    flat = da.flatten(0, -2)
+    wide = flat.to(accumulate_dtype(da.dtype))
+    dense = 0 if x is None else x.shape[-1]
+    dx = da.new_empty(0) if x is None else da @ weight[:, :dense]
+    columns = [] if x is None else [flat.T @ x.flatten(0, -2)]
+    if symbols is not None:
+        rows = wide.new_zeros(weight.shape[1] - dense, weight.shape[0])
+        columns.append(rows.index_add_(0, symbols.flatten(), wide).T.to(da.dtype))
+    return dx, torch.cat(columns, 1), wide.sum(0).to(da.dtype)
+
+
+def _setup(ctx, inputs, output):
+    x, weight, _, symbols = inputs
+    ctx.save_for_backward(x, weight, symbols)
+
+
+def _backward(ctx, da):
+    x, weight, symbols = ctx.saved_tensors
+    dx, dweight, dbias = torch.ops.fastvae.linear_backward(da, x, weight, symbols)
+    return None if x is None else dx, dweight, dbias, None
+
+
+register_autograd("fastvae::linear", _backward, _setup)
