@@ -11,6 +11,7 @@ except ModuleNotFoundError:
     ) from None
 
 from fastvae import nn, ops, reference, text
+from fastvae.allocator import keep_freed_memory
 from fastvae.checkpoint import load
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
@@ -31,6 +32,7 @@ __all__ = [
     "TrainingConfig",
     "VAEOutput",
     "cpu_capability",
+    "keep_freed_memory",
     "load",
     "nn",
     "ops",

@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from fastvae import metrics
+from fastvae.allocator import keep_freed_memory
 from fastvae.demo import demo as run_demo
 from fastvae.info import facts
 from fastvae.inputs import (
@@ -340,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Generated text holds any character; a terminal that lacks one must not end the program.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
+    keep_freed_memory()
     try:
         status = app(arguments, prog_name="fastvae", standalone_mode=False)
         sys.stdout.flush()
