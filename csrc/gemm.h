@@ -15,6 +15,9 @@ using Packed = Wide<T>;
 #endif
 template <class P>
 constexpr int64_t STEP = sizeof(Wide<P>) / sizeof(P);
+// Products run in slices of k this deep: a slice of a panel stays in the L1 and L2 caches.
+template <class P>
+constexpr int64_t DEPTH = SLICE * STEP<P>;
 template <class P>
 constexpr int64_t PANEL = 3 * LANES<Wide<P>>;
 
@@ -50,14 +53,32 @@ INLINE void pack_row(const T* row, int64_t stride, int64_t k, P* out) {
     for (int64_t s = 0; s < STEP<P>; ++s) out[s] = row && i + s < k ? convert<P>(row[(i + s) * stride]) : P(0);
 }
 
+// STEP rows of n values, `stride` apart, to [n][STEP]. Rows from `there` on are zeros.
+template <class P, class T>
+INLINE void interleave(const T* rows, int64_t stride, int64_t there, int64_t n, P* out) {
+  if constexpr (STEP<P> == 1) {
+    for (int64_t j = 0; j < n; ++j) out[j] = convert<P>(rows[j]);
+  } else if (std::is_same_v<T, P> && STEP<P> == 2 && there == 2) {
+    uint16_t low, high;  // pairs written as one number vectorise
+    for (int64_t j = 0; j < n; ++j) {
+      std::memcpy(&low, rows + j, 2);
+      std::memcpy(&high, rows + stride + j, 2);
+      const uint32_t pair = low | uint32_t(high) << 16;
+      std::memcpy(out + 2 * j, &pair, 4);
+    }
+  } else {
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t s = 0; s < STEP<P>; ++s) out[j * STEP<P> + s] = s < there ? convert<P>(rows[s * stride + j]) : P(0);
+  }
+}
+
 // Columns [0, n) of b(k, n) = b[k · bk + n · bn] to one panel; n <= PANEL.
 template <class P, class T>
 void pack_panel(const T* b, int64_t bk, int64_t bn, int64_t k, int64_t n, P* out) {
   constexpr int64_t W = PANEL<P>, s = STEP<P>;
   if (n < W || k % s) std::memset(out, 0, packed_depth<P>(k) * W * sizeof(P));
   if (bn == 1) {
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < n; ++j) out[(i / s * W + j) * s + i % s] = convert<P>(b[i * bk + j]);
+    for (int64_t i = 0; i < k; i += s) interleave(b + i * bk, bk, std::min(s, k - i), n, out + i * W);
   } else {
     for (int64_t i0 = 0; i0 < k; i0 += 16)  // blocks keep both sides of the transposition in cache
       for (int64_t j = 0; j < n; ++j)
@@ -103,6 +124,9 @@ INLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, 
     a += ROWS * STEP<P>;
     b += PANEL<P> * STEP<P>;
   };
+  if (add)  // c comes from far away where the product has many slices: fetched while the registers fill
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < 3; ++v) __builtin_prefetch(c + m * ldc + v * LANES<S>, 1);
   const int64_t steps = packed_depth<P>(k) / STEP<P>;
   int64_t i = 0;
   for (; i + PARTS <= steps; i += PARTS)
@@ -173,9 +197,9 @@ void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, Wide<P
   const auto [i0, i1] = team.share(panels<P>(n) * rows);
   for (int64_t i = i0; i < i1;) {
     const int64_t p = i / rows, t0 = i % rows, t1 = std::min(rows, t0 + i1 - i);
-    for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += DEPTH)
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += DEPTH<P>)
       for (int64_t t = t0; t < t1; ++t)
-        multiply(a + (t * depth + k0) * ROWS, b + (p * depth + k0) * PANEL<P>, std::min(DEPTH, k - k0),
+        multiply(a + (t * depth + k0) * ROWS, b + (p * depth + k0) * PANEL<P>, std::min(DEPTH<P>, k - k0),
                  c + t * ROWS * ldc + p * PANEL<P>, ldc, std::min(ROWS, m - t * ROWS),
                  std::min(PANEL<P>, n - p * PANEL<P>), add || k0 > 0);
     i += t1 - t0;
@@ -189,17 +213,16 @@ void gemm(Team& team, int64_t m, int64_t n, int64_t k, Matrix<TA> a, Matrix<TB> 
           void* scratch) {
   using P = Packed<T>;
   P* const packed_a = static_cast<P*>(scratch);
-  P* const packed_b = packed_a + tiles(m) * ROWS * DEPTH;
+  P* const packed_b = packed_a + tiles(m) * ROWS * DEPTH<P>;
   const auto [t0, t1] = team.share(tiles(m));
-  for (int64_t k0 = 0; k0 < k; k0 += DEPTH) {
-    const int64_t depth = std::min(DEPTH, k - k0);
+  for (int64_t k0 = 0; k0 < k; k0 += DEPTH<P>) {
+    const int64_t depth = std::min(DEPTH<P>, k - k0);
     for (int64_t t = t0; t < t1; ++t) {
       const int64_t r0 = t * ROWS, rows = std::min(ROWS, m - r0);
       P* tile = tile_at(packed_a, packed_depth<P>(depth), r0);
-      if (a.si == 1 && rows == ROWS && depth % STEP<P> == 0) {
-        for (int64_t i = 0; i < depth; ++i)
-          for (int64_t r = 0; r < ROWS; ++r)
-            tile[(i / STEP<P> * ROWS + r) * STEP<P> + i % STEP<P>] = convert<P>(a.at(r0, k0 + i)[r]);
+      if (a.si == 1 && rows == ROWS) {
+        for (int64_t i = 0; i < depth; i += STEP<P>)
+          interleave(a.at(r0, k0 + i), a.sj, std::min(STEP<P>, depth - i), ROWS, tile + i * ROWS);
       } else {
         for (int64_t r = 0; r < rows; ++r) pack_row(a.at(r0 + r, k0), a.sj, depth, tile + r * STEP<P>);
       }

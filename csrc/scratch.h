@@ -7,9 +7,8 @@
 // Sizes of packed operands (gemm.h), large enough at every level: rows of A, columns of B, scratch of a whole product.
 inline int64_t packed_rows(int64_t m) { return (m + 7) / 8 * 8; }
 inline int64_t packed_columns(int64_t n) { return n + 47; }
-constexpr int64_t DEPTH =
-    256;  // products run in slices of k this deep: a slice of a panel stays in the L1 and L2 caches
-inline int64_t gemm_scratch(int64_t m, int64_t n) { return (packed_rows(m) + packed_columns(n)) * DEPTH; }
+constexpr int64_t SLICE = 256;  // of k: a packed slice holds as many numbers of the wide type for a row or column
+inline int64_t gemm_scratch(int64_t m, int64_t n) { return (packed_rows(m) + packed_columns(n)) * SLICE; }
 
 // Allocated before a region starts so that nothing throws inside one.
 template <class S>

@@ -13,6 +13,7 @@ from fastvae.ops.highway_conv import (
     highway_conv_reference,
 )
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_reference
+from fastvae.ops.linear import linear_reference
 from fastvae.testing import assert_accurate, gradients
 
 LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16"]
@@ -55,6 +56,14 @@ def test_highway_conv(level, dtype):
     ):
         assert_accurate(op, reference, *inputs)
         assert_accurate(gradients(op), gradients(reference), *inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_linear(level, dtype):
+    shapes = (40, C), (3 * C, C + V), (3 * C,)
+    inputs = *(torch.randn(shape, dtype=dtype) for shape in shapes), torch.randint(V, (40,))
+    assert_accurate(ops.linear, linear_reference, *inputs)
+    assert_accurate(gradients(ops.linear), gradients(linear_reference), *inputs)
 
 
 def test_decode(level):
