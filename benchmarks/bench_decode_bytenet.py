@@ -1,65 +1,111 @@
-"""Greedy decoding of whole sequences with the ByteNet decoder.
+"""Greedy decoding of whole sequences with the ByteNet decoder, in one call or step by step.
 
-`eager` and `compile` keep each layer's last vector, as the op does; `naive` runs the whole prefix
-again for every symbol.
+`eager` and `compile`, which compiles the step, keep each layer's last vector, as the op does;
+`naive` runs the whole prefix again for every symbol. A long sequence shows that a symbol costs the
+op the same at every position.
 """
+
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fastvae.ops import decode_bytenet
-from fastvae.ops.decode_bytenet import decode_bytenet_reference
+from fastvae.ops.decode_lstm import decode_steps
 from fastvae.ops.highway_conv import highway_conv_reference
+from fastvae.testing import assert_best
 
-T, D, V, C, N = 56, 200, 51, 256, 10
+LENGTH, LONG, D, V, C, N = 56, 448, 200, 51, 256, 10
+LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile", "naive"
+CASES = [(LENGTH, B, line) for B in (1, 128) for line in LINES if B == 1 or line != "naive"]
+CASES += [(LONG, 1, "fastvae"), (LONG, 1, "fastvae bf16")]
 
 
-def inputs(B: int, steps: int = T, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def inputs(B: int, T: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
 
-    def uniform(*shape: int) -> torch.Tensor:
+    def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator).mul_(0.2).sub_(0.1).to(dtype)
 
     weights = uniform(2 * C, D), uniform(V + 1, 2 * C), uniform(N, 3 * C, C, 2), uniform(N, 3 * C)
-    return [uniform(steps, B, D) * 10, *weights, uniform(V, C) * 5, uniform(V)]
+    return [uniform(T, B, D) * 10, *weights, uniform(V, C) * 5, uniform(V)]
 
 
-def naive(features, feature_weight, symbol_rows, conv_weight, conv_bias, weight, bias):
+def dtype_of(line: str) -> torch.dtype:
+    return torch.bfloat16 if line.endswith("bf16") else torch.float32
+
+
+def whole(previous, features, feature_weight, symbol_rows, conv_weight, conv_bias, weight, bias):
+    """The logits [T, B, V] of every step, given the symbols `previous` [T, B] before it."""
+    p, q = (F.linear(features, feature_weight) + symbol_rows[previous]).chunk(2, -1)
+    x = p.tanh() * q.sigmoid()
+    for layer_weight, layer_bias in zip(conv_weight, conv_bias, strict=True):
+        x = highway_conv_reference(x, layer_weight, layer_bias)
+    return F.linear(x, weight, bias)
+
+
+def naive(features, *weights):
     steps, B = features.shape[:2]
-    previous = torch.full((steps, B), V)
-    tokens = torch.empty(B, steps, dtype=torch.int64)
+    previous = torch.full((steps + 1, B), V)
     for t in range(steps):
-        a = F.linear(features[: t + 1], feature_weight) + symbol_rows[previous[: t + 1]]
-        p, q = a.chunk(2, -1)
-        x = p.tanh() * q.sigmoid()
-        for layer_weight, layer_bias in zip(conv_weight, conv_bias, strict=True):
-            x = highway_conv_reference(x, layer_weight, layer_bias)
-        tokens[:, t] = F.linear(x[-1], weight, bias).argmax(-1)
-        if t + 1 < steps:
-            previous[t + 1] = tokens[:, t]
-    return tokens
+        previous[t + 1] = whole(previous[: t + 1], features[: t + 1], *weights)[-1].argmax(-1)
+    return previous[1:].T
 
 
-RIVALS = {
-    "fastvae": decode_bytenet,
-    "eager": decode_bytenet_reference,
-    "naive": naive,
-}
+def cell(d, rows, before, feature_weight, taps, conv_bias, weight, bias):
+    """Logits [B, V] of one step, and each layer's vector for the next, [N, B, C]."""
+    p, q = (F.linear(d, feature_weight) + rows).chunk(2, -1)
+    x, after = p.tanh() * q.sigmoid(), []
+    for n in range(N):
+        a = F.linear(before[n], taps[0, n]) + F.linear(x, taps[1, n], conv_bias[n])
+        i, f, g = a.chunk(3, -1)
+        after.append(x)
+        x = f.sigmoid() * x + i.sigmoid() * g.tanh()
+    return F.linear(x, weight, bias), torch.stack(after)
 
 
-@pytest.mark.parametrize("rival", RIVALS)
-@pytest.mark.parametrize("B", [1, 128])
-def test_decode_bytenet(time, rival, B):
-    if rival == "naive" and B > 1:
-        pytest.skip("minutes for one call")
-    few = inputs(B, 6, torch.float64)  # no rounding can change a choice
-    assert torch.equal(RIVALS[rival](*few), decode_bytenet_reference(*few))
-    arguments = inputs(B)
+def by_step(step):
+    """The whole sequence with `step`; each tap's weights are laid out for it once a call."""
 
-    @torch.no_grad()
-    def decode() -> None:
-        RIVALS[rival](*arguments)
+    def decode(features, feature_weight, symbol_rows, conv_weight, *rest):
+        before = features.new_zeros(N, features.shape[1], C)
+        taps = conv_weight.movedim(-1, 0).contiguous()
 
-    flops = 2 * T * B * (2 * C * D + N * 6 * C * C + V * C)
-    time(f"greedy decoding, ByteNet N={N} C={C} V={V} L={T} B={B}", decode, flops, 3)
+        def run(d: Tensor, rows: Tensor) -> Tensor:
+            nonlocal before
+            logits, before = step(d, rows, before, feature_weight, taps, *rest)
+            return logits
+
+        return decode_steps(run, features, symbol_rows, None, -1, -1)
+
+    return decode
+
+
+def decoder(line: str, B: int, compiled):
+    """The line's function of `inputs`, once it has been checked on a few steps."""
+    functions = {"fastvae": decode_bytenet, "eager": by_step(cell), "naive": naive}
+    function = functions.get(line.split()[0]) or by_step(compiled(cell))
+    few = inputs(B, 3, dtype_of(line))
+    tokens = function(*few)
+    previous = torch.cat([torch.full_like(tokens[:, :1], V), tokens[:, :-1]], 1).T
+    assert_best(tokens, partial(whole, previous), *few)
+    return function
+
+
+@pytest.mark.parametrize("length, B, line", CASES)
+@torch.no_grad()
+def test_decode_bytenet(time, compiled, steps, length, B, line):
+    T = steps(length)
+    time(
+        f"greedy decoding, ByteNet {N}, L={length} B={B}",
+        line,
+        partial(decoder(line, B, compiled), *inputs(B, T, dtype_of(line))),
+        None if line == "fastvae" else partial(decode_bytenet, *inputs(B, T)),
+        symbols=T * B,
+        flops=2 * T * B * (2 * C * D + N * 6 * C * C + V * C),
+        weights=N * 6 * C * C + V * C,
+        passes=T,
+        rounds=3 if B > 1 else 5,
+    )

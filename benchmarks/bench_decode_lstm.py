@@ -1,63 +1,154 @@
-"""Greedy decoding of whole sequences with the LSTM decoder, against plain PyTorch step by step."""
+"""Greedy decoding of whole sequences with the LSTM decoder, in one call or step by step.
+
+`compile` compiles the step: the loop unrolled takes minutes. `nn.LSTM` has no norm: another
+function, shown as what PyTorch makes of nearly the same products; `nn.LSTM int8` is its dynamic
+quantisation.
+"""
+
+import copy
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fastvae.ops import decode_lstm
 from fastvae.ops.decode_lstm import decode_lstm_reference, decode_steps
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
+from fastvae.testing import assert_best
 
-T, D, V, H = 128, 200, 259, 1000
+LENGTH, D, V, H = 128, 200, 259, 1000
 EPS = 1e-4
+LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile", "nn.LSTM", "nn.LSTM int8"
 
 
-def inputs(B: int, steps: int = T, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def inputs(B: int, T: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
 
-    def uniform(*shape: int) -> torch.Tensor:
+    def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator).mul_(0.2).sub_(0.1).to(dtype)
 
-    features, state = uniform(steps, B, D) * 10, torch.zeros(B, H, dtype=dtype)
+    features, state = uniform(T, B, D) * 10, torch.zeros(B, H, dtype=dtype)
     weights = uniform(4 * H, D), uniform(V + 1, 4 * H), uniform(4 * H, H)
     norm = torch.ones(4 * H, dtype=dtype), torch.zeros(4 * H, dtype=dtype)
     return [features, *weights, *norm, uniform(V, H), uniform(V), state, state]
 
 
-@torch.compile
-def compiled_step(d, rows, feature_weight, weight_hh, gain, bias, weight, logit_bias, h, c):
+def dtype_of(line: str) -> torch.dtype:
+    return torch.bfloat16 if line.endswith("bf16") else torch.float32
+
+
+def cell(d, rows, feature_weight, weight_hh, gain, bias, weight, logit_bias, h, c):
     a = F.linear(d, feature_weight) + rows + h @ weight_hh.T
     h, c = layer_norm_lstm_cell(a, c, gain, bias, EPS)
     return F.linear(h, weight, logit_bias), h, c
 
 
-def compiled(features, feature_weight, symbol_rows, *rest):
+def by_step(step):
+    """The whole sequence with `step`, for the tokens it chooses."""
+
+    def decode(features, feature_weight, symbol_rows, *rest):
+        run = running(step, feature_weight, *rest)
+        return decode_steps(run, features, symbol_rows, None, -1, -1)
+
+    return decode
+
+
+def running(step, feature_weight, *rest):
+    """`step` with its weights, keeping its state: d [B, D], rows [B, 4H] -> logits [B, V]."""
     *weights, h, c = rest
 
-    def step(d_t, rows):
+    def run(d: Tensor, rows: Tensor) -> Tensor:
         nonlocal h, c
-        logits, h, c = compiled_step(d_t, rows, feature_weight, *weights, h, c)
+        logits, h, c = step(d, rows, feature_weight, *weights, h, c)
         return logits
 
-    return decode_steps(step, features, symbol_rows, None, -1, -1)
+    return run
 
 
-RIVALS = {"fastvae": decode_lstm, "eager": decode_lstm_reference, "compile": compiled}
+def teacher_forced(tokens: Tensor):
+    """The logits [T, B, V] of every step, given the tokens before it, as a function of inputs."""
+
+    def logits(features, feature_weight, symbol_rows, *rest) -> Tensor:
+        run = running(cell, feature_weight, *rest)
+        previous = [torch.full_like(tokens[:, 0], V), *tokens.T[:-1]]
+        return torch.stack(
+            [run(d, symbol_rows[s]) for d, s in zip(features, previous, strict=True)]
+        )
+
+    return logits
 
 
-@pytest.mark.parametrize("rival", RIVALS)
+class PlainLSTM(nn.Module):
+    """nn.LSTM and a classifier over [features, one-hot(previous symbol)]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.classifier = nn.LSTM(D + V + 1, H), nn.Linear(H, V)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [T, B, D] -> tokens [B, T]."""
+        state = None
+
+        def step(d: Tensor, one_hot: Tensor) -> Tensor:
+            nonlocal state
+            y, state = self.lstm(torch.cat([d, one_hot], -1).unsqueeze(0), state)
+            return self.classifier(y[0])
+
+        return decode_steps(step, features, torch.eye(V + 1), None, -1, -1)
+
+    def teacher_forced(self, tokens: Tensor, features: Tensor) -> Tensor:
+        """The logits [T, B, V] of every step, given the tokens before it."""
+        start = torch.full_like(tokens[:, :1], V)
+        one_hot = F.one_hot(torch.cat([start, tokens[:, :-1]], 1).T, V + 1)
+        return self.classifier(self.lstm(torch.cat([features, one_hot], -1))[0])
+
+
+def plain_lstm(line: str) -> nn.Module:
+    """The line's module, once it has been checked on a few steps."""
+    plain, (features, *_) = PlainLSTM(), inputs(64, 3)
+    models = {torch.float32: plain, torch.float64: copy.deepcopy(plain).double()}
+    tokens = plain(features)
+    assert_best(tokens, lambda x: models[x.dtype].teacher_forced(tokens, x), features)
+    if line == "nn.LSTM":
+        return plain
+    if not hasattr(torch.ao.quantization, "quantize_dynamic"):
+        pytest.skip("this torch no longer has dynamic quantisation of its own")
+    module = torch.ao.quantization.quantize_dynamic(plain, {nn.LSTM, nn.Linear}, torch.qint8)
+    assert (module(features) == tokens).float().mean() > 0.5  # int8 rounds; most choices stay
+    return module
+
+
+def decoder(line: str, B: int, compiled):
+    """The line's function of `inputs`, once it has been checked on a few steps."""
+    functions = {"fastvae": decode_lstm, "eager": decode_lstm_reference}
+    function = functions.get(line.split()[0]) or by_step(compiled(cell))
+    few = inputs(B, 3, dtype_of(line))
+    tokens = function(*few)
+    assert_best(tokens, teacher_forced(tokens), *few)
+    return function
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("B", [1, 16, 128])
-def test_decode_lstm(time, rival, B):
-    if rival != "eager":  # in float64 no rounding can change a choice, in a few steps of float32
-        dtype = torch.float64 if rival == "fastvae" else torch.float32
-        few = inputs(B, 3, dtype)
-        assert torch.equal(RIVALS[rival](*few), decode_lstm_reference(*few))
-    arguments = inputs(B)
-
-    @torch.no_grad()
-    def decode() -> None:
-        RIVALS[rival](*arguments)
-
-    flops = 2 * T * B * (4 * H * (H + D) + V * H)
-    rounds = 3 if B > 16 else 5
-    time(f"greedy decoding, LSTM H={H} V={V} L={T} B={B}", decode, flops, rounds)
+@torch.no_grad()
+def test_decode_lstm(time, compiled, steps, line, B):
+    T = steps(LENGTH)
+    arguments = inputs(B, T, dtype_of(line))
+    if line.startswith("nn.LSTM"):
+        function = partial(plain_lstm(line), arguments[0])
+    else:
+        function = partial(decoder(line, B, compiled), *arguments)
+    time(
+        f"greedy decoding, LSTM {H}, B={B}",
+        line,
+        function,
+        None if line == "fastvae" else partial(decode_lstm, *inputs(B, T)),
+        symbols=T * B,
+        flops=2 * T * B * (4 * H * (H + D) + V * H),
+        weights=4 * H * H + V * H,
+        passes=T,
+        rounds={1: 9, 16: 5, 128: 3}[B],
+    )

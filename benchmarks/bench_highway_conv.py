@@ -6,35 +6,49 @@ import torch
 import fastvae
 from fastvae.ops import highway_conv
 from fastvae.ops.highway_conv import highway_conv_reference
-from fastvae.testing import assert_accurate
+from fastvae.testing import assert_accurate, gradients
 
-SHAPES = [(56, 64, 256)]
-
-
-def compiled(channels: int, layers: int):
-    return torch.compile(fastvae.reference.HighwayConvStack(channels, layers))
+T, B, C = 56, 64, 256
+LINES = "fastvae", "fastvae bf16", "eager", "compile"
 
 
-RIVALS = {
-    "fastvae": fastvae.nn.HighwayConvStack,
-    "eager": fastvae.reference.HighwayConvStack,
-    "compile": compiled,
-}
+def check(dtype: torch.dtype) -> None:
+    few = torch.randn(4, B, C), torch.randn(3 * C, C, 2) / C**0.5, torch.randn(3 * C)
+    few = [t.to(dtype) for t in few]
+    assert_accurate(highway_conv, highway_conv_reference, *few)
+    assert_accurate(gradients(highway_conv), gradients(highway_conv_reference), *few)
 
 
-@pytest.mark.parametrize("rival", RIVALS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_highway_conv(time, rival, shape):
-    T, B, C = shape
-    module = RIVALS[rival](C, 1)
+def training(line: str, compiled):
+    """One step of the line's module."""
+    name, low = line.split()[0], line.endswith("bf16")
+    modules = fastvae.nn if name == "fastvae" else fastvae.reference
+    module = modules.HighwayConvStack(C, 1)
     x = torch.randn(T, B, C, requires_grad=True)
-    if rival == "fastvae":
-        weight, bias = torch.randn(3 * C, C, 2) / C**0.5, torch.randn(3 * C)
-        assert_accurate(highway_conv, highway_conv_reference, x.detach(), weight, bias)
+    run = compiled(module) if name == "compile" else module
+    if name == "compile":
+        torch.testing.assert_close(run(x), module(x))
 
     def step() -> None:
-        module(x).sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            y = run(x)
+        y.sum().backward()
         module.zero_grad()
         x.grad = None
 
-    time(f"highway convolution forward and backward T={T} B={B} C={C}", step, 36 * T * B * C * C)
+    return step
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_highway_conv(time, compiled, line):
+    if line.startswith("fastvae"):
+        check(torch.bfloat16 if line.endswith("bf16") else torch.float32)
+    time(
+        f"highway convolution, forward and backward, T={T} B={B} C={C}",
+        line,
+        training(line, compiled),
+        None if line == "fastvae" else training("fastvae", compiled),
+        symbols=T * B,
+        flops=3 * 12 * T * B * C * C,
+        rounds=9,
+    )

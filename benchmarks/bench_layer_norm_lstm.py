@@ -1,6 +1,5 @@
 """LayerNorm-LSTM as a module with its input projection, forward and backward.
 
-
 `compile` compiles the step: the loop unrolled takes minutes. `nn.LSTM` has no norm: another
 function, shown as what the machine's vendor makes of the same products.
 """
@@ -15,12 +14,13 @@ from fastvae.testing import assert_accurate, gradients
 
 INPUTS = 200
 SHAPES = [(48, 64, 500), (60, 128, 1000), (128, 32, 1000)]
+LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile", "nn.LSTM"
 
 
 class CompiledStep(fastvae.reference.LayerNormLSTM):
     """The reference with its step compiled."""
 
-    step = staticmethod(torch.compile(layer_norm_lstm_cell))
+    step = staticmethod(layer_norm_lstm_cell)
 
     def forward(self, x: Tensor):
         h = c = x.new_zeros(x.shape[1], self.hidden_size)
@@ -32,7 +32,7 @@ class CompiledStep(fastvae.reference.LayerNormLSTM):
         return torch.stack(outputs), (h, c)
 
 
-RIVALS = {
+MODULES = {
     "fastvae": fastvae.nn.LayerNormLSTM,
     "eager": fastvae.reference.LayerNormLSTM,
     "compile": CompiledStep,
@@ -40,26 +40,62 @@ RIVALS = {
 }
 
 
-@pytest.mark.parametrize("rival", RIVALS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_layer_norm_lstm(time, rival, shape):
-    T, B, H = shape
-    module = RIVALS[rival](INPUTS, H)
-    x = torch.randn(T, B, INPUTS)
-    if rival == "fastvae":
-        twin = fastvae.reference.LayerNormLSTM(INPUTS, H)
-        twin.load_state_dict(module.state_dict())
-        wide = fastvae.reference.LayerNormLSTM(INPUTS, H, dtype=torch.float64)
-        wide.load_state_dict(module.state_dict())
+def check(module: nn.Module, B: int, low: bool) -> None:
+    """The module's output and gradient for x by the accuracy rule, under autocast where `low`."""
+    twins = {}
+    for dtype in (torch.float64, torch.bfloat16 if low else torch.float32):
+        twins[dtype] = fastvae.reference.LayerNormLSTM(INPUTS, module.hidden_size, dtype=dtype)
+        twins[dtype].load_state_dict(module.state_dict())
+    wide, plain = twins.values()
 
-        def plain(x: Tensor) -> Tensor:
-            return (wide if x.dtype == torch.float64 else twin)(x)[0]
+    def ours(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            return module(x)[0]
 
-        assert_accurate(gradients(lambda x: module(x)[0]), gradients(plain), x[:4])
+    def reference(x: Tensor) -> Tensor:
+        twin = wide if x.dtype == torch.float64 else plain
+        return twin(x.to(twin.bias.dtype))[0]
+
+    x = torch.randn(3, B, INPUTS)
+    assert_accurate(ours, reference, x)
+    assert_accurate(gradients(ours), gradients(reference), x)
+
+
+def module_of(line: str, H: int, compiled) -> nn.Module:
+    module = MODULES[line.split()[0]](INPUTS, H)
+    if line == "compile":
+        module.step = compiled(layer_norm_lstm_cell)
+    return module
+
+
+def training(module: nn.Module, T: int, B: int, low: bool):
+    """One step of the module, under autocast where `low`."""
+    x = torch.randn(T, B, INPUTS, requires_grad=True)
 
     def step() -> None:
-        module(x)[0].sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            y, _ = module(x)
+        y.sum().backward()
         module.zero_grad()
+        x.grad = None
 
-    products = 8 * T * B * H * (H + INPUTS)
-    time(f"LayerNorm-LSTM forward and backward T={T} B={B} H={H}", step, 3 * products, rounds=3)
+    return step
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_layer_norm_lstm(time, compiled, steps, line, shape):
+    T, B, H = shape
+    module, low = module_of(line, H, compiled), line.endswith("bf16")
+    if line.startswith("fastvae") or line == "compile":
+        check(module, B, low)
+    beside = None if line == "fastvae" else module_of("fastvae", H, compiled)
+    time(
+        f"LayerNorm-LSTM, forward and backward, T={T} B={B} H={H}",
+        line,
+        training(module, steps(T), B, low),
+        beside and training(beside, steps(T), B, False),
+        symbols=T * B,
+        flops=3 * 8 * T * B * H * (H + INPUTS),
+        rounds=5 if H == 500 else 3,
+    )

@@ -6,6 +6,7 @@ unrolled takes minutes to compile (bench_layer_norm_lstm.py has its step compile
 
 import pytest
 import torch
+from torch import Tensor
 
 import fastvae
 from fastvae import reference
@@ -14,52 +15,93 @@ from fastvae.testing import assert_accurate
 PTB = {"vocab_size": 51, "length": 48, "latent_size": 50, "encoder_channels": (128, 256)}
 BYTENET = {**PTB, "length": 56, "decoder": "bytenet"}
 BASELINE = {"vocab_size": 51, "length": 48, "hidden_size": 500}
-WORK = {
+TWEETS = {"vocab_size": 259, "length": 128}
+WORK = {  # name: class, sizes, batch
     "PTB hybrid, LSTM 500": ("HybridVAE", {**PTB, "hidden_size": 500}, 64),
     "PTB hybrid, ByteNet 3": ("HybridVAE", {**BYTENET, "conv_layers": 3}, 64),
     "PTB hybrid, ByteNet 10": ("HybridVAE", {**BYTENET, "conv_layers": 10}, 64),
     "PTB LSTM VAE 500": ("LSTMVAE", BASELINE, 64),
-    "tweets hybrid, LSTM 1000": ("HybridVAE", {"vocab_size": 259, "length": 128}, 32),
-    "tweets LSTM VAE 1000": ("LSTMVAE", {"vocab_size": 259, "length": 128}, 32),
+    "tweets hybrid, LSTM 1000": ("HybridVAE", TWEETS, 32),
+    "tweets LSTM VAE 1000": ("LSTMVAE", TWEETS, 32),
 }
-CASES = [
-    (work, rival)
-    for work in WORK
-    for rival in ("fastvae", "eager", *(("compile",) if "ByteNet" in work else ()))
-]
+LINES = "fastvae", "fastvae bf16", "eager", "compile"
+CASES = [(work, line) for work in WORK for line in LINES if "ByteNet" in work or line != "compile"]
 
 
-@pytest.mark.parametrize("work, rival", CASES)
-def test_training_step(time, work, rival):
-    name, arguments, batch = WORK[work]
-    model = getattr(fastvae if rival == "fastvae" else reference, name)(**arguments)
-    tokens = torch.randint(arguments["vocab_size"], (batch, arguments["length"]))
-    if rival == "fastvae":
-        _check(model, name, arguments, tokens[:4])
-    run = torch.compile(model) if rival == "compile" else model
+def check(name: str, arguments: dict, low: bool) -> None:
+    """The loss of a few short samples, by the accuracy rule, for given noise, nothing dropped."""
+    arguments = arguments | {"length": 32}
+    model = getattr(fastvae, name)(**arguments).eval()
+    twins = {}
+    for dtype in (torch.float32, torch.float64):
+        twins[dtype] = getattr(reference, name)(**arguments, dtype=dtype).eval()
+        twins[dtype].load_state_dict(model.state_dict())
+    tokens = torch.randint(arguments["vocab_size"], (4, 32))
+    dropped = torch.zeros_like(tokens, dtype=torch.bool)
+
+    def loss(noise: Tensor, model) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=low and noise.dtype == torch.float32):
+            return model(tokens, 0.5, noise=noise, dropped=dropped).loss
+
+    noise = torch.randn(4, model.latent_size)
+    assert_accurate(lambda n: loss(n, model), lambda n: loss(n, twins[n.dtype]), noise)
+
+
+def training(line: str, name: str, sizes: dict, batch: int, compiled):
+    """One step of the line's model."""
+    package, low = fastvae if line.startswith("fastvae") else reference, line.endswith("bf16")
+    model = getattr(package, name)(**sizes)
+    tokens = torch.randint(sizes["vocab_size"], (batch, sizes["length"]))
+    run = compiled(model) if line == "compile" else model
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
 
     def step() -> None:
-        run(tokens, 0.5).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            loss = run(tokens, 0.5).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    time(f"training step, {work}, B={batch}", step, 0.0, rounds=3 if "tweets" in work else 5)
+    return step
 
 
-def _check(model, name: str, arguments: dict, tokens: torch.Tensor) -> None:
-    """The loss of a few samples, by the accuracy rule, for given noise and nothing dropped."""
-    twins = {}
-    for dtype in (torch.float32, torch.float64):
-        twins[dtype] = getattr(reference, name)(**arguments, dtype=dtype)
-        twins[dtype].load_state_dict(model.state_dict())
-        twins[dtype].eval()
-    model.eval()
-    dropped = torch.zeros_like(tokens, dtype=torch.bool)
-    noise = torch.randn(len(tokens), model.latent_size)
-    assert_accurate(
-        lambda n: model(tokens, 0.5, noise=n, dropped=dropped).loss,
-        lambda n: twins[n.dtype](tokens, 0.5, noise=n, dropped=dropped).loss,
-        noise,
+def multiply_adds(name: str, sizes: dict) -> float:
+    """Of one sample's forward pass, with one-hot products as lookups."""
+    model = getattr(reference, name)(**sizes, device="meta")
+    L, V, Z, decoder = model.length, model.vocab_size, model.latent_size, model.decoder
+    if name == "LSTMVAE":
+        H = model.encoder.hidden_size
+        return L * (8 * H * H + H * V) + 4 * H * Z
+    steps, total = L // 2, 0
+    for conv in model.encoder.convs[1:]:
+        steps //= 2
+        total += steps * conv.weight.numel()
+    total += model.encoder.linear.weight.numel() + model.deconvolution.linear.weight.numel()
+    for conv in model.deconvolution.convs:
+        total += steps * conv.weight.numel()
+        steps *= 2
+    D = model.head.in_features
+    if sizes.get("decoder") == "bytenet":
+        inputs = decoder.input.out_features * D
+        symbol = inputs + sum(layer.weight.numel() for layer in decoder.stack.layers)
+    else:
+        symbol = 4 * decoder.lstm.hidden_size * (decoder.lstm.hidden_size + D)
+    return total + L * (symbol + decoder.classifier.weight.numel() + D * V)
+
+
+@pytest.mark.parametrize("work, line", CASES)
+def test_training_step(time, compiled, steps, work, line):
+    name, sizes, batch = WORK[work]
+    sizes = sizes | {"length": steps(sizes["length"], few=32)}
+    if line.startswith("fastvae"):
+        check(name, sizes, line.endswith("bf16"))
+    beside = None if line == "fastvae" else training("fastvae", name, sizes, batch, compiled)
+    time(
+        f"training step, {work}, B={batch}",
+        line,
+        training(line, name, sizes, batch, compiled),
+        beside,
+        symbols=batch * sizes["length"],
+        flops=3 * 2 * batch * multiply_adds(name, sizes),
+        rounds=3 if "tweets" in work else 5,
     )
-    model.train()

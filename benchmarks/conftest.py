@@ -1,39 +1,156 @@
-"""What every benchmark shares: pinned thread count, the medians' context, one way to time."""
+"""What every benchmark shares: pinned threads, the machine's peak, one way to time."""
 
 import os
+import statistics
 from collections.abc import Callable
+from functools import partial
+from operator import truediv
+from pathlib import Path
+from time import perf_counter
 
 import pytest
 import torch
 
 import fastvae
+from fastvae import _C
 
-THREADS = min(2, os.cpu_count() or 1)
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+
+def pytest_addoption(parser) -> None:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser.addoption(
+        "--threads", type=int, default=min(2, usable or 1), help="CPUs and threads to run on"
+    )
+
+
+def pytest_benchmark_update_machine_info(config, machine_info) -> None:
+    """Keeps what explains a timing, and nothing that tells whose machine it is."""
+    cpu = machine_info["cpu"]
+    kept = {key: machine_info[key] for key in ("machine", "python_version", "system")}
+    machine_info.clear()
+    machine_info |= kept | {"cpu": {key: cpu.get(key) for key in ("arch", "brand_raw", "count")}}
+
+
+def pytest_benchmark_update_commit_info(config, commit_info) -> None:
+    for key in {*commit_info} - {"id", "time", "dirty"}:
+        del commit_info[key]
 
 
 @pytest.fixture(autouse=True)
-def setting():
-    """One seed, a fixed number of threads."""
-    before = torch.get_num_threads()
+def threads(request):
+    """How many threads: all of this process stay on as many CPUs, until the test is over."""
+    count, before = request.config.getoption("threads"), torch.get_num_threads()
     torch.manual_seed(0)
-    torch.set_num_threads(THREADS)
-    yield
+    torch.set_num_threads(count)
+    affinity = _pin(count)
+    yield count
     torch.set_num_threads(before)
+    for task, cpus in affinity.items():
+        _set_affinity(task, cpus)
+
+
+def _pin(count: int) -> dict[int, set[int]]:
+    """What each thread of this process was allowed before; nothing where a system cannot tell."""
+    tasks = Path("/proc/self/task")
+    if not hasattr(os, "sched_setaffinity") or not tasks.exists():
+        return {}
+    before = {int(task.name): os.sched_getaffinity(int(task.name)) for task in tasks.iterdir()}
+    cpus = sorted(os.sched_getaffinity(0))[:count]
+    for task in before:
+        _set_affinity(task, cpus)
+    return before
+
+
+def _set_affinity(task: int, cpus) -> None:
+    if Path(f"/proc/self/task/{task}").exists():  # or it has ended meanwhile
+        os.sched_setaffinity(task, cpus)
+
+
+@pytest.fixture(scope="session")
+def peak():
+    """peak(kind, threads, megabytes): `_C.machine_peak`, the best so far in this session."""
+    best: dict[tuple, float] = {}
+
+    def measure(*key) -> float | None:
+        rate = _C.machine_peak(*key)
+        best[key] = max(best.get(key, 0.0), rate or 0.0)
+        return best[key] or None
+
+    return measure
 
 
 @pytest.fixture
-def time(benchmark):
-    """time(group, function, flops, rounds): the median of whole calls, after one to warm up."""
+def compiled(benchmark):
+    """torch.compile, which generates no code where nothing is timed."""
+    torch.compiler.reset()
+    return partial(torch.compile, backend="inductor" if benchmark.enabled else "eager")
 
-    def run(group: str, function: Callable[[], object], flops: float, rounds: int = 5) -> None:
-        benchmark.group = f"{group}, {THREADS} threads"
-        benchmark.pedantic(function, rounds=rounds, warmup_rounds=1)
-        benchmark.extra_info |= {
-            "threads": THREADS,
+
+@pytest.fixture
+def steps(benchmark):
+    """steps(T) is T; where nothing is timed a few, enough to see that every line runs."""
+    return lambda T, few=4: T if benchmark.enabled else few
+
+
+@pytest.fixture
+def time(benchmark, threads, peak):
+    """time(work, line, function, beside, ...): the median of whole calls, after one to warm up.
+
+    `work` names what all lines of a group do. `beside`, our own op in float32, takes turns with
+    `function`, so that a machine's moods touch both; None where `function` is it. `symbols` in one
+    call, `flops` that they need, and `weights` read anew `passes` times make the limits.
+    """
+
+    def run(
+        work: str,
+        line: str,
+        function: Callable[[], object],
+        beside: Callable[[], object] | None,
+        *,
+        symbols: int,
+        flops: float,
+        weights: float = 0,
+        passes: int = 0,
+        rounds: int = 5,
+    ) -> None:
+        benchmark.group = f"{work}, {threads} threads"
+        if not benchmark.enabled:
+            benchmark(function)
+            return
+        kind = line.split()[-1] if line.split()[-1] in BYTES else "fp32"
+        megabytes = weights * BYTES[kind] / 1e6
+        info = {
+            "work": work,
+            "line": line,
+            "threads": threads,
             "torch": torch.__version__,
             "cpu_capability": fastvae.cpu_capability(),
+            "symbols": symbols,
+            "dtype": kind,
+            "GFLOP": flops / 1e9,
+            "peak GFLOP/s": peak(kind, threads),
+            "GB": megabytes * passes / 1e3,
+            "peak GB/s": peak("read", threads, megabytes) if weights else None,
         }
-        if flops and benchmark.stats:  # absent with --benchmark-disable
-            benchmark.extra_info["GFLOP/s"] = flops / benchmark.stats.stats.median / 1e9
+        ours = []
+
+        def take_turns() -> None:
+            start = perf_counter()
+            if beside:
+                beside()
+            ours.append(perf_counter() - start)
+
+        benchmark.pedantic(function, setup=take_turns, rounds=rounds, warmup_rounds=1)
+        times = benchmark.stats.stats.data
+        median = statistics.median(times)
+        limits = [info["GFLOP"] / info["peak GFLOP/s"]] if info["peak GFLOP/s"] else []
+        limits += [info["GB"] / info["peak GB/s"]] if weights else []
+        info |= {"GFLOP/s": info["GFLOP"] / median, "GB/s": info["GB"] / median}
+        info["share of peak"] = max(limits, default=0.0) / median
+        info["fastvae takes"] = 1.0
+        if beside:
+            info["fastvae takes"] = statistics.median(map(truediv, ours[-rounds:], times))
+        benchmark.extra_info |= info
 
     return run

@@ -1,8 +1,10 @@
 // The native side of fastvae at a glance: every op's schema, and what Python may ask about the build.
 // Equations and shapes: fastvae/ops/<op>.py.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -42,7 +44,11 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
       "int pad_id) -> Tensor");
 }
 
+namespace py = pybind11;
+
 constexpr const char* ISA_NAMES[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+
+std::optional<double> machine_peak(const std::string& kind, int threads, double megabytes);  // machine_peak.cpp
 
 PYBIND11_MODULE(_C, m) {
   m.def("compiler", [] { return __VERSION__; });
@@ -54,4 +60,7 @@ PYBIND11_MODULE(_C, m) {
     throw std::invalid_argument("this machine has no CPU capability '" + name + "'; its best is '" +
                                 ISA_NAMES[int(best_isa())] + "'");
   });
+  // For benchmarks: what their shares of the machine's limits are shares of.
+  m.def("machine_peak", machine_peak, py::arg("kind"), py::arg("threads"), py::arg("megabytes") = 0.0,
+        py::call_guard<py::gil_scoped_release>());
 }

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastvae import testing
 from fastvae.ops.decode_bytenet import decode_bytenet, decode_bytenet_reference
 from fastvae.ops.highway_conv import highway_conv_reference
 
@@ -52,18 +53,7 @@ def teacher_forced(tokens, noise, *inputs, carry=True):
 
 
 def assert_best(tokens, noise, inputs, carry=True):
-    """Each token's logit, given the tokens before it, is the largest but for rounding.
-
-    A logit may be off by what the accuracy rule grants it, so two that are closer than twice that
-    may change places; where the top two differ by more, exactly the largest passes.
-    """
-    wide = [t.double() for t in inputs]
-    gold = teacher_forced(tokens, noise, *wide, carry=carry)
-    plain = teacher_forced(tokens, noise, *inputs, carry=carry)
-    ulp = torch.finfo(inputs[0].dtype).eps * gold.abs().max()
-    allowed = 2 * (plain.double() - gold).abs().max() + ulp
-    chosen = gold.gather(-1, tokens.T.unsqueeze(-1)).squeeze(-1)
-    assert (gold.amax(-1) - chosen <= 2 * allowed).all()
+    testing.assert_best(tokens, lambda *t: teacher_forced(tokens, noise, *t, carry=carry), *inputs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastvae import testing
 from fastvae.ops.decode_lstm import decode_lstm, decode_lstm_reference
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_reference
 
@@ -51,18 +52,7 @@ def teacher_forced(tokens, noise, *inputs):
 
 
 def assert_best(tokens, noise, inputs):
-    """Each token's logit, given the tokens before it, is the largest but for rounding.
-
-    A logit may be off by what the accuracy rule grants it, so two that are closer than twice that
-    may change places; where the top two differ by more, exactly the largest passes.
-    """
-    wide = [t.double() for t in inputs]
-    gold = teacher_forced(tokens, noise, *wide)
-    plain = teacher_forced(tokens, noise, *inputs)
-    ulp = torch.finfo(inputs[0].dtype).eps * gold.abs().max()
-    allowed = 2 * (plain.double() - gold).abs().max() + ulp
-    chosen = gold.gather(-1, tokens.T.unsqueeze(-1)).squeeze(-1)
-    assert (gold.amax(-1) - chosen <= 2 * allowed).all()
+    testing.assert_best(tokens, lambda *t: teacher_forced(tokens, noise, *t), *inputs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
