@@ -44,7 +44,7 @@ def test_highway_conv(time, compiled, line):
     if line.startswith("fastvae"):
         check(torch.bfloat16 if line.endswith("bf16") else torch.float32)
     time(
-        f"highway convolution, forward and backward, T={T} B={B} C={C}",
+        f"highway convolution training, T={T} B={B} C={C}",
         line,
         training(line, compiled),
         None if line == "fastvae" else training("fastvae", compiled),

@@ -91,7 +91,7 @@ def test_layer_norm_lstm(time, compiled, steps, line, shape):
         check(module, B, low)
     beside = None if line == "fastvae" else module_of("fastvae", H, compiled)
     time(
-        f"LayerNorm-LSTM, forward and backward, T={T} B={B} H={H}",
+        f"LayerNorm-LSTM training, T={T} B={B} H={H}",
         line,
         training(module, steps(T), B, low),
         beside and training(beside, steps(T), B, False),
