@@ -24,6 +24,11 @@ def pytest_addoption(parser) -> None:
     )
 
 
+def pytest_configure(config) -> None:
+    """Every line gets the allocator that the command line sets: ours and the rivals alike."""
+    fastvae.keep_freed_memory()
+
+
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:
     """Keeps what explains a timing, and nothing that tells whose machine it is."""
     cpu = machine_info["cpu"]

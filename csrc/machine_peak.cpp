@@ -7,9 +7,6 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #define KERNELS "machine_peak.kernels.h"
 #include "foreach_isa.h"
@@ -57,7 +54,7 @@ bool has_int8() { return false; }
 
 double multiply_add(int64_t n, float& result) {
   double operations = 0;
-  CALL_BEST(multiply_add, n, 1e-3f, operations, result);
+  CALL_BEST(float, multiply_add, n, 1e-3f, operations, result);
   return operations;
 }
 
@@ -107,7 +104,7 @@ double read_rate(int threads, double megabytes) {
   std::memset(data, 1, bytes);
   const int64_t passes = std::max<int64_t>(1, int64_t(1e8 / share));
   const double rate = best_rate(threads, [&](Team& team, float& result) {
-    CALL_BEST(read, data + team.id * share, share, passes, result);
+    CALL_BEST(float, read, data + team.id * share, share, passes, result);
     return double(share) * passes;
   });
   std::free(data);

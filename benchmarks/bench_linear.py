@@ -1,0 +1,54 @@
+"""The projection of dense inputs and one-hot symbols before an LSTM, forward and backward."""
+
+import pytest
+import torch
+
+from fastvae.ops import linear
+from fastvae.ops.linear import linear_reference
+from fastvae.testing import assert_accurate, gradients
+
+T, B, K, S, N = 128, 32, 200, 261, 4000
+LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile"
+
+
+def inputs(dtype: torch.dtype, T: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator).mul_(0.2).sub_(0.1).to(dtype)
+
+    symbols = torch.randint(S, (T, B), generator=generator)
+    return [uniform(T, B, K) * 10, uniform(N, K + S), uniform(N), symbols]
+
+
+def training(function, dtype: torch.dtype, T: int):
+    """One step of the function, for the gradients of x, weight and bias."""
+    *dense, symbols = inputs(dtype, T)
+    for tensor in dense:
+        tensor.requires_grad_()
+
+    def step() -> None:
+        function(*dense, symbols).sum().backward()
+        for tensor in dense:
+            tensor.grad = None
+
+    return step
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_linear(time, compiled, steps, line):
+    dtype = torch.bfloat16 if line.endswith("bf16") else torch.float32
+    functions = {"fastvae": linear, "eager": linear_reference}
+    function = functions.get(line.split()[0]) or compiled(linear_reference)
+    few = inputs(dtype, 4)
+    assert_accurate(function, linear_reference, *few)
+    assert_accurate(gradients(function), gradients(linear_reference), *few)
+    time(
+        f"input projection training, T={T} B={B}, {K} + {S} symbols to {N}",
+        line,
+        training(function, dtype, steps(T)),
+        None if line == "fastvae" else training(linear, torch.float32, steps(T)),
+        symbols=T * B,
+        flops=3 * 2 * T * B * K * N,
+        rounds=9,
+    )
