@@ -19,7 +19,7 @@ COLOURS = {
 def draw(run, path: Path) -> None:
     """Writes the chart of a `report.Run`: bars per work on a logarithmic scale, as PNG."""
     works = [work for work, lines in run.works.items() if "eager" in lines]
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.62 * len(works)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.5 * len(works)), layout="constrained")
     for n, work in enumerate(works):
         shown = _shown(run, work)
         height = 0.8 / len(shown)
@@ -32,7 +32,7 @@ def draw(run, path: Path) -> None:
                 axes.plot([limit] * 2, ends, color="#c0392b", label="all that the peak allows")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(works)), works, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(works) - 0.4, -0.6)
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 5, 10, 20, 50], minor=False)
     axes.minorticks_off()
