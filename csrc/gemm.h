@@ -55,7 +55,7 @@ INLINE void pack_row(const T* row, int64_t stride, int64_t k, P* out) {
 
 // STEP rows of n values, `stride` apart, to [n][STEP]. Rows from `there` on are zeros.
 template <class P, class T>
-INLINE void interleave(const T* rows, int64_t stride, int64_t there, int64_t n, P* out) {
+INLINE void pack_steps(const T* rows, int64_t stride, int64_t there, int64_t n, P* out) {
   if constexpr (STEP<P> == 1) {
     for (int64_t j = 0; j < n; ++j) out[j] = convert<P>(rows[j]);
   } else if (std::is_same_v<T, P> && STEP<P> == 2 && there == 2) {
@@ -72,13 +72,43 @@ INLINE void interleave(const T* rows, int64_t stride, int64_t there, int64_t n, 
   }
 }
 
+// A vector of operands as they are, STEP of them in a lane.
+template <class P>
+INLINE vec<P> load_panel(const P* b) {
+  vec<P> v;
+  std::memcpy(&v, b, sizeof v);
+  return v;
+}
+
+// ROWS rows of k values, each contiguous, to one tile. A null row is zeros.
+template <class P, class T>
+void pack_tile(const T* const (&rows)[ROWS], int64_t k, P* out) {
+  constexpr int64_t W = LANES<P> * STEP<P>;  // values in a vector
+  int64_t i = 0;
+  for (; i + W <= k; i += W) {
+    vec<P> v[ROWS];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < ROWS; ++r) {
+      if (!rows[r])
+        v[r] = vec<P>{};
+      else if constexpr (STEP<P> == 1)
+        v[r] = load(rows[r] + i);
+      else
+        v[r] = load_panel(rows[r] + i);
+    }
+    interleave(v);
+    std::memcpy(out + i * ROWS, v, sizeof v);
+  }
+  for (int64_t r = 0; r < ROWS; ++r) pack_row(rows[r] ? rows[r] + i : nullptr, 1, k - i, out + i * ROWS + r * STEP<P>);
+}
+
 // Columns [0, n) of b(k, n) = b[k · bk + n · bn] to one panel; n <= PANEL.
 template <class P, class T>
 void pack_panel(const T* b, int64_t bk, int64_t bn, int64_t k, int64_t n, P* out) {
   constexpr int64_t W = PANEL<P>, s = STEP<P>;
   if (n < W || k % s) std::memset(out, 0, packed_depth<P>(k) * W * sizeof(P));
   if (bn == 1) {
-    for (int64_t i = 0; i < k; i += s) interleave(b + i * bk, bk, std::min(s, k - i), n, out + i * W);
+    for (int64_t i = 0; i < k; i += s) pack_steps(b + i * bk, bk, std::min(s, k - i), n, out + i * W);
   } else {
     for (int64_t i0 = 0; i0 < k; i0 += 16)  // blocks keep both sides of the transposition in cache
       for (int64_t j = 0; j < n; ++j)
@@ -88,12 +118,6 @@ void pack_panel(const T* b, int64_t bk, int64_t bn, int64_t k, int64_t n, P* out
 }
 
 // Vectors of operands: a lane of B holds STEP values of one column, one row's STEP values of A are the same in each.
-template <class P>
-INLINE vec<P> load_panel(const P* b) {
-  vec<P> v;
-  std::memcpy(&v, b, sizeof v);
-  return v;
-}
 template <class P>
 INLINE vec<P> multiply_add(vec<P> sum, const P* a, vec<P> b) {
 #ifdef BF16_DOT
@@ -106,21 +130,20 @@ INLINE vec<P> multiply_add(vec<P> sum, const P* a, vec<P> b) {
     return sum + b * Wide<P>(*a);
 }
 
-// c [M, n] (+)= tile · panel. Few rows leave registers free: they hold several partial sums over k, which hides the
-// latency of the multiply-add and rounds less.
-template <class P, int M, class S = Wide<P>>
+// c [M, n] (+)= tile · the first V vectors of a panel. Few rows or columns leave registers free: they hold several
+// partial sums over k, which hides the latency of the multiply-add and rounds less.
+template <class P, int M, int V = 3, class S = Wide<P>>
 INLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, int64_t n, bool add) {
-  constexpr int PARTS = M * 4 <= ROWS ? 4 : M * 2 <= ROWS ? 2 : 1;
-  vec<S> acc[PARTS][M][3] = {};
+  constexpr int PARTS = M * V * 4 <= 3 * ROWS ? 4 : M * V * 2 <= 3 * ROWS ? 2 : 1;
+  vec<S> acc[PARTS][M][V] = {};
   const auto step = [&](int part) __attribute__((always_inline)) {
-    const vec<P> b0 = load_panel(b), b1 = load_panel(b + LANES<S> * STEP<P>),
-                 b2 = load_panel(b + 2 * LANES<S> * STEP<P>);
+    vec<P> columns[V];
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) columns[v] = load_panel(b + v * LANES<S> * STEP<P>);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      acc[part][m][0] = multiply_add(acc[part][m][0], a + m * STEP<P>, b0);
-      acc[part][m][1] = multiply_add(acc[part][m][1], a + m * STEP<P>, b1);
-      acc[part][m][2] = multiply_add(acc[part][m][2], a + m * STEP<P>, b2);
-    }
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) acc[part][m][v] = multiply_add(acc[part][m][v], a + m * STEP<P>, columns[v]);
     a += ROWS * STEP<P>;
     b += PANEL<P> * STEP<P>;
   };
@@ -136,7 +159,7 @@ INLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, 
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 3
-    for (int v = 0; v < 3; ++v) {
+    for (int v = 0; v < V; ++v) {
       const int64_t left = n - v * LANES<S>;
       if (left <= 0) break;
 #pragma GCC unroll 4
@@ -149,6 +172,8 @@ INLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, 
 // c [m, n] (+)= tile · panel, m <= ROWS, n <= PANEL.
 template <class P, class S = Wide<P>>
 void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add) {
+  if (m == ROWS && n <= LANES<S>) return multiply_rows<P, ROWS, 1>(tile, panel, k, c, ldc, n, add);
+  if (m == ROWS && n <= 2 * LANES<S>) return multiply_rows<P, ROWS, 2>(tile, panel, k, c, ldc, n, add);
   switch (m) {
     case 1:
       return multiply_rows<P, 1>(tile, panel, k, c, ldc, n, add);
@@ -189,11 +214,12 @@ void pack_panels(const Team& team, Matrix<T> b, int64_t k, int64_t n, P* out) {
 }
 
 // c [m, n] (+)= tiles · panels: this thread's share of the (panel, tile) pairs; the caller waits. Slices of k bound the
-// rounding of long sums.
+// rounding of long sums. `depth`: how deep tiles and panels are, where k is only a part of that.
 template <class P>
 void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, Wide<P>* c, int64_t ldc, int64_t m, int64_t n,
-                     bool add = false) {
-  const int64_t rows = tiles(m), depth = packed_depth<P>(k);
+                     bool add = false, int64_t depth = 0) {
+  const int64_t rows = tiles(m);
+  if (!depth) depth = packed_depth<P>(k);
   const auto [i0, i1] = team.share(panels<P>(n) * rows);
   for (int64_t i = i0; i < i1;) {
     const int64_t p = i / rows, t0 = i % rows, t1 = std::min(rows, t0 + i1 - i);
@@ -222,7 +248,7 @@ void gemm(Team& team, int64_t m, int64_t n, int64_t k, Matrix<TA> a, Matrix<TB> 
       P* tile = tile_at(packed_a, packed_depth<P>(depth), r0);
       if (a.si == 1 && rows == ROWS) {
         for (int64_t i = 0; i < depth; i += STEP<P>)
-          interleave(a.at(r0, k0 + i), a.sj, std::min(STEP<P>, depth - i), ROWS, tile + i * ROWS);
+          pack_steps(a.at(r0, k0 + i), a.sj, std::min(STEP<P>, depth - i), ROWS, tile + i * ROWS);
       } else {
         for (int64_t r = 0; r < rows; ++r) pack_row(a.at(r0 + r, k0), a.sj, depth, tile + r * STEP<P>);
       }

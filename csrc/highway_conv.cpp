@@ -6,8 +6,9 @@ struct HighwayProject {
   int64_t steps, B, C;
   const T *x, *weight, *bias;
   T* a;
-  Wide<T>*mean, *m2, *wide_a;
-  void* scratch;
+  Wide<T>*mean, *m2;
+  void *panels, *tiles;
+  Wide<T>*product, *statistics;
   double* sums;
 };
 
@@ -19,8 +20,8 @@ struct HighwayProjectBackward {
   const T *x, *weight, *a;
   const Wide<T>* mean;
   T *dx, *dweight, *dbias;
-  Wide<T>*wide_da, *wide_dx, *dw0, *dw1;
-  void* scratch;
+  void *panels, *tiles, *rows, *da_panels, *x_tiles;
+  Wide<T>*product, *slab_sums, *dw;
   double* sums;
 };
 
@@ -53,7 +54,8 @@ struct HighwayFolded {
   void *panels, *tiles;
   Wide<T>* a;
 };
-constexpr int64_t SLAB = 64;  // rows of the folded layer worked on at a time
+constexpr int64_t SLAB = 64;  // rows worked on at a time
+constexpr int64_t slabs(int64_t rows) { return (rows + SLAB - 1) / SLAB; }
 
 #define KERNELS "highway_conv.kernels.h"
 #include "foreach_isa.h"
@@ -78,8 +80,9 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project(Tensor x, Tensor weight,
   DISPATCH(x.scalar_type(), "highway_conv_project", [&] {
     using S = Wide<scalar_t>;
     const int threads = team_size(6.0 * T * B * C * C);
-    Buffer<S> wide_a(T * B * 3 * C), scratch(gemm_scratch(T * B, 3 * C));
-    Buffer<double> sums(3 * C);
+    Buffer<S> panels(2 * C * packed_columns(3 * C)), tiles(threads * SLAB * 2 * C), product(threads * SLAB * 48);
+    Buffer<S> statistics(slabs(T * B) * 9 * C);
+    Buffer<double> sums(6 * C);
     const HighwayProject<scalar_t> args{T,
                                         B,
                                         C,
@@ -89,8 +92,10 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project(Tensor x, Tensor weight,
                                         out<scalar_t>(a),
                                         out<S>(mean),
                                         out<S>(m2),
-                                        wide_a,
-                                        scratch,
+                                        panels,
+                                        tiles,
+                                        product,
+                                        statistics,
                                         sums};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv_project, team, args); });
   });
@@ -116,9 +121,10 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project_backward(Tensor da, Tens
   DISPATCH(x.scalar_type(), "highway_conv_project_backward", [&] {
     using S = Wide<scalar_t>;
     const int threads = team_size(6.0 * T * B * C * C);
-    Buffer<S> wide_da(T * B * 3 * C), wide_dx(T * B * C), dw0(3 * C * C), dw1(3 * C * C);
-    Buffer<S> scratch(gemm_scratch(std::max(T * B, 3 * C), C));
-    Buffer<double> sums(3 * C);
+    Buffer<S> panels(6 * C * packed_columns(C)), tiles(threads * SLAB * 6 * C), rows(threads * 8 * 3 * C);
+    Buffer<S> da_panels(T * B * packed_columns(3 * C)), x_tiles(T * B * packed_rows(C));
+    Buffer<S> product(threads * SLAB * 48), slab_sums(threads * 3 * C), dw(6 * C * C);
+    Buffer<double> sums(threads * 3 * C);
     const HighwayProjectBackward<scalar_t> args{T,
                                                 B,
                                                 C,
@@ -132,11 +138,14 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project_backward(Tensor da, Tens
                                                 out<scalar_t>(dx),
                                                 out<scalar_t>(dweight),
                                                 out<scalar_t>(dbias),
-                                                wide_da,
-                                                wide_dx,
-                                                dw0,
-                                                dw1,
-                                                scratch,
+                                                panels,
+                                                tiles,
+                                                rows,
+                                                da_panels,
+                                                x_tiles,
+                                                product,
+                                                slab_sums,
+                                                dw,
                                                 sums};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv_project_backward, team, args); });
   });

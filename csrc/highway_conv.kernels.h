@@ -1,7 +1,8 @@
 // Highway masked convolution, forward and backward. Equations: fastvae/ops/highway_conv.py.
 // Rows are (t, b) pairs, n = T · B of them; the row before (t, b) in time lies B rows above it.
 
-// out[k] = Σ over this thread's columns' rows, in double: sums over thousands of rows must not drift.
+// out[k] = Σ over rows of value(row, k) for this thread's columns, in double: sums over thousands of rows must not
+// drift.
 template <class F>
 INLINE void column_sums(const Team& team, int64_t rows, int64_t columns, double* out, F value) {
   const auto [k0, k1] = team.share(columns);
@@ -10,58 +11,226 @@ INLINE void column_sums(const Team& team, int64_t rows, int64_t columns, double*
     for (int64_t k = k0; k < k1; ++k) out[k] += value(r, k);
 }
 
-// a = W₀ x₋ + W₁ x + b with column means and sums of squared deviations.
+// Panels of [W₀; W₁], each tap k deep: element (k, n) of tap t at weight[k · wk + n · wn + t].
 template <class T>
-void highway_conv_project(Team& team, const HighwayProject<T>& s) {
-  const int64_t C = s.C, G = 3 * s.C, n = s.steps * s.B;
-  gemm<T>(team, n, G, C, Matrix<T>{s.x, C, 1}, Matrix<T>{s.weight + 1, 2, 2 * C}, s.wide_a, G, false, s.scratch);
-  gemm<T>(team, n - s.B, G, C, Matrix<T>{s.x, C, 1}, Matrix<T>{s.weight, 2, 2 * C}, s.wide_a + s.B * G, G, true,
-          s.scratch);
-  const auto [r0, r1] = team.share(n);
-  for (int64_t r = r0; r < r1; ++r)
-    for (int64_t k = 0; k < G; ++k) {
-      s.a[r * G + k] = T(s.wide_a[r * G + k] + Wide<T>(s.bias[k]));
-      s.wide_a[r * G + k] = Wide<T>(s.a[r * G + k]);
-    }
-  team.wait();
-  column_sums(team, n, G, s.sums, [&](int64_t r, int64_t k) { return s.wide_a[r * G + k]; });
-  const auto [k0, k1] = team.share(G);
-  for (int64_t k = k0; k < k1; ++k) s.mean[k] = Wide<T>(s.sums[k] / n);
-  column_sums(team, n, G, s.sums, [&](int64_t r, int64_t k) {
-    const double d = double(s.wide_a[r * G + k]) - double(s.mean[k]);
-    return d * d;
-  });
-  for (int64_t k = k0; k < k1; ++k) s.m2[k] = Wide<T>(s.sums[k]);
+void pack_taps(const Team& team, const T* weight, int64_t wk, int64_t wn, int64_t k, int64_t n, Packed<T>* out) {
+  using P = Packed<T>;
+  const auto [p0, p1] = team.share(panels<P>(n));
+  for (int64_t p = p0; p < p1; ++p)
+    for (int64_t tap = 0; tap < 2; ++tap)
+      pack_panel(weight + p * PANEL<P> * wn + tap, wk, wn, k, std::min(PANEL<P>, n - p * PANEL<P>),
+                 out + (2 * p + tap) * packed_depth<P>(k) * PANEL<P>);
 }
 
-// The statistics' gradients reach a through d mean / d a = 1 / n and d m2 / d a = 2 (a − mean).
+// Tiles of rows [r0, r0 + m): k runs over x of the row before, then of the row itself.
+template <class T>
+void pack_inputs(const T* x, int64_t B, int64_t C, int64_t r0, int64_t m, Packed<T>* out) {
+  const int64_t depth = packed_depth<Packed<T>>(C);
+  for (int64_t r = 0; r < m; r += ROWS) {
+    const T* rows[2][ROWS] = {};
+    for (int64_t i = 0; i < std::min(ROWS, m - r); ++i) {
+      rows[1][i] = x + (r0 + r + i) * C;
+      if (r0 + r + i >= B) rows[0][i] = rows[1][i] - B * C;
+    }
+    for (int64_t tap = 0; tap < 2; ++tap) pack_tile(rows[tap], C, tile_at(out, 2 * depth, r, tap * depth));
+  }
+}
+
+// c [m, n] = tiles · panels, both taps: two sums of half the depth, for the shorter sum rounds less.
+template <class P>
+void multiply_taps(const Team& team, const P* a, const P* b, int64_t depth, Wide<P>* c, int64_t ldc, int64_t m,
+                   int64_t n) {
+  multiply_panels(team, a, b, depth / 2, c, ldc, m, n, false, depth);
+  multiply_panels(team, a + depth / 2 * ROWS, b + depth / 2 * PANEL<P>, depth / 2, c, ldc, m, n, true, depth);
+}
+
+// a = product + b of m rows and up to a panel of columns, rounded to T, with statistics of what was rounded, safe at
+// any offset: a pivot near the mean, Σ (a − pivot), Σ (a − pivot)². The pivot of equal values is their value.
+template <class T>
+INLINE void finish_panel(Wide<T>* product, int64_t m, int64_t columns, const T* bias, T* a, Wide<T>* statistics,
+                         int64_t G) {
+  using V = vec<T>;
+  constexpr int64_t W = LANES<T>, L = 3 * W;
+  V first[3], pivot[3], sum[3] = {}, rest[3] = {}, squares[3] = {};
+  for (int64_t r = 0; r < m; ++r)
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < 3; ++v) {
+      const int64_t left = columns - v * W;
+      if (left <= 0) break;
+      T* to = a + r * G + v * W;
+      store(to, load(product + r * L + v * W) + load(bias + v * W, left), left);
+      const V value = load(to, left);
+      store(product + r * L + v * W, value);
+      if (r == 0) first[v] = value;
+      sum[v] += value - first[v];
+    }
+#pragma GCC unroll 3
+  for (int64_t v = 0; v < 3; ++v) pivot[v] = first[v] + sum[v] / Wide<T>(m);
+  for (int64_t r = 0; r < m; ++r)
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < 3; ++v) {
+      const V d = load(product + r * L + v * W) - pivot[v];
+      rest[v] += d;
+      squares[v] += d * d;
+    }
+#pragma GCC unroll 3
+  for (int64_t v = 0; v < 3; ++v) {
+    const int64_t left = columns - v * W;
+    if (left <= 0) break;
+    store(statistics + v * W, pivot[v], left);
+    store(statistics + G + v * W, rest[v], left);
+    store(statistics + 2 * G + v * W, squares[v], left);
+  }
+}
+
+// a = W₀ x₋ + W₁ x + b with column means and sums of squared deviations: slab by slab, a slab panel by panel.
+template <class T>
+void highway_conv_project(Team& team, const HighwayProject<T>& s) {
+  using S = Wide<T>;
+  using P = Packed<T>;
+  const int64_t C = s.C, G = 3 * s.C, n = s.steps * s.B, depth = 2 * packed_depth<P>(C);
+  P* const packed = static_cast<P*>(s.panels);
+  pack_taps(team, s.weight, 2, 2 * C, C, G, packed);
+  team.wait();
+  P* const slab_tiles = static_cast<P*>(s.tiles) + team.id * SLAB * depth;
+  S* const product = s.product + team.id * SLAB * PANEL<P>;
+  const Team alone{0, 1, team.barrier};
+  const auto [s0, s1] = team.share(slabs(n));
+  for (int64_t slab = s0; slab < s1; ++slab) {
+    const int64_t r0 = slab * SLAB, m = std::min(SLAB, n - r0);
+    pack_inputs(s.x, s.B, C, r0, m, slab_tiles);
+    for (int64_t j = 0; j < G; j += PANEL<P>) {
+      const int64_t columns = std::min(PANEL<P>, G - j);
+      multiply_taps(alone, slab_tiles, packed + j * depth, depth, product, PANEL<P>, m, columns);
+      finish_panel(product, m, columns, s.bias + j, s.a + r0 * G + j, s.statistics + slab * 3 * G + j, G);
+    }
+  }
+  team.wait();
+  const auto rows = [&](int64_t slab) { return double(std::min(SLAB, n - slab * SLAB)); };
+  const auto part = [&](int64_t slab, int which, int64_t k) {
+    return double(s.statistics[(slab * 3 + which) * G + k]);
+  };
+  double *const mean = s.sums, *const m2 = s.sums + G;
+  column_sums(team, slabs(n), G, mean,
+              [&](int64_t i, int64_t k) { return (rows(i) * part(i, 0, k) + part(i, 1, k)) / double(n); });
+  column_sums(team, slabs(n), G, m2, [&](int64_t i, int64_t k) {
+    const double rest = part(i, 1, k), distance = part(i, 0, k) + rest / rows(i) - mean[k];
+    return part(i, 2, k) - rest * rest / rows(i) + rows(i) * distance * distance;
+  });
+  const auto [k0, k1] = team.share(G);
+  for (int64_t k = k0; k < k1; ++k) {
+    s.mean[k] = S(mean[k]);
+    s.m2[k] = S(std::max(m2[k], 0.0));
+  }
+}
+
+// One row to row k of packed operands WIDTH wide: panels, or tiles of its transpose. A null row is zeros.
+template <int64_t WIDTH, class P, class T>
+INLINE void put_row(const T* row, int64_t n, int64_t k, int64_t depth, P* out) {
+  out += k / STEP<P> * STEP<P> * WIDTH;
+  for (int64_t j0 = 0; j0 < n; j0 += WIDTH, out += depth * WIDTH) {
+    P values[WIDTH] = {};
+    if (row && j0 + WIDTH <= n)
+      for (int64_t j = 0; j < WIDTH; ++j) values[j] = convert<P>(row[j0 + j]);
+    else if (row)
+      for (int64_t j = 0; j < n - j0; ++j) values[j] = convert<P>(row[j0 + j]);
+    if constexpr (STEP<P> == 1) {
+      std::memcpy(out, values, sizeof values);
+    } else {
+      uint16_t bits[WIDTH];
+      uint32_t pairs[WIDTH];
+      std::memcpy(bits, values, sizeof bits);
+      std::memcpy(pairs, out, sizeof pairs);
+      if (k % STEP<P>)
+        for (int64_t j = 0; j < WIDTH; ++j) pairs[j] |= uint32_t(bits[j]) << 16;
+      else
+        for (int64_t j = 0; j < WIDTH; ++j) pairs[j] = bits[j];
+      std::memcpy(out, pairs, sizeof pairs);
+    }
+  }
+}
+
+// Rows here are those of packed operands that run over (t, b): every time step's B rows, padded to whole steps.
 template <class T>
 void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& s) {
   using S = Wide<T>;
-  const int64_t C = s.C, G = 3 * s.C, n = s.steps * s.B;
-  const auto [r0, r1] = team.share(n);
-  for (int64_t r = r0; r < r1; ++r)
-    for (int64_t k = 0; k < G; ++k)
-      s.wide_da[r * G + k] = S(s.da[r * G + k]) + s.dmean[k] / S(n) + 2 * s.dm2[k] * (S(s.a[r * G + k]) - s.mean[k]);
+  using P = Packed<T>;
+  const int64_t C = s.C, G = 3 * s.C, B = packed_depth<P>(s.B), n = s.steps * B, depth = 2 * packed_depth<P>(G);
+  P* const weights = static_cast<P*>(s.panels);
+  P* const da_panels = static_cast<P*>(s.da_panels);
+  P* const x_tiles = static_cast<P*>(s.x_tiles);
+  pack_taps(team, s.weight, 2 * C, 2, G, C, weights);
   team.wait();
-  const int64_t before = n - s.B;
-  // dx = da W₁, and row r of dx feeds row r + B of a through W₀.
-  gemm<T>(team, n, C, G, Matrix<S>{s.wide_da, G, 1}, Matrix<T>{s.weight + 1, 2 * C, 2}, s.wide_dx, C, false, s.scratch);
-  gemm<T>(team, before, C, G, Matrix<S>{s.wide_da + s.B * G, G, 1}, Matrix<T>{s.weight, 2 * C, 2}, s.wide_dx, C, true,
-          s.scratch);
-  gemm<T>(team, G, C, n, Matrix<S>{s.wide_da, 1, G}, Matrix<T>{s.x, C, 1}, s.dw1, C, false, s.scratch);
-  if (before == 0 && team.id == 0) std::fill(s.dw0, s.dw0 + G * C, S(0));
-  gemm<T>(team, G, C, before, Matrix<S>{s.wide_da + s.B * G, 1, G}, Matrix<T>{s.x, C, 1}, s.dw0, C, false, s.scratch);
-  for (int64_t i = r0 * C; i < r1 * C; ++i) s.dx[i] = T(s.wide_dx[i]);
-  // A bias moves the mean alone: Σ (a − mean) = 0, exactly so only on paper.
-  column_sums(team, n, G, s.sums, [&](int64_t r, int64_t k) { return S(s.da[r * G + k]); });
-  const auto [k0, k1] = team.share(G);
-  for (int64_t k = k0; k < k1; ++k) s.dbias[k] = T(s.sums[k] + double(s.dmean[k]));
-  team.wait();
-  for (int64_t i = k0 * C; i < k1 * C; ++i) {
-    s.dweight[2 * i] = T(s.dw0[i]);
-    s.dweight[2 * i + 1] = T(s.dw1[i]);
+  P* const slab_tiles = static_cast<P*>(s.tiles) + team.id * SLAB * depth;
+  P* const rows = static_cast<P*>(s.rows) + team.id * ROWS * G;
+  S* const product = s.product + team.id * SLAB * PANEL<P>;
+  S* const slab_sums = s.slab_sums + team.id * G;
+  double* const sums = s.sums + team.id * G;
+  std::fill(sums, sums + G, 0.0);
+  const Team alone{0, 1, team.barrier};
+  // Which row of the tensors row k is, or −1: padding, or past the end.
+  const auto source = [&](int64_t k) { return k < n && k % B < s.B ? k / B * s.B + k % B : -1; };
+  // da with what reaches a through its statistics: d mean / d a = 1 / n, d m2 / d a = 2 (a − mean).
+  const auto total = [&](int64_t r, P* out, bool add_up) {
+    const S share = S(1) / S(s.steps * s.B);
+    for (int64_t j = 0; j < G; j += LANES<T>) {
+      const int64_t left = G - j;
+      const vec<T> da = load(s.da + r * G + j, left), d = load(s.a + r * G + j, left) - load(s.mean + j, left);
+      store(out + j, da + load(s.dmean + j, left) * share + 2 * load(s.dm2 + j, left) * d, left);
+      if (add_up) store(slab_sums + j, load(slab_sums + j, left) + da, left);
+    }
+  };
+  const auto [s0, s1] = team.share(slabs(n));
+  for (int64_t k0 = s0 * SLAB; k0 < std::min(s1 * SLAB, n); k0 += SLAB) {
+    const int64_t m = std::min(SLAB, n - k0);
+    std::fill(slab_sums, slab_sums + G, S(0));
+    for (int64_t i0 = 0; i0 < m; i0 += ROWS) {
+      // dx = da₊ W₀ + da W₁, da₊ that of the row after; da last, for it is wanted once more.
+      const P* tile[ROWS];
+      for (int tap = 0; tap < 2; ++tap) {
+        for (int64_t i = 0; i < ROWS; ++i) {
+          const int64_t r = i0 + i < m ? source(k0 + i0 + i + (1 - tap) * B) : -1;
+          tile[i] = r < 0 ? nullptr : rows + i * G;
+          if (r >= 0) total(r, rows + i * G, tap == 1);
+        }
+        pack_tile(tile, G, tile_at(slab_tiles, depth, i0, tap * depth / 2));
+      }
+      for (int64_t i = 0; i < std::min(ROWS, m - i0); ++i) {
+        const int64_t k = k0 + i0 + i, r = source(k);
+        put_row<PANEL<P>>(tile[i], G, k, n, da_panels);
+        put_row<ROWS>(r < 0 ? nullptr : s.x + r * C, C, k, n, x_tiles);
+      }
+    }
+    for (int64_t j = 0; j < G; ++j) sums[j] += double(slab_sums[j]);
+    for (int64_t j = 0; j < C; j += PANEL<P>) {
+      const int64_t columns = std::min(PANEL<P>, C - j);
+      multiply_taps(alone, slab_tiles, weights + j * depth, depth, product, PANEL<P>, m, columns);
+      for (int64_t i = 0; i < m; ++i) {
+        const int64_t r = source(k0 + i);
+        for (int64_t v = 0; r >= 0 && v < columns; v += LANES<T>)
+          store(s.dx + r * C + j + v, load(product + i * PANEL<P> + v), columns - v);
+      }
+    }
   }
+  team.wait();
+  // dW₀ᵀ = x₋ᵀ da, dW₁ᵀ = xᵀ da
+  S *const dw0 = s.dw, *const dw1 = s.dw + C * G;
+  multiply_panels(team, x_tiles, da_panels + B * PANEL<P>, n - B, dw0, G, C, G, false, n);
+  multiply_panels(team, x_tiles, da_panels, n, dw1, G, C, G, false, n);
+  team.wait();
+  const auto [g0, g1] = team.share(G);
+  for (int64_t g = g0; g < g1; ++g) {
+    // A bias moves the mean alone: Σ (a − mean) = 0, exactly so only on paper.
+    double dbias = double(s.dmean[g]);
+    for (int t = 0; t < team.size; ++t) dbias += s.sums[t * G + g];
+    s.dbias[g] = T(S(dbias));
+  }
+  for (int64_t b0 = g0; b0 < g1; b0 += 16)  // blocks keep both sides of the transposition in cache
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t g = b0; g < std::min(b0 + 16, g1); ++g) {
+        s.dweight[(g * C + c) * 2] = T(dw0[c * G + g]);
+        s.dweight[(g * C + c) * 2 + 1] = T(dw1[c * G + g]);
+      }
 }
 
 // y = σ(f) x + σ(i) tanh(g) for one row of normalised pre-activations z(q, k, lanes), q in i, f, g.
@@ -138,28 +307,18 @@ template <class T>
 void highway_conv(Team& team, const HighwayFolded<T>& s) {
   using S = Wide<T>;
   using P = Packed<T>;
-  const int64_t C = s.C, G = 3 * s.C, n = s.steps * s.B, half = packed_depth<P>(C) * PANEL<P>;
-  // Panels of [W₀ W₁]: k runs over the row before, then over the row itself.
+  const int64_t C = s.C, G = 3 * s.C, n = s.steps * s.B, depth = 2 * packed_depth<P>(C);
   P* const packed = static_cast<P*>(s.panels);
-  const auto [p0, p1] = team.share(panels<P>(G));
-  for (int64_t p = p0; p < p1; ++p)
-    for (int tap = 0; tap < 2; ++tap)
-      pack_panel(s.weight + p * PANEL<P> * 2 * C + tap, 2, 2 * C, C, std::min(PANEL<P>, G - p * PANEL<P>),
-                 packed + (2 * p + tap) * half);
+  pack_taps(team, s.weight, 2, 2 * C, C, G, packed);
   team.wait();
   S* slab_a = s.a + team.id * SLAB * G;
-  const int64_t depth = packed_depth<P>(C);
-  P* slab_tiles = static_cast<P*>(s.tiles) + team.id * SLAB * 2 * depth;
+  P* slab_tiles = static_cast<P*>(s.tiles) + team.id * SLAB * depth;
   const Team alone{0, 1, team.barrier};
-  const auto [s0, s1] = team.share((n + SLAB - 1) / SLAB);
+  const auto [s0, s1] = team.share(slabs(n));
   for (int64_t r0 = s0 * SLAB; r0 < std::min(s1 * SLAB, n); r0 += SLAB) {
     const int64_t m = std::min(SLAB, n - r0);
-    for (int64_t r = 0; r < m; ++r) {
-      const T* x = s.x + (r0 + r) * C;
-      pack_row(r0 + r < s.B ? static_cast<const T*>(nullptr) : x - s.B * C, 1, C, tile_at(slab_tiles, 2 * depth, r));
-      pack_row(x, 1, C, tile_at(slab_tiles, 2 * depth, r, depth));
-    }
-    multiply_panels(alone, slab_tiles, packed, 2 * depth, slab_a, G, m, G);
+    pack_inputs(s.x, s.B, C, r0, m, slab_tiles);
+    multiply_taps(alone, slab_tiles, packed, depth, slab_a, G, m, G);
     for (int64_t r = 0; r < m; ++r) {
       const auto z = [&](int q, int64_t k, int64_t l) __attribute__((always_inline)) {
         return load(slab_a + r * G + q * C + k, l) + load(s.bias + q * C + k, l);

@@ -59,6 +59,29 @@ INLINE auto sum(V v) {
   return s;
 }
 
+// The elements of a and b in turn: the first half of that sequence (HALF = 0) or the second.
+template <int HALF, class V, int... I>
+INLINE V interleave_half(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
+  return __builtin_shufflevector(a, b, (HALF * n / 2 + I / 2 + I % 2 * n)...);
+}
+// The elements of N vectors in turn: v[0][0], v[1][0], .., v[N - 1][0], v[0][1], ..; N a power of 2.
+template <class V, int N>
+INLINE void interleave(V (&v)[N]) {
+  const std::make_integer_sequence<int, sizeof(V) / sizeof(v[0][0])> lanes;
+#pragma GCC unroll 4
+  for (int n = N; n > 1; n /= 2) {
+    V w[N];
+#pragma GCC unroll 8
+    for (int i = 0; i < N / 2; ++i) {
+      w[2 * i] = interleave_half<0>(v[i], v[i + N / 2], lanes);
+      w[2 * i + 1] = interleave_half<1>(v[i], v[i + N / 2], lanes);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) v[i] = w[i];
+  }
+}
+
 // exp(x) for x <= 0: 2^n · e^r, n = round(x / ln 2), |r| <= ln 2 / 2: the split of ln 2 and the polynomial of Cephes'
 // expf. 1e-7 relative.
 INLINE f32 exp(f32 x0) {
