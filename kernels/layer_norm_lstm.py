@@ -15,6 +15,8 @@ from fastvae.kernels.graphs import replayed
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_backward_loop, layer_norm_lstm_loop
 from fastvae.ops.precision import accumulate_dtype
 
+LARGEST = 2048  # H whose four gates fit the registers of one program
+
 
 @triton.jit
 def forward_kernel(
@@ -128,7 +130,7 @@ def layer_norm_lstm(
     eps: float,
     save: bool,
 ) -> tuple[Tensor, ...]:
-    """The op on a GPU; float64, which no one trains in, runs as plain PyTorch."""
+    """The op on a GPU. What one program cannot hold, and float64, runs as plain PyTorch."""
     parameters = {"weight_hh": weight_hh, "norm_weight": norm_weight, "norm_bias": norm_bias}
     tensors = {"x": x, **parameters, "h0": h0, "c0": c0}
     check_like(tensors)
@@ -141,14 +143,14 @@ def layer_norm_lstm(
         h0=(h0, (B, H)),
         c0=(c0, (B, H)),
     )
-    if x.dtype == torch.float64:
+    if x.dtype == torch.float64 or H > LARGEST:
         return layer_norm_lstm_loop(*tensors.values(), eps, save)
     return replayed(_forward, tuple(tensors.values()), eps, save)
 
 
 def layer_norm_lstm_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Its backward: dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0 and what forward kept."""
-    if tensors[0].dtype == torch.float64:
+    if tensors[0].dtype == torch.float64 or tensors[0].shape[-1] > LARGEST:
         return layer_norm_lstm_backward_loop(*tensors)
     return replayed(_backward, tensors)
 

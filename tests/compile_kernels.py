@@ -25,7 +25,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 DTYPES = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp32"}  # and the types they are computed in
-HIDDEN = (1, 500, 1000, 1500, 3000)
+HIDDEN = (1, 500, 1000, layer_norm_lstm.LARGEST)
 
 
 def configurations():
