@@ -1,4 +1,10 @@
-"""What serves the CUDA device: the GPU side's table of contents.
+"""What serves the CUDA device: the GPU side's table of contents; other ops run as plain PyTorch."""
 
-No op has a kernel of its own here yet: on a GPU the dispatcher runs each op's PyTorch reference.
-"""
+import torch
+
+from fastvae.kernels import layer_norm_lstm
+
+torch.library.register_kernel("fastvae::layer_norm_lstm", "cuda", layer_norm_lstm.layer_norm_lstm)
+torch.library.register_kernel(
+    "fastvae::layer_norm_lstm_backward", "cuda", layer_norm_lstm.layer_norm_lstm_backward
+)

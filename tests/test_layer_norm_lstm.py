@@ -15,6 +15,14 @@ DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [(1, 1, 1), (1, 1, 16), (5, 1, 7), (1, 7, 3), (3, 5, 15), (4, 2, 16), (7, 3, 17)]
 SHAPES += [(3, 4, 47), (5, 6, 48), (2, 13, 49)]
 PAPER = pytest.param((8, 32, 1000), marks=pytest.mark.slow)
+WRONG_SHAPES = {
+    "x": lambda t: t[0],
+    "weight_hh": lambda t: t[:-1],
+    "norm_weight": lambda t: t[:-1],
+    "norm_bias": lambda t: t.new_ones(len(t) + 1),
+    "h0": lambda t: t[:-1],
+    "c0": lambda t: t[:, :-1],
+}
 OP, BACKWARD = torch.ops.fastvae.layer_norm_lstm, torch.ops.fastvae.layer_norm_lstm_backward
 
 
@@ -51,6 +59,33 @@ def test_forward(shape, dtype):
 def test_backward(shape, dtype):
     fn, reference = gradients(layer_norm_lstm), gradients(layer_norm_lstm_reference)
     assert_accurate(fn, reference, *make(shape, dtype))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_triton(shape):
+    """The GPU's kernels, in the interpreter where there is none."""
+    kernels = pytest.importorskip("fastvae.kernels.layer_norm_lstm")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def both_triton(*inputs):
+        inputs = [t.to(device) for t in inputs]
+        h, c_n, *saved = kernels.layer_norm_lstm(*inputs, 1e-4, True)
+        assert torch.equal(kernels.layer_norm_lstm(*inputs, 1e-4, False)[0], h)
+        cotangents = [torch.linspace(-1, 1, y.numel()).to(y).view_as(y) for y in (h, c_n)]
+        grads = kernels.layer_norm_lstm_backward(*cotangents, *inputs[1:], h, *saved)
+        return tuple(t.cpu() for t in (h, c_n, *grads))
+
+    assert_accurate(both_triton, both_reference, *make(shape))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_triton_rejects_wrong_shape(name):
+    kernels = pytest.importorskip("fastvae.kernels.layer_norm_lstm")
+    inputs = make()
+    n = NAMES.index(name)
+    inputs[n] = WRONG_SHAPES[name](inputs[n])
+    with pytest.raises(RuntimeError, match=rf"\b{name} must have"):
+        kernels.layer_norm_lstm(*inputs, 1e-4, False)
 
 
 def test_equals_the_twin():
@@ -152,16 +187,6 @@ def test_expanded_cotangents():
         return run
 
     assert_accurate(vjp(layer_norm_lstm), vjp(layer_norm_lstm_reference), *make((4, 3, 17)))
-
-
-WRONG_SHAPES = {
-    "x": lambda t: t[0],
-    "weight_hh": lambda t: t[:-1],
-    "norm_weight": lambda t: t[:-1],
-    "norm_bias": lambda t: t.new_ones(len(t) + 1),
-    "h0": lambda t: t[:-1],
-    "c0": lambda t: t[:, :-1],
-}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -81,9 +81,8 @@ def _fake_backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, no
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
 
 
-# Devices without a kernel run these two loops: PyTorch's dispatcher is the only registry.
-@torch.library.impl("fastvae::layer_norm_lstm", "CompositeExplicitAutograd")
-def _loop(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
+def layer_norm_lstm_loop(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
+    """The op in plain PyTorch, with what backward needs: for devices without a kernel."""
     saved = accumulate_dtype(x.dtype)
     h, c, steps = h0, c0.to(saved), []
     for x_t in x:
@@ -102,8 +101,10 @@ def _loop(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
     return (outputs[0], c.to(x.dtype), *outputs[1:], *empty)
 
 
-@torch.library.impl("fastvae::layer_norm_lstm_backward", "CompositeExplicitAutograd")
-def _loop_backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd):
+def layer_norm_lstm_backward_loop(
+    dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd
+):
+    """Its backward in plain PyTorch: for devices without a kernel."""
     T = len(h)
     dz, dx = torch.empty_like(normalised), torch.empty_like(normalised)
     dh_t, dc = torch.zeros_like(h0), dc_n.to(c.dtype)
@@ -128,6 +129,13 @@ def _loop_backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, no
     h_before = torch.cat([h0.unsqueeze(0), h[:-1]])
     dweight_hh = dx.flatten(0, 1).T @ h_before.flatten(0, 1)
     return dx, dweight_hh, (dz * normalised).sum((0, 1)), dz.sum((0, 1)), dh_t, dc.to(c0.dtype)
+
+
+# PyTorch's dispatcher is the only registry.
+torch.library.impl("fastvae::layer_norm_lstm", "CompositeExplicitAutograd", layer_norm_lstm_loop)
+torch.library.impl(
+    "fastvae::layer_norm_lstm_backward", "CompositeExplicitAutograd", layer_norm_lstm_backward_loop
+)
 
 
 def _setup_context(ctx, inputs, output):
