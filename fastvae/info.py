@@ -34,7 +34,7 @@ def _ops() -> list[str]:
 def _server(op: str, key: str) -> str:
     """What the dispatcher calls for this op on a device of this kind."""
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{op}", key):
-        return "C++ kernel" if key == "CPU" else "GPU kernel"
+        return "C++ kernel" if key == "CPU" else "Triton kernel, not yet run on hardware"
     return "PyTorch reference"
 
 

@@ -223,7 +223,7 @@ def test_info_names_what_serves_each_op(fastvae):
     assert status == 0
     found = json.loads(out)
     assert found["torch"].startswith(torch.__version__)
-    servers = {"C++ kernel", "GPU kernel", "PyTorch reference"}
+    servers = {"C++ kernel", "Triton kernel, not yet run on hardware", "PyTorch reference"}
     for op in ("layer_norm_lstm", "highway_conv", "decode_lstm", "decode_bytenet"):
         assert set(found["ops"][op]) == {"cpu", "cuda"}
         assert set(found["ops"][op].values()) <= servers
