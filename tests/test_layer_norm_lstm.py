@@ -61,7 +61,7 @@ def test_backward(shape, dtype):
     assert_accurate(fn, reference, *make(shape, dtype))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 15), (2, 2, 16), (2, 1, 17)], ids=str)
 def test_triton(shape):
     """The GPU's kernels, in the interpreter where there is none."""
     kernels = pytest.importorskip("fastvae.kernels.layer_norm_lstm")
