@@ -1,28 +1,45 @@
-// What every decoder shares: inputs, tokens, the classifier, its choice, and which sequences have ended.
+// What every decoder shares: inputs, tokens, which sequences have ended, and weights packed ahead of decoding.
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <string>
 
 #include "common.h"
+#include "isa.h"
 #include "scratch.h"
+#include "team.h"
 
-template <class T>
+// The largest of the logits seen so far, and whose it is; symbol -1: none seen.
+template <class S>
+struct Best {
+  S logit;
+  int64_t symbol;
+};
+
+// Room for m rows of k as operands of any type.
+inline int64_t operand_room(int64_t m, int64_t k) { return packed_rows(m) * (k + 3); }
+
+// Weights are multiplied as Q: as T, or rounded to int8_t.
+template <class T, class Q>
 struct Decode {
   using S = Wide<T>;
-  // features [steps, B, D], feature_weight [width, D], symbol_rows [V + 1, width], classifier_weight [V, hidden]
+  // features [steps, B, D], symbol_rows [V + 1, width], classifier [V, hidden]
   int64_t steps, B, D, V, width, hidden, end_id, pad_id;
-  const T *features, *feature_weight, *symbol_rows, *classifier_weight, *classifier_bias;
-  const S* noise;   // [steps, B, V], or null
+  const T *features, *symbol_rows, *classifier_bias;
+  const S* noise;  // [steps, B, V], or null
+  char* packed;
   int64_t* tokens;  // [B, steps]
+  int threads;
   // Features are projected a few steps at a time: a product of useful size, in a buffer that does not grow with T.
   int64_t chunk = std::max<int64_t>(1, std::min(steps, 64 / B));
-  Buffer<int64_t> symbols{B};  // each sequence's previous symbol
   Buffer<bool> ended{B};
   std::atomic<int64_t> running{B};
-  Buffer<S> classifier{hidden * packed_columns(V)}, logits{B * V};
-  Buffer<S> feature_panels{D * packed_columns(width)}, feature_tiles{packed_rows(chunk * B) * D};
-  Buffer<S> projected{chunk * B * width};
+  Buffer<S> feature_rows{operand_room(chunk * B, D)}, feature_scales{chunk * B}, projected{chunk * B * width};
+  // Each thread's own: the block of a product, and the best of its logits. Padded, so that no two share a cache line.
+  int64_t block_size = packed_rows(B) * 48, best_size = packed_rows(B);
+  Buffer<S> blocks{threads * block_size};
+  Buffer<Best<S>> bests{threads * best_size};
 };
 
 inline void check_decode(const Tensor& features, const Tensor& feature_weight, const Tensor& symbol_rows,
@@ -47,4 +64,49 @@ inline void check_decode(const Tensor& features, const Tensor& feature_weight, c
   }
   CHECK(end_id < V, "end_id must be below V = " + std::to_string(V));
   CHECK(end_id < 0 || pad_id >= 0, "pad_id must be given where end_id is");
+}
+
+// A weight that decoding multiplies by: output j of input i at p[j · sn + i · sk].
+template <class T>
+struct Weight {
+  const T* p;
+  int64_t sn, sk;
+};
+template <class T>
+Weight<T> weight(const Tensor& w) {
+  return {in<T>(w), w.stride(0), w.stride(1)};
+}
+
+// The start of a tensor of packed weights: what follows can be read by a decoder that expects the same.
+struct PackedHeader {
+  uint8_t int8;  // first, where the reference reads it
+  char magic[7];
+  int64_t level, type, sizes[5];
+};
+constexpr int64_t HEADER = sizeof(PackedHeader);
+static_assert(HEADER == 64, "what follows is aligned");
+
+inline PackedHeader packed_header(Isa level, const Tensor& weight, bool int8, std::initializer_list<int64_t> sizes) {
+  PackedHeader header{int8, {'f', 'a', 's', 't', 'v', 'a', 'e'}, int64_t(level), int64_t(weight.scalar_type()), {}};
+  std::copy(sizes.begin(), sizes.end(), header.sizes);
+  return header;
+}
+
+// Whether weights are packed as int8_t. Reads no more than a header.
+inline bool is_int8(const std::optional<Tensor>& maybe_packed) {
+  if (!maybe_packed) return false;
+  const Tensor& packed = *maybe_packed;
+  CHECK(
+      packed.scalar_type() == ScalarType::Byte && packed.is_cpu() && packed.is_contiguous() && packed.numel() >= HEADER,
+      "packed must be what the op's pack function returns");
+  return in<uint8_t>(packed)[0] == 1;
+}
+
+// f<T, Q>() for tensors of `type`, multiplied as they are or as int8_t.
+template <class F>
+auto with_operands(ScalarType type, bool int8, F f) {
+  return DISPATCH(type, "decoding", [&] {
+    if (int8) return f.template operator()<scalar_t, int8_t>();
+    return f.template operator()<scalar_t, scalar_t>();
+  });
 }

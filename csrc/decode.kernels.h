@@ -1,67 +1,86 @@
 // The parts of a step that every decoder shares. Included once per level, before a decoder's own kernels.
+#include "decode_operands.kernels.h"
 
-// A buffer's memory as packed operands.
-template <class T>
-INLINE Packed<T>* packed(Wide<T>* buffer) {
-  return reinterpret_cast<Packed<T>*>(buffer);
-}
-
-// Packs the operands that stay, and resets the sequences. The caller waits.
-template <class T>
-void start_decode(const Team& team, Decode<T>& s) {
-  pack_panels(team, Matrix<T>{s.feature_weight, 1, s.D}, s.D, s.width, packed<T>(s.feature_panels));
-  pack_panels(team, Matrix<T>{s.classifier_weight, 1, s.hidden}, s.hidden, s.V, packed<T>(s.classifier));
+// Resets this thread's share of the sequences. The caller waits.
+template <class T, class Q>
+void start_decode(const Team& team, Decode<T, Q>& s) {
   const auto [b0, b1] = team.share(s.B);
-  for (int64_t b = b0; b < b1; ++b) {
-    s.symbols[b] = s.V;
-    s.ended[b] = false;
-    std::fill_n(s.tokens + b * s.steps, s.steps, s.pad_id);
-  }
+  std::fill(s.ended + b0, s.ended + b1, false);
+  std::fill(s.tokens + b0 * s.steps, s.tokens + b1 * s.steps, s.pad_id);
 }
 
-// Row b of the features of step t times W_d. On the first step of a chunk the team projects the whole chunk.
-template <class T>
-void project_features(Team& team, Decode<T>& s, int64_t t) {
+// On the first step of a chunk, the whole team: projected = W_d d for all steps of the chunk.
+template <class T, class Q>
+void project_features(Team& team, Decode<T, Q>& s, const Panels<T, Q>& weight, int64_t t) {
   if (t % s.chunk) return;
-  const int64_t rows = std::min(s.chunk, s.steps - t) * s.B;
-  const auto [r0, r1] = team.share(rows);
-  for (int64_t r = r0; r < r1; ++r)
-    pack_row(s.features + (t * s.B + r) * s.D, 1, s.D,
-             tile_at(packed<T>(s.feature_tiles), packed_depth<Packed<T>>(s.D), r));
+  const int64_t m = std::min(s.chunk, s.steps - t) * s.B;
+  const Rows<T, Q> rows{s.feature_rows, s.feature_scales, m, s.D};
+  const auto [r0, r1] = team.share(m);
+  for (int64_t r = r0; r < r1; ++r) put_row(rows, r, s.features + (t * s.B + r) * s.D);
   team.wait();
-  multiply_panels(team, packed<T>(s.feature_tiles), packed<T>(s.feature_panels), s.D, s.projected, s.width, rows,
-                  s.width);
+  share_products(team, weight.count(), tiles(m), [&](int64_t p, int64_t t0, int64_t t1) {
+    const int64_t column = p * weight.W;
+    multiply_panel(rows, t0, t1, weight, p, s.projected + t0 * ROWS * s.width + column, s.width,
+                   std::min(weight.W, s.width - column));
+  });
   team.wait();
 }
 
-// a [width] += W_d dₜ + E[previous symbol], for one sequence.
-template <class T>
-INLINE void add_inputs(const Decode<T>& s, int64_t t, int64_t b, Wide<T>* a, bool add) {
-  const Wide<T>* projected = s.projected + (t % s.chunk * s.B + b) * s.width;
-  const T* row = s.symbol_rows + s.symbols[b] * s.width;
-  for (int64_t k = 0; k < s.width; k += LANES<T>) {
-    const int64_t n = s.width - k;
-    const vec<T> v = load(projected + k, n) + load(row + k, n);
-    store(a + k, add ? v + load(a + k, n) : v, n);
-  }
+// W_d dₜ + E[symbol] at [k, k + n), for sequence b.
+template <class T, class Q>
+INLINE vec<T> input_at(const Decode<T, Q>& s, int64_t t, int64_t b, int64_t symbol, int64_t k, int64_t n) {
+  return load(s.projected + (t % s.chunk * s.B + b) * s.width + k, n) + load(s.symbol_rows + symbol * s.width + k, n);
 }
 
-// The symbol of step t for one sequence from its logits: the first largest; a NaN is larger than any number, as in
-// torch.
-template <class T>
-INLINE void choose(Decode<T>& s, int64_t t, int64_t b) {
+// A thread looks at its share of the logits of step t, then all threads' best ones are compared. In order of the
+// symbols, so that the first of equal ones is taken; a NaN is larger than any number, as in torch.
+template <class T, class Q>
+void forget_best(const Team& team, Decode<T, Q>& s) {
+  Best<Wide<T>>* best = s.bests + team.id * s.best_size;
+  std::fill(best, best + s.B, Best<Wide<T>>{0, -1});
+}
+template <class S>
+INLINE bool better(S logit, const Best<S>& best) {
+  return best.symbol < 0 || logit > best.logit || (logit != logit && best.logit == best.logit);
+}
+
+// The classifier's product of panel p with tiles [t0, t1).
+template <class T, class Q>
+void classify(const Team& team, Decode<T, Q>& s, const Rows<T, Q>& rows, const Panels<T, Q>& weight, int64_t t,
+              int64_t p, int64_t t0, int64_t t1) {
   using S = Wide<T>;
-  const S* noise = s.noise ? s.noise + (t * s.B + b) * s.V : nullptr;
-  int64_t best = 0;
-  S top = 0;
-  for (int64_t v = 0; v < s.V; ++v) {
-    const S logit = s.logits[b * s.V + v] + S(s.classifier_bias[v]) + (noise ? noise[v] : S(0));
-    if (v == 0 || logit > top || (logit != logit && top == top)) best = v, top = logit;
+  S* block = s.blocks + team.id * s.block_size;
+  Best<S>* bests = s.bests + team.id * s.best_size;
+  const int64_t first = p * weight.W, n = std::min(weight.W, s.V - first);
+  multiply_panel(rows, t0, t1, weight, p, block, weight.W, n);
+  for (int64_t b = t0 * ROWS; b < std::min(t1 * ROWS, s.B); ++b, block += weight.W) {
+    const S* noise = s.noise ? s.noise + (t * s.B + b) * s.V + first : nullptr;
+    for (int64_t j = 0; j < n; ++j) {
+      const S logit = block[j] + S(s.classifier_bias[first + j]) + (noise ? noise[j] : S(0));
+      if (better(logit, bests[b])) bests[b] = {logit, first + j};
+    }
   }
-  if (!s.ended[b]) s.tokens[b * s.steps + t] = best;
-  s.symbols[b] = best;
-  if (best == s.end_id && !s.ended[b]) {
-    s.ended[b] = true;
-    s.running.fetch_sub(1, std::memory_order_relaxed);
+}
+
+// The symbol before step t of sequence b.
+template <class T, class Q>
+INLINE int64_t previous_symbol(const Team& team, const Decode<T, Q>& s, int64_t t, int64_t b) {
+  if (t == 0) return s.V;
+  Best<Wide<T>> best = s.bests[b];
+  for (int i = 1; i < team.size; ++i) {
+    const Best<Wide<T>>& other = s.bests[i * s.best_size + b];
+    if (other.symbol >= 0 && better(other.logit, best)) best = other;
   }
+  return best.symbol;
+}
+
+// That symbol becomes the sequence's token, unless it has ended. One thread for each sequence.
+template <class T, class Q>
+void keep_symbol(const Team& team, Decode<T, Q>& s, int64_t t, int64_t b) {
+  if (t == 0 || s.ended[b]) return;
+  const int64_t symbol = previous_symbol(team, s, t, b);
+  s.tokens[b * s.steps + t - 1] = symbol;
+  if (symbol != s.end_id) return;
+  s.ended[b] = true;
+  s.running.fetch_sub(1, std::memory_order_relaxed);
 }

@@ -1,28 +1,69 @@
 // Decoding with highway masked convolutions on CPU. Equations: fastvae/ops/decode_bytenet.py.
 #include "decode.h"
 
+template <class T, class Q>
+struct BytenetWeights {
+  using Operand = Q;
+  int64_t D, C, V, layers;
+  Weight<T> feature, conv, classifier;  // conv is that of tap 0 of the first layer
+  int64_t layer_stride, tap_stride;
+};
+
 template <class T>
 struct DecodeBytenet {
   int64_t layers;
-  const T *weight, *bias;
+  const T* bias;
   bool carry;
-  // Scratch: packed weights and inputs of every layer, the last layer's output packed, pre-activations, current
-  // vectors.
-  Wide<T>*panels, *tiles, *last, *a, *x;
+  // Scratch: every layer's input as operands, and after them the classifier's, with their scales; `before`, what the
+  // vectors before give to the pre-activations; two of the vectors themselves.
+  Wide<T>*rows, *scales, *before, *x;
 };
 
 #define KERNELS "decode_bytenet.kernels.h"
 #include "foreach_isa.h"
+#include "decode_pack.h"
 
 namespace {
 
+template <class T, class Q>
+BytenetWeights<T, Q> bytenet_weights(const Tensor& feature_weight, const Tensor& conv_weight,
+                                     const Tensor& classifier_weight) {
+  const Weight<T> conv{in<T>(conv_weight), conv_weight.stride(1), conv_weight.stride(2)};
+  return {feature_weight.size(1),       conv_weight.size(2),       classifier_weight.size(0),
+          conv_weight.size(0),          weight<T>(feature_weight), conv,
+          weight<T>(classifier_weight), conv_weight.stride(0),     conv_weight.stride(3)};
+}
+PackedHeader bytenet_header(Isa level, const Tensor& feature_weight, const Tensor& conv_weight,
+                            const Tensor& classifier_weight, bool int8) {
+  return packed_header(level, conv_weight, int8,
+                       {feature_weight.size(1), conv_weight.size(2), classifier_weight.size(0), conv_weight.size(0)});
+}
+
+Tensor decode_bytenet_pack(Tensor feature_weight, Tensor conv_weight, Tensor classifier_weight, bool int8) {
+  CHECK_DIM(conv_weight, 4, "[N, 3C, C, 2]");
+  CHECK_DIM(feature_weight, 2, "[2C, D]");
+  CHECK_DIM(classifier_weight, 2, "[V, C]");
+  const int64_t N = conv_weight.size(0), C = conv_weight.size(2), D = feature_weight.size(1);
+  const int64_t V = classifier_weight.size(0);
+  CHECK_POSITIVE(classifier_weight);
+  CHECK_SHAPE(conv_weight, N, 3 * C, C, 2);
+  CHECK_SHAPE(feature_weight, 2 * C, D);
+  CHECK_SHAPE(classifier_weight, V, C);
+  CHECK_LIKE(feature_weight, conv_weight);
+  CHECK_LIKE(classifier_weight, conv_weight);
+  const PackedHeader header = bytenet_header(current_isa.load(), feature_weight, conv_weight, classifier_weight, int8);
+  return with_operands(conv_weight.scalar_type(), int8, [&]<class T, class Q>() {
+    return pack(header, conv_weight, bytenet_weights<T, Q>(feature_weight, conv_weight, classifier_weight));
+  });
+}
+
 Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor conv_weight, Tensor conv_bias,
                       Tensor classifier_weight, Tensor classifier_bias, std::optional<Tensor> noise, bool carry,
-                      int64_t end_id, int64_t pad_id) {
+                      int64_t end_id, int64_t pad_id, std::optional<Tensor> packed) {
   CHECK_DIM(features, 3, "[T, B, D]");
   CHECK_DIM(conv_weight, 4, "[N, 3C, C, 2]");
   CHECK_DIM(classifier_weight, 2, "[V, C]");
-  const int64_t T = features.size(0), B = features.size(1), D = features.size(2);
+  const int64_t steps = features.size(0), B = features.size(1), D = features.size(2);
   const int64_t N = conv_weight.size(0), V = classifier_weight.size(0), C = classifier_weight.size(1);
   check_decode(features, feature_weight, symbol_rows, classifier_weight, classifier_bias, noise, 2 * C, C, end_id,
                pad_id);
@@ -30,34 +71,42 @@ Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor symbol_rows
   CHECK_SHAPE(conv_bias, N, 3 * C);
   CHECK_LIKE(conv_weight, features);
   CHECK_LIKE(conv_bias, features);
-  make_contiguous(features, feature_weight, symbol_rows, conv_weight, conv_bias, classifier_weight, classifier_bias);
+  make_contiguous(features, symbol_rows, conv_bias, classifier_bias);
   if (noise) make_contiguous(*noise);
-  Tensor tokens = empty(features, {B, T}, ScalarType::Long);
-  DISPATCH(features.scalar_type(), "decode_bytenet", [&] {
-    using S = Wide<scalar_t>;
-    Buffer<S> panels(N * 2 * C * packed_columns(3 * C)), tiles(N * packed_rows(B) * 2 * C), last(packed_rows(B) * C);
-    Buffer<S> a(B * 3 * C), x(B * C);
-    Decode<scalar_t> shared{T,
-                            B,
-                            D,
-                            V,
-                            2 * C,
-                            C,
-                            end_id,
-                            pad_id,
-                            in<scalar_t>(features),
-                            in<scalar_t>(feature_weight),
-                            in<scalar_t>(symbol_rows),
-                            in<scalar_t>(classifier_weight),
-                            in<scalar_t>(classifier_bias),
-                            noise ? in<S>(*noise) : nullptr,
-                            out<int64_t>(tokens)};
-    const DecodeBytenet<scalar_t> net{
-        N, in<scalar_t>(conv_weight), in<scalar_t>(conv_bias), carry, panels, tiles, last, a, x};
-    parallel(team_size(6.0 * B * C * C), [&](Team& team) { CALL_BEST(scalar_t, decode_bytenet, team, shared, net); });
+  const Isa level = current_isa.load();
+  const bool int8 = is_int8(packed);
+  const PackedHeader header = bytenet_header(level, feature_weight, conv_weight, classifier_weight, int8);
+  Tensor tokens = empty(features, {B, steps}, ScalarType::Long);
+  with_operands(features.scalar_type(), int8, [&]<class T, class Q>() {
+    using S = Wide<T>;
+    const auto weights = bytenet_weights<T, Q>(feature_weight, conv_weight, classifier_weight);
+    const int threads = team_size(6.0 * B * C * C);
+    // Where there are fewer sequences than threads, each thread rounds all rows to integers for itself.
+    const int64_t sets = (int8 && B < threads ? threads : 1) * (N + 1);
+    Buffer<S> rows(sets * operand_room(B, C)), scales(sets * B), before(N * B * 3 * (C + 15)), x(2 * B * C);
+    Decode<T, Q> shared{steps,
+                        B,
+                        D,
+                        V,
+                        2 * C,
+                        C,
+                        end_id,
+                        pad_id,
+                        in<T>(features),
+                        in<T>(symbol_rows),
+                        in<T>(classifier_bias),
+                        noise ? in<S>(*noise) : nullptr,
+                        find_packed(packed, header, features, weights),
+                        out<int64_t>(tokens),
+                        threads};
+    const DecodeBytenet<T> net{N, in<T>(conv_bias), carry, rows, scales, before, x};
+    parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_bytenet, team, shared, net); });
   });
   return tokens;
 }
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastvae, CPU, m) { m.impl("decode_bytenet", TORCH_BOX(&decode_bytenet)); }
+STABLE_TORCH_LIBRARY_IMPL(fastvae, CPU, m) {
+  m.impl("decode_bytenet", TORCH_BOX(&decode_bytenet));
+  m.impl("decode_bytenet_pack", TORCH_BOX(&decode_bytenet_pack));
+}

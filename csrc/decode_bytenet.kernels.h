@@ -1,74 +1,120 @@
 // Decoding with highway masked convolutions. Equations: fastvae/ops/decode_bytenet.py.
-// A layer's tile of a sequence holds the vector before and the current one, [2C]: its product is one pass over [W₀ W₁].
+// A panel holds all gates of its channels, so that the thread which multiplies by it goes on to their gates: one
+// barrier a layer. What the vectors before give does not wait for a symbol: all layers' in one go, once a symbol is
+// done.
 #include "decode.kernels.h"
 
-template <class T>
-void decode_bytenet(Team& team, Decode<T>& s, const DecodeBytenet<T>& net) {
+// The packed weights of a decoder, one after the other.
+template <class T, class Q>
+struct BytenetPanels {
+  Panels<T, Q> feature, first, classifier;  // `first` of 2N alike: every layer's tap 1, then every layer's tap 0
+  int64_t layers;
+  BytenetPanels(char* data, int64_t D, int64_t C, int64_t V, int64_t layers)
+      : feature{data, D, 2 * C},
+        first{feature.end(), C, 3 * C, 3},
+        classifier{first.data + 2 * layers * (first.end() - first.data), C, V},
+        layers(layers) {}
+  Panels<T, Q> conv(int64_t layer, int tap) const {
+    return {first.data + (layer + (1 - tap) * layers) * (first.end() - first.data), first.k, first.n, first.gates};
+  }
+};
+
+template <class T, class Q>
+void size_of_packed(const BytenetWeights<T, Q>& s, int64_t& bytes) {
+  bytes = BytenetPanels<T, Q>(nullptr, s.D, s.C, s.V, s.layers).classifier.end() - static_cast<char*>(nullptr);
+}
+
+template <class T, class Q>
+void pack_weights(Team& team, const BytenetWeights<T, Q>& s, char* packed) {
+  const BytenetPanels<T, Q> panels(packed, s.D, s.C, s.V, s.layers);
+  pack_weight(team, s.feature, panels.feature);
+  for (int64_t layer = 0; layer < s.layers; ++layer)
+    for (int tap = 0; tap < 2; ++tap)
+      pack_weight(team, {s.conv.p + layer * s.layer_stride + tap * s.tap_stride, s.conv.sn, s.conv.sk},
+                  panels.conv(layer, tap));
+  pack_weight(team, s.classifier, panels.classifier);
+}
+
+template <class T, class Q>
+void decode_bytenet(Team& team, Decode<T, Q>& s, const DecodeBytenet<T>& net) {
   using S = Wide<T>;
-  const int64_t C = s.hidden, G = 3 * C, B = s.B, w = LANES<T>;
-  using P = Packed<T>;
-  const int64_t depth = packed_depth<P>(C);  // of a tap
-  const int64_t layer_panels = 2 * depth * PANEL<P> * panels<P>(G), layer_tiles = packed_rows(B) * 2 * depth;
-  P* const tiles = packed<T>(net.tiles);
-  // Where the input of `layer` goes, or that of the classifier after the last one; tap 0 is the vector before.
-  const auto tile = [&](int64_t layer, int64_t b, int tap) {
-    return layer < net.layers ? tile_at(tiles + layer * layer_tiles, 2 * depth, b, tap * depth)
-                              : tile_at(packed<T>(net.last), depth, b);
+  using P = Packed<Q>;
+  constexpr int64_t w = LANES<T>, W = PANEL<P>, channels = W / 3;
+  constexpr bool integer = std::is_integral_v<P>;
+  const int64_t C = s.hidden, B = s.B, N = net.layers;
+  const BytenetPanels<T, Q> panels(s.packed, s.D, C, s.V, N);
+  const bool alone = integer && B < team.size;  // see DecodeBytenet
+  const int64_t set = alone ? team.id * (N + 1) : 0, count = panels.first.count();
+  const auto rows = [&](int64_t layer) {
+    return Rows<T, Q>{net.rows + (set + layer) * operand_room(B, C), net.scales + (set + layer) * B, B, C};
+  };
+  // The vectors that go into a layer. Integers need all of a row before its scale is known: the caller waits, then
+  // rounds.
+  const auto x = [&](int64_t layer) { return net.x + layer % 2 * B * C; };
+  const auto before = [&](int64_t layer, int64_t p, int64_t b) {
+    return net.before + ((layer * count + p) * B + b) * W;
+  };
+  const auto keep = [&](int64_t layer, int64_t b, int64_t k, vec<T> y) __attribute__((always_inline)) {
+    store(x(layer) + b * C + k, y, C - k);
+    if constexpr (!integer) put(rows(layer), b, k, y, C - k);
   };
   const auto [b0, b1] = team.share(B);
-  start_decode(team, s);
-  const auto [p0, p1] = team.share(panels<P>(G));
-  for (int64_t layer = 0; layer < net.layers; ++layer)
-    for (int64_t p = p0; p < p1; ++p)
-      for (int tap = 0; tap < 2; ++tap)
-        pack_panel(net.weight + layer * G * 2 * C + p * PANEL<P> * 2 * C + tap, 2, 2 * C, C,
-                   std::min(PANEL<P>, G - p * PANEL<P>),
-                   packed<T>(net.panels) + layer * layer_panels + (2 * p + tap) * depth * PANEL<P>);
-  for (int64_t b = b0; b < b1; ++b)
-    for (int64_t layer = 0; layer < net.layers; ++layer)
-      pack_row(static_cast<const T*>(nullptr), 1, C, tile(layer, b, 0));
-  team.wait();
-  for (int64_t t = 0; t < s.steps; ++t) {
-    project_features(team, s, t);
-    for (int64_t b = b0; b < b1; ++b) {
-      S* a = net.a + b * G;
-      S* x = net.x + b * C;
-      add_inputs(s, t, b, a, false);
-      for (int64_t k = 0; k < C; k += w) {
-        const int64_t n = C - k;
-        store(x + k, tanh(load(a + k, n)) * sigmoid(load(a + C + k, n)), n);
-      }
-      pack_row(x, 1, C, tile(0, b, 1));
-    }
+  const auto complete = [&](int64_t layer) {
     team.wait();
-    for (int64_t layer = 0; layer < net.layers; ++layer) {
-      multiply_panels(team, tiles + layer * layer_tiles, packed<T>(net.panels) + layer * layer_panels, 2 * depth, net.a,
-                      G, B, G);
-      team.wait();
-      const T* bias = net.bias + layer * G;
-      for (int64_t b = b0; b < b1; ++b) {
-        const S* a = net.a + b * G;
-        S* x = net.x + b * C;
-        pack_row(x, 1, C, tile(layer, b, 0));  // what is current now is before at the next step
-        for (int64_t k = 0; k < C; k += w) {
-          const int64_t n = C - k;
-          const auto z = [&](int q) __attribute__((always_inline)) {
-            return load(a + q * C + k, n) + load(bias + q * C + k, n);
+    if constexpr (integer) {
+      for (int64_t b = alone ? 0 : b0; b < (alone ? B : b1); ++b) put_row(rows(layer), b, x(layer) + b * C);
+      if (!alone) team.wait();
+    }
+  };
+  // f(b, k, j) for a product's sequences b: lanes from j on of panel p, which are the channels from k on.
+  const auto own_channels = [&](int64_t p, int64_t t0, int64_t t1, auto f) __attribute__((always_inline)) {
+    for (int64_t b = t0 * ROWS; b < std::min(t1 * ROWS, B); ++b)
+      for (int64_t j = 0; j < std::min(channels, C - p * channels); j += w) f(b, p * channels + j, j);
+  };
+  start_decode(team, s);
+  share_products(team, count, tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
+    for (int64_t layer = 0; layer < N; ++layer)
+      std::fill(before(layer, p, t0 * ROWS), before(layer, p, std::min(t1 * ROWS, B)), S(0));
+  });
+  team.wait();
+  for (int64_t t = 0;; ++t) {
+    if (t < s.steps) project_features(team, s, panels.feature, t);
+    for (int64_t b = b0; b < b1; ++b) keep_symbol(team, s, t, b);
+    if (t == s.steps) return;
+    share_products(team, count, tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
+      own_channels(p, t0, t1, [&](int64_t b, int64_t k, int64_t) __attribute__((always_inline)) {
+        const int64_t symbol = previous_symbol(team, s, t, b);
+        keep(0, b, k, tanh(input_at(s, t, b, symbol, k, C - k)) * sigmoid(input_at(s, t, b, symbol, C + k, C - k)));
+      });
+    });
+    complete(0);
+    if (s.running.load(std::memory_order_relaxed) == 0) return;
+    for (int64_t layer = 0; layer < N; ++layer) {
+      const Panels<T, Q> conv = panels.conv(layer, 1);
+      const T* bias = net.bias + layer * 3 * C;
+      share_products(team, count, tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
+        multiply_panel(rows(layer), t0, t1, conv, p, before(layer, p, t0 * ROWS), W, W, true);
+        own_channels(p, t0, t1, [&](int64_t b, int64_t k, int64_t j) __attribute__((always_inline)) {
+          const auto z = [&](int64_t q) __attribute__((always_inline)) {
+            return load(before(layer, p, b) + q * channels + j) + load(bias + q * C + k, C - k);
           };
           vec<T> y = sigmoid(z(0)) * tanh(z(2));
-          if (net.carry) y += sigmoid(z(1)) * load(x + k, n);
-          store(x + k, y, n);
-        }
-        pack_row(x, 1, C, tile(layer + 1, b, 1));
-      }
-      team.wait();
+          if (net.carry) y += sigmoid(z(1)) * load(x(layer) + b * C + k, C - k);
+          keep(layer + 1, b, k, y);
+        });
+      });
+      complete(layer + 1);
     }
-    multiply_panels(team, packed<T>(net.last), packed<T>(s.classifier), C, s.logits, s.V, B, s.V);
+    forget_best(team, s);
+    share_products(team, panels.classifier.count(), tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
+      classify(team, s, rows(N), panels.classifier, t, p, t0, t1);
+    });
+    for (int64_t layer = 0; layer < N; ++layer) {
+      const Panels<T, Q> conv = panels.conv(layer, 0);
+      share_products(team, count, tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
+        multiply_panel(rows(layer), t0, t1, conv, p, before(layer, p, t0 * ROWS), W, W);
+      });
+    }
     team.wait();
-    for (int64_t b = b0; b < b1; ++b) choose(s, t, b);
-    if (s.end_id >= 0) {
-      team.wait();
-      if (s.running.load(std::memory_order_relaxed) == 0) return;
-    }
   }
 }

@@ -2,68 +2,116 @@
 #include "decode.h"
 #include "layer_norm_lstm.h"
 
+template <class T, class Q>
+struct LstmWeights {
+  using Operand = Q;
+  int64_t D, H, V;
+  Weight<T> feature, recurrent, classifier;
+};
+
+// Mean and squared deviations from it of n values; add() makes them those of two sets together.
+template <class S>
+struct Moments {
+  S n = 0, mean = 0, squares = 0;
+  void add(const Moments& other) {
+    if (other.n == 0) return;
+    const S delta = other.mean - mean, share = other.n / (n + other.n);
+    squares += other.squares + delta * delta * n * share;
+    mean += delta * share;
+    n += other.n;
+  }
+};
+
 template <class T>
 struct DecodeLstm {
-  const T *weight_hh, *gain, *bias, *h0, *c0;
+  const T *gain, *bias, *h0, *c0;
   double eps;
-  Wide<T>*panels, *tiles, *a, *c;
-  T* h;
+  // Scratch: h as operands and their scales, pre-activations, cell state, each thread's share of the norm's statistics.
+  Wide<T>*rows, *scales, *a, *c;
+  Moments<Wide<T>>* moments;
 };
 
 #define KERNELS "decode_lstm.kernels.h"
 #include "foreach_isa.h"
+#include "decode_pack.h"
 
 namespace {
 
+template <class T, class Q>
+LstmWeights<T, Q> lstm_weights(const Tensor& feature_weight, const Tensor& weight_hh, const Tensor& classifier_weight) {
+  return {feature_weight.size(1),    weight_hh.size(1),    classifier_weight.size(0),
+          weight<T>(feature_weight), weight<T>(weight_hh), weight<T>(classifier_weight)};
+}
+PackedHeader lstm_header(Isa level, const Tensor& feature_weight, const Tensor& weight_hh,
+                         const Tensor& classifier_weight, bool int8) {
+  return packed_header(level, weight_hh, int8, {feature_weight.size(1), weight_hh.size(1), classifier_weight.size(0)});
+}
+
+Tensor decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifier_weight, bool int8) {
+  CHECK_DIM(weight_hh, 2, "[4H, H]");
+  CHECK_DIM(feature_weight, 2, "[4H, D]");
+  CHECK_DIM(classifier_weight, 2, "[V, H]");
+  const int64_t H = weight_hh.size(1), D = feature_weight.size(1), V = classifier_weight.size(0);
+  CHECK_POSITIVE(classifier_weight);
+  CHECK_SHAPE(weight_hh, 4 * H, H);
+  CHECK_SHAPE(feature_weight, 4 * H, D);
+  CHECK_SHAPE(classifier_weight, V, H);
+  CHECK_LIKE(feature_weight, weight_hh);
+  CHECK_LIKE(classifier_weight, weight_hh);
+  const PackedHeader header = lstm_header(current_isa.load(), feature_weight, weight_hh, classifier_weight, int8);
+  return with_operands(weight_hh.scalar_type(), int8, [&]<class T, class Q>() {
+    return pack(header, weight_hh, lstm_weights<T, Q>(feature_weight, weight_hh, classifier_weight));
+  });
+}
+
 Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor weight_hh, Tensor norm_weight,
                    Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0, Tensor c0,
-                   std::optional<Tensor> noise, double eps, int64_t end_id, int64_t pad_id) {
+                   std::optional<Tensor> noise, double eps, int64_t end_id, int64_t pad_id,
+                   std::optional<Tensor> packed) {
   CHECK_DIM(features, 3, "[T, B, D]");
   CHECK_DIM(h0, 2, "[B, H]");
   CHECK_DIM(classifier_weight, 2, "[V, H]");
-  const int64_t T = features.size(0), B = features.size(1), D = features.size(2), H = h0.size(1);
+  const int64_t steps = features.size(0), B = features.size(1), D = features.size(2), H = h0.size(1);
   check_decode(features, feature_weight, symbol_rows, classifier_weight, classifier_bias, noise, 4 * H, H, end_id,
                pad_id);
   check_lstm(features, weight_hh, norm_weight, norm_bias, h0, c0, B, H);
   const int64_t V = classifier_weight.size(0);
-  make_contiguous(features, feature_weight, symbol_rows, weight_hh, norm_weight, norm_bias, classifier_weight,
-                  classifier_bias, h0, c0);
+  make_contiguous(features, symbol_rows, norm_weight, norm_bias, classifier_bias, h0, c0);
   if (noise) make_contiguous(*noise);
-  Tensor tokens = empty(features, {B, T}, ScalarType::Long);
-  DISPATCH(features.scalar_type(), "decode_lstm", [&] {
-    using S = Wide<scalar_t>;
-    Buffer<S> panels(H * packed_columns(4 * H)), tiles(packed_rows(B) * H), a(B * 4 * H), c(B * H);
-    Buffer<scalar_t> h(B * H);
-    Decode<scalar_t> shared{T,
-                            B,
-                            D,
-                            V,
-                            4 * H,
-                            H,
-                            end_id,
-                            pad_id,
-                            in<scalar_t>(features),
-                            in<scalar_t>(feature_weight),
-                            in<scalar_t>(symbol_rows),
-                            in<scalar_t>(classifier_weight),
-                            in<scalar_t>(classifier_bias),
-                            noise ? in<S>(*noise) : nullptr,
-                            out<int64_t>(tokens)};
-    const DecodeLstm<scalar_t> lstm{in<scalar_t>(weight_hh),
-                                    in<scalar_t>(norm_weight),
-                                    in<scalar_t>(norm_bias),
-                                    in<scalar_t>(h0),
-                                    in<scalar_t>(c0),
-                                    eps,
-                                    panels,
-                                    tiles,
-                                    a,
-                                    c,
-                                    h};
-    parallel(team_size(4.0 * B * H * H), [&](Team& team) { CALL_BEST(scalar_t, decode_lstm, team, shared, lstm); });
+  const Isa level = current_isa.load();
+  const bool int8 = is_int8(packed);
+  const PackedHeader header = lstm_header(level, feature_weight, weight_hh, classifier_weight, int8);
+  Tensor tokens = empty(features, {B, steps}, ScalarType::Long);
+  with_operands(features.scalar_type(), int8, [&]<class T, class Q>() {
+    using S = Wide<T>;
+    const auto weights = lstm_weights<T, Q>(feature_weight, weight_hh, classifier_weight);
+    const int threads = team_size(4.0 * B * H * H);
+    Buffer<S> rows(operand_room(B, H)), scales(B), a(B * 4 * H), c(B * H);
+    Buffer<Moments<S>> moments(threads * B);
+    Decode<T, Q> shared{steps,
+                        B,
+                        D,
+                        V,
+                        4 * H,
+                        H,
+                        end_id,
+                        pad_id,
+                        in<T>(features),
+                        in<T>(symbol_rows),
+                        in<T>(classifier_bias),
+                        noise ? in<S>(*noise) : nullptr,
+                        find_packed(packed, header, features, weights),
+                        out<int64_t>(tokens),
+                        threads};
+    const DecodeLstm<T> lstm{
+        in<T>(norm_weight), in<T>(norm_bias), in<T>(h0), in<T>(c0), eps, rows, scales, a, c, moments};
+    parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_lstm, team, shared, lstm); });
   });
   return tokens;
 }
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastvae, CPU, m) { m.impl("decode_lstm", TORCH_BOX(&decode_lstm)); }
+STABLE_TORCH_LIBRARY_IMPL(fastvae, CPU, m) {
+  m.impl("decode_lstm", TORCH_BOX(&decode_lstm));
+  m.impl("decode_lstm_pack", TORCH_BOX(&decode_lstm_pack));
+}

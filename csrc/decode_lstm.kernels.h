@@ -1,40 +1,123 @@
 // Decoding with a LayerNorm-LSTM. Equations: fastvae/ops/decode_lstm.py.
-// Two phases a symbol: the products that need hₜ₋₁ (recurrent, and the classifier's for the symbol before), shared out
-// by columns; then choice, norm, gates and state, shared out by sequences.
+// Three phases a symbol: the products that need hₜ₋₁ (recurrent, and the classifier's for the symbol before); its
+// choice, the inputs and the norm's statistics; gates and state. Threads share the first by columns and the others by
+// channels.
 #include "decode.kernels.h"
-#include "layer_norm_lstm.kernels.h"
 
-template <class T>
-void decode_lstm(Team& team, Decode<T>& s, const DecodeLstm<T>& lstm) {
+// The packed weights of a decoder, one after the other.
+template <class T, class Q>
+struct LstmPanels {
+  Panels<T, Q> feature, recurrent, classifier;
+  LstmPanels(char* data, int64_t D, int64_t H, int64_t V)
+      : feature{data, D, 4 * H}, recurrent{feature.end(), H, 4 * H}, classifier{recurrent.end(), H, V} {}
+};
+
+template <class T, class Q>
+void size_of_packed(const LstmWeights<T, Q>& s, int64_t& bytes) {
+  bytes = LstmPanels<T, Q>(nullptr, s.D, s.H, s.V).classifier.end() - static_cast<char*>(nullptr);
+}
+
+template <class T, class Q>
+void pack_weights(Team& team, const LstmWeights<T, Q>& s, char* packed) {
+  const LstmPanels<T, Q> panels(packed, s.D, s.H, s.V);
+  pack_weight(team, s.feature, panels.feature);
+  pack_weight(team, s.recurrent, panels.recurrent);
+  pack_weight(team, s.classifier, panels.classifier);
+}
+
+// a [4H] += inputs of step t, at this thread's channels [c0, c1) of each gate -> moments of these.
+template <class T, class Q, class S = Wide<T>>
+INLINE Moments<S> add_inputs(const Decode<T, Q>& s, int64_t t, int64_t b, int64_t symbol, S* a, int64_t c0,
+                             int64_t c1) {
+  constexpr int64_t w = LANES<T>;
+  const int64_t H = s.hidden;
+  const S count = S(4 * (c1 - c0));
+  vec<T> total{}, deviations{}, squares{};
+  for (int64_t q = 0; q < 4 * H; q += H)
+    for (int64_t k = c0; k < c1; k += w) {
+      const vec<T> v = load(a + q + k, c1 - k) + input_at(s, t, b, symbol, q + k, c1 - k);
+      store(a + q + k, v, c1 - k);
+      total += v;
+    }
+  if (count == 0) return {0, 0, 0};
+  const S about = sum(total) / count;
+  for (int64_t q = 0; q < 4 * H; q += H)
+    for (int64_t k = c0; k < c1; k += w) {
+      vec<T> d = load(a + q + k, c1 - k) - about;
+      if (c1 - k < w)
+        for (int64_t j = c1 - k; j < w; ++j) d[j] = 0;
+      deviations += d;
+      squares += d * d;
+    }
+  const S shift = sum(deviations) / count;  // what rounding left out of a large mean
+  return {count, about + shift, std::max(sum(squares) - shift * shift * count, S(0))};
+}
+
+template <class T, class Q>
+void decode_lstm(Team& team, Decode<T, Q>& s, const DecodeLstm<T>& lstm) {
   using S = Wide<T>;
+  constexpr int64_t w = LANES<T>;
   const int64_t H = s.hidden, G = 4 * H, B = s.B;
-  Packed<T>* const panels = packed<T>(lstm.panels);
-  Packed<T>* const tiles = packed<T>(lstm.tiles);
-  const auto tile = [&](int64_t b) { return tile_at(tiles, packed_depth<Packed<T>>(H), b); };
+  const LstmPanels<T, Q> panels(s.packed, s.D, H, s.V);
+  const Rows<T, Q> hidden{lstm.rows, lstm.scales, B, H};
   const auto [b0, b1] = team.share(B);
+  auto [c0, c1] = team.share((H + w - 1) / w);
+  c0 *= w, c1 = std::min(c1 * w, H);
+  // h as operands. As integers its scale is fixed, |h| < 1; a NaN is told by the scale, and stays.
+  const auto put_hidden = [&](int64_t b, auto h_at) __attribute__((always_inline)) {
+    vec<T> wrong{};
+    for (int64_t k = c0; k < c1; k += w) {
+      const vec<T> h = h_at(k, H - k);
+      put(hidden, b, k, h, H - k);
+      wrong = h == h ? wrong : h;
+    }
+    if (const S found = sum(wrong); found != found)
+      std::atomic_ref<S>(lstm.scales[b]).store(found, std::memory_order_relaxed);
+  };
   start_decode(team, s);
-  pack_panels(team, Matrix<T>{lstm.weight_hh, 1, H}, H, G, panels);
-  for (int64_t b = b0; b < b1; ++b) {
-    pack_row(lstm.h0 + b * H, 1, H, tile(b));
-    for (int64_t k = 0; k < H; ++k) lstm.c[b * H + k] = S(lstm.c0[b * H + k]);
+  if (team.id == 0) std::fill(lstm.scales, lstm.scales + B, S(1) / 127);
+  team.wait();
+  for (int64_t b = 0; b < B; ++b) {
+    put_hidden(b, [&](int64_t k, int64_t n) __attribute__((always_inline)) { return load(lstm.h0 + b * H + k, n); });
+    for (int64_t k = c0; k < c1; ++k) lstm.c[b * H + k] = S(lstm.c0[b * H + k]);
   }
   team.wait();
   for (int64_t t = 0;; ++t) {
-    if (t < s.steps) project_features(team, s, t);
-    if (t < s.steps) multiply_panels(team, tiles, panels, H, lstm.a, G, B, G);
-    if (t > 0) multiply_panels(team, tiles, packed<T>(s.classifier), H, s.logits, s.V, B, s.V);
+    if (t < s.steps) project_features(team, s, panels.feature, t);
+    forget_best(team, s);
+    const int64_t recurrent = t < s.steps ? panels.recurrent.count() : 0;
+    share_products(team, recurrent + (t > 0 ? panels.classifier.count() : 0), tiles(B),
+                   [&](int64_t p, int64_t t0, int64_t t1) {
+                     if (p >= recurrent)
+                       return classify(team, s, hidden, panels.classifier, t - 1, p - recurrent, t0, t1);
+                     const int64_t column = p * panels.recurrent.W;
+                     multiply_panel(hidden, t0, t1, panels.recurrent, p, lstm.a + t0 * ROWS * G + column, G,
+                                    std::min(panels.recurrent.W, G - column));
+                   });
     team.wait();
-    for (int64_t b = b0; b < b1; ++b) {
-      if (t > 0) choose(s, t - 1, b);
-      if (t == s.steps) continue;
-      S* a = lstm.a + b * G;
-      add_inputs(s, t, b, a, true);
-      T* h = lstm.h + b * H;
-      gate_row(a, lstm.gain, lstm.bias, lstm.c + b * H, lstm.c + b * H, h, static_cast<T*>(nullptr),
-               static_cast<S*>(nullptr), H, S(lstm.eps));
-      pack_row(h, 1, H, tile(b));
+    for (int64_t b = b0; b < b1; ++b) keep_symbol(team, s, t, b);
+    if (t == s.steps) return;
+    for (int64_t b = 0; b < B; ++b) {
+      const int64_t symbol = previous_symbol(team, s, t, b);
+      lstm.moments[team.id * B + b] = add_inputs(s, t, b, symbol, lstm.a + b * G, c0, c1);
     }
     team.wait();
-    if (t == s.steps || s.running.load(std::memory_order_relaxed) == 0) return;
+    if (s.running.load(std::memory_order_relaxed) == 0) return;
+    for (int64_t b = 0; b < B; ++b) {
+      Moments<S> all{0, 0, 0};
+      for (int i = 0; i < team.size; ++i) all.add(lstm.moments[i * B + b]);
+      const S mean = all.mean, r = 1 / std::sqrt(all.squares / G + S(lstm.eps));
+      put_hidden(b, [&](int64_t k, int64_t n) __attribute__((always_inline)) {
+        const auto z = [&](int64_t q) __attribute__((always_inline)) {
+          const vec<T> v = (load(lstm.a + b * G + q * H + k, n) - mean) * r;
+          return v * load(lstm.gain + q * H + k, n) + load(lstm.bias + q * H + k, n);
+        };
+        S* c = lstm.c + b * H + k;
+        const vec<T> cell = sigmoid(z(1)) * load(c, n) + sigmoid(z(0)) * tanh(z(2));
+        store(c, cell, n);
+        return sigmoid(z(3)) * tanh(cell);
+      });
+    }
+    team.wait();
   }
 }

@@ -1,5 +1,5 @@
 // Compiles the header named by KERNELS once per instruction set, in namespaces baseline, avx2, avx512 and
-// avx512_bf16 (for tensors of bfloat16 only: CALL_BEST), so that one build runs everywhere and every level can be
+// avx512_bf16 (for operands of bfloat16 and int8 only: CALL_AT), so that one build runs everywhere and every level can be
 // tested on one machine. Use:
 //   #define KERNELS "op.kernels.h"
 //   #include "foreach_isa.h"
@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "common.h"

@@ -5,14 +5,17 @@
 
 constexpr int64_t ROWS = VECTOR_BYTES == 64 ? 8 : 4;
 
-// What packed operands of tensors of T are made of.
+// What packed operands of tensors of T are made of, and what their products add up in. Operands of int8_t are rounded
+// by their owner (decode_operands.kernels.h); products of integers are exact.
 #ifdef BF16_DOT
 template <class T>
 using Packed = T;
 #else
 template <class T>
-using Packed = Wide<T>;
+using Packed = std::conditional_t<std::is_same_v<T, int8_t>, int16_t, Wide<T>>;
 #endif
+template <class P>
+using Sum = std::conditional_t<std::is_integral_v<P>, int32_t, Wide<P>>;
 template <class P>
 constexpr int64_t STEP = sizeof(Wide<P>) / sizeof(P);
 // Products run in slices of k this deep: a slice of a panel stays in the L1 and L2 caches.
@@ -118,6 +121,30 @@ void pack_panel(const T* b, int64_t bk, int64_t bn, int64_t k, int64_t n, P* out
 }
 
 // Vectors of operands: a lane of B holds STEP values of one column, one row's STEP values of A are the same in each.
+// Integers: int8_t operands of A hold the value + INT8_OFFSET, unsigned, which the sum must make up for.
+#ifdef BF16_DOT
+constexpr int32_t INT8_OFFSET = 128;
+INLINE i32 integer_multiply_add(i32 sum, const int8_t* a, i32 b) {
+  int32_t four;
+  std::memcpy(&four, a, sizeof four);
+  return (i32)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(four), (__m512i)b);
+}
+#else
+constexpr int32_t INT8_OFFSET = 0;
+INLINE i32 integer_multiply_add(i32 sum, const int16_t* a, i32 b) {
+  int32_t pair;
+  std::memcpy(&pair, a, sizeof pair);
+#if !defined(__x86_64__)
+  return sum + (b << 16 >> 16) * (pair << 16 >> 16) + (b >> 16) * (pair >> 16);
+#elif VECTOR_BYTES == 64
+  return sum + (i32)_mm512_madd_epi16((__m512i)b, _mm512_set1_epi32(pair));
+#elif VECTOR_BYTES == 32
+  return sum + (i32)_mm256_madd_epi16((__m256i)b, _mm256_set1_epi32(pair));
+#else
+  return sum + (i32)_mm_madd_epi16((__m128i)b, _mm_set1_epi32(pair));
+#endif
+}
+#endif
 template <class P>
 INLINE vec<P> multiply_add(vec<P> sum, const P* a, vec<P> b) {
 #ifdef BF16_DOT
@@ -127,13 +154,16 @@ INLINE vec<P> multiply_add(vec<P> sum, const P* a, vec<P> b) {
     return (vec<P>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
   } else
 #endif
+      if constexpr (std::is_integral_v<P>)
+    return integer_multiply_add(sum, a, b);
+  else
     return sum + b * Wide<P>(*a);
 }
 
-// c [M, n] (+)= tile · the first V vectors of a panel. Few rows or columns leave registers free: they hold several
-// partial sums over k, which hides the latency of the multiply-add and rounds less.
-template <class P, int M, int V = 3, class S = Wide<P>>
-INLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, int64_t n, bool add) {
+// c [M, n] (+)= tile · the first V vectors of a panel, a tile of `rows` rows. Few rows or columns leave registers free:
+// they hold several partial sums over k, which hides the latency of the multiply-add and rounds less.
+template <class P, int M, int V = 3, class S = Sum<P>>
+INLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, int64_t n, bool add, int64_t rows) {
   constexpr int PARTS = M * V * 4 <= 3 * ROWS ? 4 : M * V * 2 <= 3 * ROWS ? 2 : 1;
   vec<S> acc[PARTS][M][V] = {};
   const auto step = [&](int part) __attribute__((always_inline)) {
@@ -144,7 +174,7 @@ INLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, 
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 3
       for (int v = 0; v < V; ++v) acc[part][m][v] = multiply_add(acc[part][m][v], a + m * STEP<P>, columns[v]);
-    a += ROWS * STEP<P>;
+    a += rows * STEP<P>;
     b += PANEL<P> * STEP<P>;
   };
   if (add)  // c comes from far away where the product has many slices: fetched while the registers fill
@@ -169,30 +199,31 @@ INLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, 
     }
 }
 
-// c [m, n] (+)= tile · panel, m <= ROWS, n <= PANEL.
-template <class P, class S = Wide<P>>
-void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add) {
-  if (m == ROWS && n <= LANES<S>) return multiply_rows<P, ROWS, 1>(tile, panel, k, c, ldc, n, add);
-  if (m == ROWS && n <= 2 * LANES<S>) return multiply_rows<P, ROWS, 2>(tile, panel, k, c, ldc, n, add);
+// c [m, n] (+)= tile · panel, m <= ROWS, n <= PANEL; the tile has `rows` rows.
+template <class P, class S = Sum<P>>
+void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
+              int64_t rows = ROWS) {
+  if (m == ROWS && n <= LANES<S>) return multiply_rows<P, ROWS, 1>(tile, panel, k, c, ldc, n, add, rows);
+  if (m == ROWS && n <= 2 * LANES<S>) return multiply_rows<P, ROWS, 2>(tile, panel, k, c, ldc, n, add, rows);
   switch (m) {
     case 1:
-      return multiply_rows<P, 1>(tile, panel, k, c, ldc, n, add);
+      return multiply_rows<P, 1>(tile, panel, k, c, ldc, n, add, rows);
     case 2:
-      return multiply_rows<P, 2>(tile, panel, k, c, ldc, n, add);
+      return multiply_rows<P, 2>(tile, panel, k, c, ldc, n, add, rows);
     case 3:
-      return multiply_rows<P, 3>(tile, panel, k, c, ldc, n, add);
+      return multiply_rows<P, 3>(tile, panel, k, c, ldc, n, add, rows);
     case 4:
-      return multiply_rows<P, 4>(tile, panel, k, c, ldc, n, add);
+      return multiply_rows<P, 4>(tile, panel, k, c, ldc, n, add, rows);
   }
   if constexpr (ROWS == 8) switch (m) {
       case 5:
-        return multiply_rows<P, 5>(tile, panel, k, c, ldc, n, add);
+        return multiply_rows<P, 5>(tile, panel, k, c, ldc, n, add, rows);
       case 6:
-        return multiply_rows<P, 6>(tile, panel, k, c, ldc, n, add);
+        return multiply_rows<P, 6>(tile, panel, k, c, ldc, n, add, rows);
       case 7:
-        return multiply_rows<P, 7>(tile, panel, k, c, ldc, n, add);
+        return multiply_rows<P, 7>(tile, panel, k, c, ldc, n, add, rows);
       case 8:
-        return multiply_rows<P, 8>(tile, panel, k, c, ldc, n, add);
+        return multiply_rows<P, 8>(tile, panel, k, c, ldc, n, add, rows);
     }
 }
 

@@ -17,25 +17,26 @@ inline Isa best_isa() {
 
 inline std::atomic<Isa> current_isa{best_isa()};
 
-// Calls `fn`, a kernel on tensors of T, as compiled for the current instruction set. `fn` comes from foreach_isa.h.
+// Calls `fn`, a kernel on operands of T, as compiled for `level`. `fn` comes from foreach_isa.h.
 #if defined(__x86_64__)
-#define CALL_BEST(T, fn, ...)                                         \
-  switch (current_isa.load()) {                                       \
-    case Isa::avx512_bf16:                                            \
-      if constexpr (std::is_same_v<T, torch::headeronly::BFloat16>) { \
-        avx512_bf16::fn(__VA_ARGS__);                                 \
-        break;                                                        \
-      }                                                               \
-      [[fallthrough]];                                                \
-    case Isa::avx512:                                                 \
-      avx512::fn(__VA_ARGS__);                                        \
-      break;                                                          \
-    case Isa::avx2:                                                   \
-      avx2::fn(__VA_ARGS__);                                          \
-      break;                                                          \
-    default:                                                          \
-      baseline::fn(__VA_ARGS__);                                      \
+#define CALL_AT(level, T, fn, ...)    \
+  switch (level) {                    \
+    case Isa::avx512_bf16:            \
+      if constexpr (sizeof(T) <= 2) { \
+        avx512_bf16::fn(__VA_ARGS__); \
+        break;                        \
+      }                               \
+      [[fallthrough]];                \
+    case Isa::avx512:                 \
+      avx512::fn(__VA_ARGS__);        \
+      break;                          \
+    case Isa::avx2:                   \
+      avx2::fn(__VA_ARGS__);          \
+      break;                          \
+    default:                          \
+      baseline::fn(__VA_ARGS__);      \
   }
 #else
-#define CALL_BEST(T, fn, ...) baseline::fn(__VA_ARGS__)
+#define CALL_AT(level, T, fn, ...) baseline::fn(__VA_ARGS__)
 #endif
+#define CALL_BEST(T, fn, ...) CALL_AT(current_isa.load(), T, fn, __VA_ARGS__)

@@ -37,11 +37,17 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
   m.def(
       "decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor weight_hh, Tensor norm_weight, "
       "Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0, Tensor c0, Tensor? noise, "
-      "float eps, int end_id, int pad_id) -> Tensor");
+      "float eps, int end_id, int pad_id, Tensor? packed=None) -> Tensor");
+  m.def(
+      "decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifier_weight, bool int8=False) -> "
+      "Tensor");
   m.def(
       "decode_bytenet(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor conv_weight, "
       "Tensor conv_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor? noise, bool carry, int end_id, "
-      "int pad_id) -> Tensor");
+      "int pad_id, Tensor? packed=None) -> Tensor");
+  m.def(
+      "decode_bytenet_pack(Tensor feature_weight, Tensor conv_weight, Tensor classifier_weight, bool int8=False) -> "
+      "Tensor");
 }
 
 namespace py = pybind11;

@@ -6,9 +6,9 @@ typedef int32_t i32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t u32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t u16 __attribute__((vector_size(VECTOR_BYTES / 2)));
 
-// Registers compute in f32 for float and bfloat16 tensors, in f64 for double ones.
+// Registers compute in f32 for float and bfloat16 tensors, in f64 for double ones, in i32 for integers.
 template <class T>
-using vec = std::conditional_t<std::is_same_v<T, double>, f64, f32>;
+using vec = std::conditional_t<std::is_integral_v<T>, i32, std::conditional_t<std::is_same_v<T, double>, f64, f32>>;
 template <class T>
 constexpr int64_t LANES = VECTOR_BYTES / sizeof(Wide<T>);
 

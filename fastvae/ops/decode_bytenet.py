@@ -9,10 +9,10 @@ Semeniuta et al. 2017, arXiv:1702.02390; noise as in `decode_lstm`.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastvae.ops.decode_lstm import decode_steps
+from fastvae.ops.decode_lstm import Step, decode_steps, fake_pack, is_int8, pack_reference
+from fastvae.ops.int8 import int8_linear, linear
 
 
 def decode_bytenet(
@@ -27,6 +27,7 @@ def decode_bytenet(
     carry: bool = True,
     end_id: int | None = None,
     pad_id: int | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """features d [T, B, D], feature_weight [2C, D], symbol_rows E [V + 1, 2C] -> tokens [B, T].
 
@@ -35,6 +36,8 @@ def decode_bytenet(
     D may be 0. `noise` [T, B, V] joins the logits, in float32 (float64 for float64).
     Tokens are int64.
     With `end_id`, a sequence is `pad_id` after its first `end_id`; work stops once all have ended.
+    `packed`, of `decode_bytenet_pack`, saves packing the weights again; where it holds integers,
+    these are what decoding multiplies by.
     Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
     """
     return torch.ops.fastvae.decode_bytenet(
@@ -49,6 +52,22 @@ def decode_bytenet(
         carry,
         -1 if end_id is None else end_id,
         -1 if pad_id is None else pad_id,
+        packed,
+    )
+
+
+def decode_bytenet_pack(
+    feature_weight: Tensor, conv_weight: Tensor, classifier_weight: Tensor, *, int8: bool = False
+) -> Tensor:
+    """The weights as `decode_bytenet` reads them, to be kept between calls -> opaque uint8 [·].
+
+    feature_weight [2C, D], conv_weight [N, 3C, C, 2], classifier_weight [V, C]. With `int8` weights
+    and what they multiply are rounded as `fastvae.ops.int8` tells. Holds for these values, this
+    device and this `fastvae.cpu_capability()`; decoding refuses it at another one. Raises
+    RuntimeError as `decode_bytenet` does.
+    """
+    return torch.ops.fastvae.decode_bytenet_pack(
+        feature_weight, conv_weight, classifier_weight, int8
     )
 
 
@@ -64,26 +83,49 @@ def decode_bytenet_reference(
     carry: bool = True,
     end_id: int = -1,
     pad_id: int = -1,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """The same function in plain PyTorch, -1 for no id: what every kernel is tested against."""
-    B, C = features.shape[1], classifier_weight.shape[1]
-    before = [features.new_zeros(B, C) for _ in conv_weight]
+    weights = feature_weight, conv_weight, conv_bias, classifier_weight, classifier_bias
+    step = bytenet_step(*weights, carry, is_int8(packed))
+    return decode_steps(step, features, symbol_rows, noise, end_id, pad_id)
+
+
+def bytenet_step(
+    feature_weight: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor,
+    carry: bool,
+    int8: bool,
+) -> Step:
+    """One symbol, as a function that keeps each layer's previous vector; with `int8` wide."""
+    make = int8_linear if int8 else linear
+    project, classify = make(feature_weight), make(classifier_weight, classifier_bias)
+    layers = [
+        (make(weight[..., 0]), make(weight[..., 1], bias))
+        for weight, bias in zip(conv_weight, conv_bias, strict=True)
+    ]
+    before: list[Tensor | None] = [None] * len(layers)
 
     def step(d_t: Tensor, rows: Tensor) -> Tensor:
-        p, q = (F.linear(d_t, feature_weight) + rows).chunk(2, -1)
+        p, q = (project(d_t) + rows).chunk(2, -1)
         x = p.tanh() * q.sigmoid()
-        for n, (weight, bias) in enumerate(zip(conv_weight, conv_bias, strict=True)):
-            a = F.linear(before[n], weight[..., 0]) + F.linear(x, weight[..., 1], bias)
+        for n, (tap_0, tap_1) in enumerate(layers):
+            a = tap_1(x) if before[n] is None else tap_0(before[n]) + tap_1(x)
             i, f, g = a.chunk(3, -1)
             before[n] = x
             x = i.sigmoid() * g.tanh() + (f.sigmoid() * x if carry else 0)
-        return F.linear(x, classifier_weight, classifier_bias)
+        return classify(x)
 
-    return decode_steps(step, features, symbol_rows, noise, end_id, pad_id)
+    return step
 
 
 # Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
 torch.library.impl("fastvae::decode_bytenet", "CompositeExplicitAutograd", decode_bytenet_reference)
+torch.library.impl("fastvae::decode_bytenet_pack", "CompositeExplicitAutograd", pack_reference)
+torch.library.register_fake("fastvae::decode_bytenet_pack", fake_pack)
 
 
 @torch.library.register_fake("fastvae::decode_bytenet")

@@ -8,11 +8,18 @@ Adding temperature × Gumbel(0, 1) noise to the logits samples from softmax(logi
 (Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030). Model: arXiv:1702.02390.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastvae.ops.int8 import int8_linear, linear
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
+from fastvae.ops.precision import accumulate_dtype
+
+# d_t [B, D], rows of the symbols before [B, ·] -> logits [B, V]
+Step = Callable[[Tensor, Tensor], Tensor]
 
 
 def decode_lstm(
@@ -30,6 +37,7 @@ def decode_lstm(
     eps: float = 1e-4,
     end_id: int | None = None,
     pad_id: int | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """features d [T, B, D], feature_weight [4H, D], symbol_rows E [V + 1, 4H] -> tokens [B, T].
 
@@ -38,6 +46,8 @@ def decode_lstm(
     h0, c0 [B, H]; D may be 0. `noise` [T, B, V] joins the logits, in float32 (float64 for float64).
     Tokens are int64.
     With `end_id`, a sequence is `pad_id` after its first `end_id`; work stops once all have ended.
+    `packed`, of `decode_lstm_pack`, saves packing the weights again; where it holds integers, these
+    are what decoding multiplies by.
     Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
     """
     return torch.ops.fastvae.decode_lstm(
@@ -55,7 +65,21 @@ def decode_lstm(
         eps,
         -1 if end_id is None else end_id,
         -1 if pad_id is None else pad_id,
+        packed,
     )
+
+
+def decode_lstm_pack(
+    feature_weight: Tensor, weight_hh: Tensor, classifier_weight: Tensor, *, int8: bool = False
+) -> Tensor:
+    """The weights as `decode_lstm` reads them, to be kept between calls -> opaque uint8 [·].
+
+    feature_weight [4H, D], weight_hh [4H, H], classifier_weight [V, H]. With `int8` weights and
+    what they multiply are rounded as `fastvae.ops.int8` tells, features by row, h by 1/127 (an h0
+    beyond ±1 is clipped). Holds for these values, this device and this `fastvae.cpu_capability()`;
+    decoding refuses it at another one. Raises RuntimeError as `decode_lstm` does.
+    """
+    return torch.ops.fastvae.decode_lstm_pack(feature_weight, weight_hh, classifier_weight, int8)
 
 
 def decode_lstm_reference(
@@ -73,21 +97,50 @@ def decode_lstm_reference(
     eps: float = 1e-4,
     end_id: int = -1,
     pad_id: int = -1,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """The same function in plain PyTorch, -1 for no id: what every kernel is tested against."""
-    h, c = h0, c0
-
-    def step(d_t: Tensor, rows: Tensor) -> Tensor:
-        nonlocal h, c
-        a = F.linear(d_t, feature_weight) + rows + h @ weight_hh.T
-        h, c = layer_norm_lstm_cell(a, c, norm_weight, norm_bias, eps)
-        return F.linear(h, classifier_weight, classifier_bias)
-
+    weights = feature_weight, weight_hh, norm_weight, norm_bias, classifier_weight, classifier_bias
+    step = lstm_step(*weights, h0, c0, eps, is_int8(packed))
     return decode_steps(step, features, symbol_rows, noise, end_id, pad_id)
 
 
-def decode_steps(step, features, symbol_rows, noise, end_id, pad_id) -> Tensor:
-    """The decoding loop in plain PyTorch: step(d_t [B, D], rows [B, ·]) -> logits [B, V]."""
+def lstm_step(
+    feature_weight: Tensor,
+    weight_hh: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor,
+    h: Tensor,
+    c: Tensor,
+    eps: float,
+    int8: bool,
+) -> Step:
+    """One symbol, as a function that keeps the state; with `int8` it computes wide."""
+    if int8:
+        dtype = accumulate_dtype(norm_weight.dtype)
+        norm_weight, norm_bias = norm_weight.to(dtype), norm_bias.to(dtype)
+    make, scale = int8_linear if int8 else linear, {"scale": 1 / 127}
+    project, recur = make(feature_weight), make(weight_hh, **scale)
+    classify = make(classifier_weight, classifier_bias, **scale)
+
+    def step(d_t: Tensor, rows: Tensor) -> Tensor:
+        nonlocal h, c
+        a = project(d_t) + rows + recur(h)
+        h, c = layer_norm_lstm_cell(a, c, norm_weight, norm_bias, eps)
+        return classify(h)
+
+    return step
+
+
+def is_int8(packed: Tensor | None) -> bool:
+    """Whether `packed` weights are integers: its first byte tells, on every device."""
+    return packed is not None and bool(packed[0] == 1)
+
+
+def decode_steps(step: Step, features, symbol_rows, noise, end_id, pad_id) -> Tensor:
+    """The decoding loop in plain PyTorch."""
     T, B = features.shape[:2]
     symbol = features.new_full((B,), len(symbol_rows) - 1, dtype=torch.int64)
     ended = torch.zeros_like(symbol, dtype=torch.bool)
@@ -102,8 +155,22 @@ def decode_steps(step, features, symbol_rows, noise, end_id, pad_id) -> Tensor:
     return tokens
 
 
+def pack_reference(first: Tensor, _second: Tensor, _third: Tensor, int8: bool = False) -> Tensor:
+    """Where the reference decodes, packed weights say no more than how to multiply."""
+    return torch.full((1,), int8, dtype=torch.uint8, device=first.device)
+
+
 # Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
 torch.library.impl("fastvae::decode_lstm", "CompositeExplicitAutograd", decode_lstm_reference)
+
+
+torch.library.impl("fastvae::decode_lstm_pack", "CompositeExplicitAutograd", pack_reference)
+
+
+@torch.library.register_fake("fastvae::decode_lstm_pack")
+def fake_pack(first, *_):
+    size = torch.library.get_ctx().new_dynamic_size()
+    return first.new_empty(size, dtype=torch.uint8)
 
 
 @torch.library.register_fake("fastvae::decode_lstm")

@@ -1,0 +1,183 @@
+// Operands of the decoders' products: weights as panels of one packed tensor, activations as tiles. Included once per
+// level. Weights and activations of T are multiplied as Q: as T, or rounded to int8_t. Equations: fastvae/ops/int8.py.
+
+// To the nearest integer in [−127, 127], ties to even; NaN to 0. V may be a vector.
+template <class T, class V>
+INLINE V round_to_int8(V x, Wide<T> scale) {
+  constexpr Wide<T> limit = 127, magic = std::is_same_v<T, double> ? 6755399441055744.0 : 12582912.0;
+  V r = x / scale;
+  r = r > limit ? V{} + limit : r;
+  r = r < -limit ? V{} - limit : r;
+  r = r == r ? r : V{};
+  return (r + magic) - magic;  // 1.5 · 2^52 or 2^23 leaves no bits for a fraction
+}
+
+// The scale of values of which `largest` is the largest magnitude.
+template <class S>
+INLINE S int8_scale(S largest) {
+  return std::max(largest / 127, std::numeric_limits<S>::min());  // NaN stays NaN
+}
+
+// The larger one; a NaN is larger than any number.
+template <class S>
+INLINE S larger(S a, S b) {
+  return b > a || b != b ? b : a;
+}
+
+// One weight: the right operand [k, n] of products. Its n columns may be `gates` side by side; then a panel holds all
+// gates of its channels. After the operands of a panel of integers come, for each column, its scale and what its sums
+// start from.
+template <class T, class Q>
+struct Panels {
+  using P = Packed<Q>;
+  using S = Wide<T>;
+  static constexpr int64_t W = PANEL<P>;
+  char* data;
+  int64_t k, n, gates = 1;
+
+  int64_t channels() const { return n / gates; }
+  int64_t panel_channels() const { return W / gates; }
+  int64_t count() const { return (channels() + panel_channels() - 1) / panel_channels(); }
+  int64_t operand_bytes() const { return packed_depth<P>(k) * W * sizeof(P); }
+  int64_t panel_bytes() const {
+    return operand_bytes() + (std::is_integral_v<P> ? W * (sizeof(S) + sizeof(int32_t)) : 0);
+  }
+  char* end() const { return data + count() * panel_bytes(); }
+
+  P* operands(int64_t p) const { return reinterpret_cast<P*>(data + p * panel_bytes()); }
+  S* scales(int64_t p) const { return reinterpret_cast<S*>(data + p * panel_bytes() + operand_bytes()); }
+  int32_t* starts(int64_t p) const { return reinterpret_cast<int32_t*>(scales(p) + W); }
+};
+
+// This thread's share of the panels of b.
+template <class T, class Q>
+void pack_weight(const Team& team, const Weight<T>& b, const Panels<T, Q>& to) {
+  using P = Packed<Q>;
+  using S = Wide<T>;
+  constexpr int64_t W = PANEL<P>, step = STEP<P>;
+  const auto [p0, p1] = team.share(to.count());
+  for (int64_t p = p0; p < p1; ++p) {
+    std::memset(to.data + p * to.panel_bytes(), 0, to.panel_bytes());
+    P* out = to.operands(p);
+    const T* columns[W];
+    for (int64_t j = 0; j < W; ++j) {
+      const int64_t channel = p * to.panel_channels() + j % to.panel_channels();
+      const int64_t column = j / to.panel_channels() * to.channels() + channel;
+      columns[j] = channel < to.channels() ? b.p + column * b.sn : nullptr;
+    }
+    if constexpr (std::is_integral_v<P>)
+      for (int64_t j = 0; j < W; ++j) {
+        if (!columns[j]) continue;
+        S largest = 0;
+        for (int64_t i = 0; i < to.k; ++i) largest = larger(largest, std::abs(S(columns[j][i * b.sk])));
+        to.scales(p)[j] = int8_scale(largest);
+      }
+    for (int64_t i0 = 0; i0 < to.k; i0 += 16)  // blocks keep both sides of the transposition in cache
+      for (int64_t j = 0; j < W; ++j)
+        for (int64_t i = i0; columns[j] && i < std::min(i0 + 16, to.k); ++i) {
+          const T x = columns[j][i * b.sk];
+          P& y = out[(i / step * W + j) * step + i % step];
+          if constexpr (std::is_integral_v<P>) {
+            y = P(round_to_int8<T>(S(x), to.scales(p)[j]));
+            to.starts(p)[j] -= INT8_OFFSET * y;
+          } else {
+            y = convert<P>(x);
+          }
+        }
+  }
+}
+
+// Activations: m rows of k as the left operand, in tiles of ROWS rows, or of m where that is less. Rows of integers
+// have a scale each.
+template <class T, class Q>
+struct Rows {
+  using P = Packed<Q>;
+  P* data;
+  Wide<T>* scales;
+  int64_t m, k;
+
+  Rows(Wide<T>* data, Wide<T>* scales, int64_t m, int64_t k)
+      : data(reinterpret_cast<P*>(data)), scales(scales), m(m), k(k) {}
+  int64_t tile_rows() const { return std::min(m, ROWS); }
+  P* tile(int64_t t, int64_t i = 0) const { return data + (t * packed_depth<P>(k) + i) * tile_rows(); }
+};
+
+// Elements [i, i + n) of row r, i in whole vectors.
+template <class T, class Q>
+INLINE void put(const Rows<T, Q>& to, int64_t r, int64_t i, vec<T> v, int64_t n) {
+  using P = Packed<Q>;
+  constexpr int64_t w = LANES<T>, step = STEP<P>;
+  P lanes[w];
+  if constexpr (std::is_integral_v<P>) {
+    Wide<T> rounded[w];
+    store(rounded, round_to_int8<T>(v, to.scales[r]));
+    for (int64_t j = 0; j < w; ++j) lanes[j] = P(int32_t(rounded[j]) + INT8_OFFSET);
+  } else {
+    store(lanes, v);
+  }
+  P* out = to.tile(r / ROWS, i) + r % ROWS * step;
+  const int64_t steps = (std::min(n, w) + step - 1) / step;
+  if (to.m == 1)
+    std::memcpy(out, lanes, steps * step * sizeof(P));
+  else
+    for (int64_t j = 0; j < steps; ++j)
+      std::memcpy(out + j * to.tile_rows() * step, lanes + j * step, step * sizeof(P));
+}
+
+// The whole row r, with its own scale.
+template <class T, class Q, class X>
+INLINE void put_row(const Rows<T, Q>& to, int64_t r, const X* x) {
+  if constexpr (std::is_integral_v<Packed<Q>>) {
+    vec<T> most{};
+    for (int64_t i = 0; i < to.k; i += LANES<T>) {
+      const vec<T> v = abs(load(x + i, to.k - i));
+      most = v > most ? v : most;
+      most = v == v ? most : v;
+    }
+    Wide<T> largest = 0;
+    for (int64_t j = 0; j < LANES<T>; ++j) largest = larger(largest, Wide<T>(most[j]));
+    to.scales[r] = int8_scale(largest);
+  }
+  for (int64_t i = 0; i < to.k; i += LANES<T>) put(to, r, i, load(x + i, to.k - i), to.k - i);
+}
+
+// c [·, n] (+)= rows of tiles [t0, t1) · panel p; c [t1 − t0 tiles] starts at the first of these rows. Slices of k
+// bound the rounding of long sums; those of integers are exact.
+template <class T, class Q>
+void multiply_panel(const Rows<T, Q>& a, int64_t t0, int64_t t1, const Panels<T, Q>& b, int64_t p, Wide<T>* c,
+                    int64_t ldc, int64_t n, bool add = false) {
+  using P = Packed<Q>;
+  constexpr int64_t W = PANEL<P>;
+  const auto rows = [&](int64_t t) { return std::min(ROWS, a.m - t * ROWS); };
+  if constexpr (std::is_integral_v<P>) {
+    int32_t sums[ROWS * W];
+    for (int64_t t = t0; t < t1; ++t) {
+      for (int64_t r = 0; r < rows(t); ++r) std::copy_n(b.starts(p), W, sums + r * W);
+      multiply(a.tile(t), b.operands(p), a.k, sums, W, rows(t), W, true, a.tile_rows());
+      for (int64_t r = 0; r < rows(t); ++r) {
+        Wide<T>* out = c + ((t - t0) * ROWS + r) * ldc;
+        const Wide<T> scale = a.scales[t * ROWS + r];
+        for (int64_t j = 0; j < n; ++j) {
+          const Wide<T> product = Wide<T>(sums[r * W + j]) * (b.scales(p)[j] * scale);
+          out[j] = add ? out[j] + product : product;
+        }
+      }
+    }
+  } else {
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(a.k, 1); k0 += DEPTH)
+      for (int64_t t = t0; t < t1; ++t)
+        multiply(a.tile(t, k0), b.operands(p) + k0 * W, std::min(DEPTH, a.k - k0), c + (t - t0) * ROWS * ldc, ldc,
+                 rows(t), n, add || k0 > 0, a.tile_rows());
+  }
+}
+
+// f(p, t0, t1) for this thread's share of the products of `panels` panels with `tiles` tiles: panel p, tiles [t0, t1).
+template <class F>
+INLINE void share_products(const Team& team, int64_t panels, int64_t tiles, F f) {
+  const auto [i0, i1] = team.share(panels * tiles);
+  for (int64_t i = i0; i < i1;) {
+    const int64_t t0 = i % tiles, t1 = std::min(tiles, t0 + i1 - i);
+    f(i / tiles, t0, t1);
+    i += t1 - t0;
+  }
+}
