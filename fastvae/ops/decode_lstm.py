@@ -11,7 +11,6 @@ Adding temperature × Gumbel(0, 1) noise to the logits samples from softmax(logi
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastvae.ops.int8 import int8_linear, linear

@@ -1,4 +1,4 @@
-"""Products of weights and activations rounded to 8-bit integers, with a scale for each of their rows.
+"""Products of weights and activations rounded to 8-bit integers, with a scale for each row.
 
     x ≈ s q,   q = round(x / s) in [−127, 127],   s = max |x| / 127 of the row
     W x ≈ s_w s_x (q_w · q_x)                     the product in brackets is exact
