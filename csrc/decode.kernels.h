@@ -26,10 +26,10 @@ void project_features(Team& team, Decode<T, Q>& s, const Panels<T, Q>& weight, i
   team.wait();
 }
 
-// W_d dₜ + E[symbol] at [k, k + n), for sequence b.
+// W_d dₜ [width] of sequence b.
 template <class T, class Q>
-INLINE vec<T> input_at(const Decode<T, Q>& s, int64_t t, int64_t b, int64_t symbol, int64_t k, int64_t n) {
-  return load(s.projected + (t % s.chunk * s.B + b) * s.width + k, n) + load(s.symbol_rows + symbol * s.width + k, n);
+INLINE Wide<T>* projected_row(const Decode<T, Q>& s, int64_t t, int64_t b) {
+  return s.projected + (t % s.chunk * s.B + b) * s.width;
 }
 
 // A thread looks at its share of the logits of step t, then all threads' best ones are compared. In order of the

@@ -83,8 +83,11 @@ void decode_bytenet(Team& team, Decode<T, Q>& s, const DecodeBytenet<T>& net) {
     if (t == s.steps) return;
     share_products(team, count, tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
       own_channels(p, t0, t1, [&](int64_t b, int64_t k, int64_t) __attribute__((always_inline)) {
-        const int64_t symbol = previous_symbol(team, s, t, b);
-        keep(0, b, k, tanh(input_at(s, t, b, symbol, k, C - k)) * sigmoid(input_at(s, t, b, symbol, C + k, C - k)));
+        const S* const d = projected_row(s, t, b);
+        const T* const e = s.symbol_rows + previous_symbol(team, s, t, b) * 2 * C;
+        const auto a = [&](int64_t i)
+                           __attribute__((always_inline)) { return load(d + i, C - k) + load(e + i, C - k); };
+        keep(0, b, k, tanh(a(k)) * sigmoid(a(C + k)));
       });
     });
     complete(0);

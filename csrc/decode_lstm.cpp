@@ -26,8 +26,8 @@ template <class T>
 struct DecodeLstm {
   const T *gain, *bias, *h0, *c0;
   double eps;
-  // Scratch: h as operands and their scales, pre-activations, cell state, each thread's share of the norm's statistics.
-  Wide<T>*rows, *scales, *a, *c;
+  // Scratch: h as operands and their scales, cell state, each thread's share of the norm's statistics.
+  Wide<T>*rows, *scales, *c;
   Moments<Wide<T>>* moments;
 };
 
@@ -86,7 +86,7 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, T
     using S = Wide<T>;
     const auto weights = lstm_weights<T, Q>(feature_weight, weight_hh, classifier_weight);
     const int threads = team_size(4.0 * B * H * H);
-    Buffer<S> rows(operand_room(B, H)), scales(B), a(B * 4 * H), c(B * H);
+    Buffer<S> rows(operand_room(B, H)), scales(B), c(B * H);
     Buffer<Moments<S>> moments(threads * B);
     Decode<T, Q> shared{steps,
                         B,
@@ -103,8 +103,7 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, T
                         find_packed(packed, header, features, weights),
                         out<int64_t>(tokens),
                         threads};
-    const DecodeLstm<T> lstm{
-        in<T>(norm_weight), in<T>(norm_bias), in<T>(h0), in<T>(c0), eps, rows, scales, a, c, moments};
+    const DecodeLstm<T> lstm{in<T>(norm_weight), in<T>(norm_bias), in<T>(h0), in<T>(c0), eps, rows, scales, c, moments};
     parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_lstm, team, shared, lstm); });
   });
   return tokens;

@@ -25,27 +25,24 @@ void pack_weights(Team& team, const LstmWeights<T, Q>& s, char* packed) {
   pack_weight(team, s.classifier, panels.classifier);
 }
 
-// a [4H] += inputs of step t, at this thread's channels [c0, c1) of each gate -> moments of these.
-template <class T, class Q, class S = Wide<T>>
-INLINE Moments<S> add_inputs(const Decode<T, Q>& s, int64_t t, int64_t b, int64_t symbol, S* a, int64_t c0,
-                             int64_t c1) {
+// a [4H] += row, at this thread's channels [c0, c1) of each gate -> moments of the sums.
+template <class T, class S = Wide<T>>
+INLINE Moments<S> add_row(S* a, const T* row, int64_t H, int64_t c0, int64_t c1) {
   constexpr int64_t w = LANES<T>;
-  const int64_t H = s.hidden;
   const S count = S(4 * (c1 - c0));
+  if (count == 0) return {};
   vec<T> total{}, deviations{}, squares{};
   for (int64_t q = 0; q < 4 * H; q += H)
     for (int64_t k = c0; k < c1; k += w) {
-      const vec<T> v = load(a + q + k, c1 - k) + input_at(s, t, b, symbol, q + k, c1 - k);
+      const vec<T> v = load(a + q + k, c1 - k) + load(row + q + k, c1 - k);
       store(a + q + k, v, c1 - k);
       total += v;
     }
-  if (count == 0) return {0, 0, 0};
   const S about = sum(total) / count;
   for (int64_t q = 0; q < 4 * H; q += H)
     for (int64_t k = c0; k < c1; k += w) {
       vec<T> d = load(a + q + k, c1 - k) - about;
-      if (c1 - k < w)
-        for (int64_t j = c1 - k; j < w; ++j) d[j] = 0;
+      for (int64_t j = c1 - k; j < w; ++j) d[j] = 0;
       deviations += d;
       squares += d * d;
     }
@@ -91,15 +88,15 @@ void decode_lstm(Team& team, Decode<T, Q>& s, const DecodeLstm<T>& lstm) {
                      if (p >= recurrent)
                        return classify(team, s, hidden, panels.classifier, t - 1, p - recurrent, t0, t1);
                      const int64_t column = p * panels.recurrent.W;
-                     multiply_panel(hidden, t0, t1, panels.recurrent, p, lstm.a + t0 * ROWS * G + column, G,
-                                    std::min(panels.recurrent.W, G - column));
+                     multiply_panel(hidden, t0, t1, panels.recurrent, p, projected_row(s, t, t0 * ROWS) + column, G,
+                                    std::min(panels.recurrent.W, G - column), true);
                    });
     team.wait();
     for (int64_t b = b0; b < b1; ++b) keep_symbol(team, s, t, b);
     if (t == s.steps) return;
     for (int64_t b = 0; b < B; ++b) {
       const int64_t symbol = previous_symbol(team, s, t, b);
-      lstm.moments[team.id * B + b] = add_inputs(s, t, b, symbol, lstm.a + b * G, c0, c1);
+      lstm.moments[team.id * B + b] = add_row(projected_row(s, t, b), s.symbol_rows + symbol * G, H, c0, c1);
     }
     team.wait();
     if (s.running.load(std::memory_order_relaxed) == 0) return;
@@ -107,14 +104,16 @@ void decode_lstm(Team& team, Decode<T, Q>& s, const DecodeLstm<T>& lstm) {
       Moments<S> all{0, 0, 0};
       for (int i = 0; i < team.size; ++i) all.add(lstm.moments[i * B + b]);
       const S mean = all.mean, r = 1 / std::sqrt(all.squares / G + S(lstm.eps));
+      const S* const a = projected_row(s, t, b);
+      const T *const gain = lstm.gain, *const bias = lstm.bias;
+      S* const c = lstm.c + b * H;
       put_hidden(b, [&](int64_t k, int64_t n) __attribute__((always_inline)) {
         const auto z = [&](int64_t q) __attribute__((always_inline)) {
-          const vec<T> v = (load(lstm.a + b * G + q * H + k, n) - mean) * r;
-          return v * load(lstm.gain + q * H + k, n) + load(lstm.bias + q * H + k, n);
+          const vec<T> v = (load(a + q * H + k, n) - mean) * r;
+          return v * load(gain + q * H + k, n) + load(bias + q * H + k, n);
         };
-        S* c = lstm.c + b * H + k;
-        const vec<T> cell = sigmoid(z(1)) * load(c, n) + sigmoid(z(0)) * tanh(z(2));
-        store(c, cell, n);
+        const vec<T> cell = sigmoid(z(1)) * load(c + k, n) + sigmoid(z(0)) * tanh(z(2));
+        store(c + k, cell, n);
         return sigmoid(z(3)) * tanh(cell);
       });
     }

@@ -164,9 +164,9 @@ void multiply_panel(const Rows<T, Q>& a, int64_t t0, int64_t t1, const Panels<T,
       }
     }
   } else {
-    for (int64_t k0 = 0; k0 < std::max<int64_t>(a.k, 1); k0 += DEPTH)
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(a.k, 1); k0 += DEPTH<P>)
       for (int64_t t = t0; t < t1; ++t)
-        multiply(a.tile(t, k0), b.operands(p) + k0 * W, std::min(DEPTH, a.k - k0), c + (t - t0) * ROWS * ldc, ldc,
+        multiply(a.tile(t, k0), b.operands(p) + k0 * W, std::min(DEPTH<P>, a.k - k0), c + (t - t0) * ROWS * ldc, ldc,
                  rows(t), n, add || k0 > 0, a.tile_rows());
   }
 }

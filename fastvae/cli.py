@@ -59,6 +59,7 @@ Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time
 Temperature = Annotated[
     float, typer.Option("--temperature", "-t", min=0.0, help="0 takes the likeliest symbols.")
 ]
+Int8 = Annotated[bool, typer.Option("--int8", help="Round the decoder's weights to 8 bits.")]
 
 
 @app.command()
@@ -221,6 +222,7 @@ def sample(
     seed: Seed = 0,
     device: Device = None,
     best: Best = False,
+    int8: Int8 = False,
     as_json: Json = False,
 ) -> None:
     """Texts from the prior, one a line."""
@@ -229,7 +231,12 @@ def sample(
     texts: list[str] = []
     while len(texts) < n:
         count = min(batch_size, n - len(texts))
-        tokens = model.sample(count, temperature=temperature, generator=generator)
+        tokens = model.sample(
+            count,
+            temperature=temperature,
+            generator=generator,
+            weights="int8" if int8 else None,
+        )
         batch = [vocabulary.decode(row) for row in tokens.tolist()]
         if not as_json:
             for text in batch:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fastvae.models.vae import evaluating
+from fastvae.objective import gaussian_kl, reconstruction_nats
 
 ACTIVE_VARIANCE = 0.01
+_NOTHING = "there is nothing to evaluate: the data give no sample of the model's length"
 
 
 def bits_per_character(nats_per_sample: float, characters_per_sample: float) -> float:
@@ -38,20 +40,15 @@ def evaluate(
     sums, means, count, characters = torch.zeros(4, dtype=torch.float64), [], 0, 0
     with torch.no_grad(), evaluating(model):
         for tokens in batches:
-            # Row by row: a sample's noise does not depend on the size of the batches.
-            rows = [torch.randn(model.latent_size, generator=generator) for _ in tokens]
-            noise = torch.stack(rows).to(parameter)
             tokens = tokens.to(parameter.device)
-            out = model(tokens, kl_weight, noise=noise)
+            out = model(tokens, kl_weight, noise=_row_noise(model, tokens, generator).to(parameter))
             terms = (out.loss, out.reconstruction, out.kl, out.auxiliary)
             sums += torch.stack(terms).cpu().double() * len(tokens)
             means.append(model.posterior(tokens)[0].float().cpu())
             count += len(tokens)
             characters += count_characters(model, tokens)
     if not count:
-        raise ValueError(
-            "there is nothing to evaluate: the data give no sample of the model's length"
-        )
+        raise ValueError(_NOTHING)
     loss, reconstruction, kl, auxiliary = (sums / count).tolist()
     return {
         "loss": loss,
@@ -65,9 +62,54 @@ def evaluate(
     }
 
 
+@torch.no_grad()
+def int8_loss(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0) -> dict[str, float]:
+    """What `weights="int8"` costs on batches of tokens [B, L], with noise fixed by `seed`.
+
+    Keys: bpc and bpc_int8, of the bound; token_agreement, the share of symbols, pads left out, for
+    which both find the same one likeliest after the same text; greedy_agreement, the share of equal
+    symbols in what both write from the same z, where a difference leads to others; samples.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parameter, pad = next(model.parameters()), -1 if model.pad_id is None else model.pad_id
+    nats, agreed, equal, count, characters = torch.zeros(2, dtype=torch.float64), [], [], 0, 0
+    with evaluating(model):
+        for tokens in batches:
+            tokens = tokens.to(parameter.device)
+            mean, logvar = model.posterior(tokens)
+            z = mean + (logvar / 2).exp() * _row_noise(model, tokens, generator).to(parameter)
+            logits = [model.logits(tokens, z, weights=w) for w in (None, "int8")]
+            written = [model.generate(z, weights=w) for w in (None, "int8")]
+            ignored = pad if model.mask_pad else None
+            kl = gaussian_kl(mean.double(), logvar.double()).sum()
+            rec = [reconstruction_nats(y.double(), tokens.T, ignored).sum() for y in logits]
+            nats += torch.stack([kl + r for r in rec]).cpu()
+            likeliest = [y.argmax(-1).T for y in logits]
+            agreed.append((likeliest[0] == likeliest[1])[tokens != pad])
+            equal.append((written[0] == written[1])[(written[0] != pad) | (written[1] != pad)])
+            count += len(tokens)
+            characters += count_characters(model, tokens)
+    if not count:
+        raise ValueError(_NOTHING)
+    bpc, bpc_int8 = (bits_per_character(n, characters) for n in nats.tolist())
+    return {
+        "bpc": bpc,
+        "bpc_int8": bpc_int8,
+        "token_agreement": torch.cat(agreed).double().mean().item(),
+        "greedy_agreement": torch.cat(equal).double().mean().item(),
+        "samples": count,
+    }
+
+
 def count_characters(model: nn.Module, tokens: Tensor) -> int:
     """Symbols of the batch [B, L] that the model's loss counts: pads too, unless it masks them."""
     return int((tokens != model.pad_id).sum()) if model.mask_pad else tokens.numel()
+
+
+def _row_noise(model: nn.Module, tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise [B, Z], row by row: it does not depend on the size of the batches."""
+    rows = [torch.randn(model.latent_size, generator=generator) for _ in tokens]
+    return torch.stack(rows)
 
 
 def active_units(mean: Tensor) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvae import ops
+from fastvae.models.kept import Kept
 from fastvae.nn import (
     BatchNorm,
     HighwayConvStack,
@@ -15,6 +16,8 @@ from fastvae.nn import (
     Linear,
     symbol_table,
 )
+from fastvae.ops.decode_bytenet import bytenet_step
+from fastvae.ops.decode_lstm import lstm_step, teacher_forced
 
 State = tuple[Tensor, Tensor]
 
@@ -30,6 +33,7 @@ class LSTMDecoder(nn.Module):
         self.vocab_size = vocab_size
         self.lstm = LayerNormLSTM(feature_size + vocab_size + 2, hidden_size, **place)
         self.classifier = Linear(hidden_size, vocab_size, **place)
+        self.kept = Kept()
 
     def forward(self, features: Tensor | None, previous: Tensor, state: State | None) -> Tensor:
         """features [T, B, D] or None, previous ids [T, B], h0 and c0 [B, H] -> logits [T, B, V]."""
@@ -44,23 +48,50 @@ class LSTMDecoder(nn.Module):
         historyless: bool,
         end_id: int | None,
         pad_id: int | None,
+        int8: bool = False,
     ) -> Tensor:
-        """features [T, B, D], D may be 0 -> tokens [B, T]; `noise` [T, B, V] joins the logits."""
-        lstm, dtype = self.lstm, features.dtype
+        """features [T, B, D], D may be 0 -> tokens [B, T]; `noise` [T, B, V] joins the logits.
+
+        With `int8` weights are rounded: `fastvae.ops.int8`.
+        """
+        D, dtype = features.shape[-1], features.dtype
+        weights, packed = self.kept.get(self, self._packed, D, dtype, historyless, int8)
+        state, ids = self._state(features, state), (end_id, pad_id)
+        return ops.decode_lstm(features, *weights, *state, noise, self.lstm.eps, *ids, packed)
+
+    def int8_logits(
+        self, features: Tensor, previous: Tensor, state: State | None, historyless: bool
+    ) -> Tensor:
+        """As forward, in plain PyTorch, with the rounded weights of `generate`."""
+        state = self._state(features, state)
+        weights = self._weights(features.shape[-1], features.dtype, historyless)
+        feature_weight, rows, *others = weights
+        step = lstm_step(feature_weight, *others, *state, self.lstm.eps, int8=True)
+        return teacher_forced(step, features, rows, known(previous, self.vocab_size))
+
+    def _state(self, features: Tensor, state: State | None) -> State:
         if state is None:
-            state = (features.new_zeros(features.shape[1], lstm.hidden_size),) * 2
+            return (features.new_zeros(features.shape[1], self.lstm.hidden_size),) * 2
+        h0, c0 = state
+        return h0.to(features.dtype), c0.to(features.dtype)
+
+    def _packed(self, D: int, dtype: torch.dtype, historyless: bool, int8: bool):
+        weights = self._weights(D, dtype, historyless)
+        return weights, ops.decode_lstm_pack(weights[0], weights[2], weights[5], int8=int8)
+
+    def _weights(self, D: int, dtype: torch.dtype, historyless: bool) -> list[Tensor]:
+        """What `decode_lstm` takes, in its order and in `dtype`."""
+        lstm = self.lstm
         weights = (
-            lstm.weight_ih[:, : features.shape[-1]],
+            lstm.weight_ih[:, :D],
             symbol_rows(lstm.weight_ih, lstm.bias, self.vocab_size, historyless),
             lstm.weight_hh,
             lstm.norm_weight,
             lstm.norm_bias,
             self.classifier.weight,
             self.classifier.bias,
-            *state,
         )
-        weights = [t.to(dtype) for t in weights]
-        return ops.decode_lstm(features, *weights, noise, lstm.eps, end_id, pad_id)
+        return [t.to(dtype) for t in weights]
 
 
 class ByteNetDecoder(nn.Module):
@@ -84,6 +115,7 @@ class ByteNetDecoder(nn.Module):
         self.input_norm = BatchNorm(2 * channels, **place)
         self.stack = HighwayConvStack(channels, layers, carry=carry, **place)
         self.classifier = Linear(channels, vocab_size, **place)
+        self.kept = Kept()
 
     def forward(self, features: Tensor, previous: Tensor, state: None = None) -> Tensor:
         """features [T, B, D], previous symbols [T, B] -> logits [T, B, V]."""
@@ -100,18 +132,40 @@ class ByteNetDecoder(nn.Module):
         historyless: bool,
         end_id: int | None,
         pad_id: int | None,
+        int8: bool = False,
     ) -> Tensor:
-        """features [T, B, D] -> tokens [B, T]; `noise` [T, B, V] joins the logits."""
+        """features [T, B, D] -> tokens [B, T]; `noise` [T, B, V] joins the logits.
+
+        With `int8` weights are rounded: `fastvae.ops.int8`.
+        """
+        D, dtype = features.shape[-1], features.dtype
+        weights, packed = self.kept.get(self, self._packed, D, dtype, historyless, int8)
+        return ops.decode_bytenet(features, *weights, noise, self.carry, end_id, pad_id, packed)
+
+    def int8_logits(
+        self, features: Tensor, previous: Tensor, state: None, historyless: bool
+    ) -> Tensor:
+        """As forward, in plain PyTorch, with the rounded weights of `generate`."""
+        weights = self._weights(features.shape[-1], features.dtype, historyless)
+        feature_weight, rows, *others = weights
+        step = bytenet_step(feature_weight, *others, self.carry, int8=True)
+        return teacher_forced(step, features, rows, known(previous, self.vocab_size))
+
+    def _packed(self, D: int, dtype: torch.dtype, historyless: bool, int8: bool):
+        weights = self._weights(D, dtype, historyless)
+        return weights, ops.decode_bytenet_pack(weights[0], weights[2], weights[4], int8=int8)
+
+    def _weights(self, D: int, dtype: torch.dtype, historyless: bool) -> list[Tensor]:
+        """What `decode_bytenet` takes, in its order and in `dtype`."""
         weight, bias = self.input_norm.fold(self.input.weight, self.input.bias)
         weights = (
-            weight[:, : features.shape[-1]],
+            weight[:, :D],
             symbol_rows(weight, bias, self.vocab_size, historyless),
             *self.stack.folded(),
             self.classifier.weight,
             self.classifier.bias,
         )
-        weights = [t.to(features.dtype) for t in weights]
-        return ops.decode_bytenet(features, *weights, noise, self.carry, end_id, pad_id)
+        return [t.to(dtype) for t in weights]
 
 
 def symbol_rows(weight: Tensor, bias: Tensor, vocab_size: int, historyless: bool) -> Tensor:
@@ -123,3 +177,8 @@ def symbol_rows(weight: Tensor, bias: Tensor, vocab_size: int, historyless: bool
     if not historyless:
         return table[:-1]
     return torch.cat([table[-1:].expand(vocab_size, -1), table[-2:-1]])
+
+
+def known(previous: Tensor, vocab_size: int) -> Tensor:
+    """Ids of the rows of `symbol_rows`: where `dropped` occurs, all symbols' rows are its own."""
+    return previous.masked_fill(previous > vocab_size, 0)

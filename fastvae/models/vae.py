@@ -98,6 +98,25 @@ class TextVAE(PretrainedMixin, nn.Module):
         nothing = torch.zeros_like(tokens, dtype=torch.bool)
         return -self._nats(tokens, *self._expand(z), nothing)
 
+    def logits(self, tokens: Tensor, z: Tensor, *, weights: str | None = None) -> Tensor:
+        """Of each symbol, given z [B, Z] and the tokens before it, none dropped: [L, B, V].
+
+        In the module's mode; `weights` as in `generate`, in plain PyTorch. Raises ValueError as
+        forward does, for z of another shape and for unknown `weights`.
+        """
+        self._check_tokens(tokens)
+        self._check_latent(z, len(tokens))
+        int8 = self._check_weights(weights)
+        features, state = self._expand(z)
+        if self.decoder is None:
+            return self.head(features)
+        previous = self._previous(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+        if not int8:
+            return self.decoder(features, previous, state)
+        if features is None:
+            features = state[0].new_empty(self.length, len(z), 0)
+        return self.decoder.int8_logits(features, previous, state, self.word_dropout == 1)
+
     @torch.no_grad()
     def generate(
         self,
@@ -105,13 +124,18 @@ class TextVAE(PretrainedMixin, nn.Module):
         *,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        weights: str | None = None,
     ) -> Tensor:
         """z [B, Z] -> tokens [B, L]; temperature 0 is greedy; after end_id comes pad_id.
 
-        Uses running statistics whatever the module's mode. Raises ValueError for z of another shape
-        or a temperature below 0.
+        Uses running statistics whatever the module's mode. `weights` = "int8" rounds the decoder's
+        weights to 8 bits, which is faster and costs what `fastvae.metrics.int8_loss` measures. What
+        is derived from weights is kept until they change, in any way but in place through `.data`.
+        Threads may share a model in evaluation mode.
+        Raises ValueError for z of another shape, a temperature below 0, or unknown `weights`.
         """
         self._check_latent(z)
+        int8 = self._check_weights(weights)
         noise = self._gumbel(z, temperature, generator)
         ids = self.end_id, self.pad_id
         with evaluating(self):
@@ -120,7 +144,8 @@ class TextVAE(PretrainedMixin, nn.Module):
                 return _pick(self.head(features), noise, *ids)
             if features is None:
                 features = state[0].new_empty(self.length, len(z), 0)
-            return self.decoder.generate(features, state, noise, self.word_dropout == 1, *ids)
+            historyless = self.word_dropout == 1
+            return self.decoder.generate(features, state, noise, historyless, *ids, int8)
 
     def sample(
         self,
@@ -128,15 +153,18 @@ class TextVAE(PretrainedMixin, nn.Module):
         *,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        weights: str | None = None,
     ) -> Tensor:
         """`count` sequences from the prior -> tokens [count, L]."""
         parameter = next(self.parameters())
         drawn_on = parameter.device if generator is None else generator.device
         z = torch.randn(count, self.latent_size, generator=generator, device=drawn_on)
         z = z.to(parameter.device)
-        return self.generate(z, temperature=temperature, generator=generator)
+        return self.generate(z, temperature=temperature, generator=generator, weights=weights)
 
-    def interpolate(self, z0: Tensor, z1: Tensor, steps: int = 7) -> Tensor:
+    def interpolate(
+        self, z0: Tensor, z1: Tensor, steps: int = 7, *, weights: str | None = None
+    ) -> Tensor:
         """Greedy sequences on the line from z0 [Z] to z1 [Z], ends included -> [steps, L]."""
         if z0.shape != (self.latent_size,) or z1.shape != (self.latent_size,):
             raise ValueError(
@@ -146,7 +174,7 @@ class TextVAE(PretrainedMixin, nn.Module):
         if steps < 2:
             raise ValueError(f"an interpolation needs at least its 2 ends, got steps={steps}")
         share = torch.linspace(0, 1, steps, dtype=z0.dtype, device=z0.device)
-        return self.generate(torch.lerp(z0, z1, share.unsqueeze(1)))
+        return self.generate(torch.lerp(z0, z1, share.unsqueeze(1)), weights=weights)
 
     def _previous(self, tokens: Tensor, dropped: Tensor | None) -> Tensor:
         """The decoder's inputs, time-major: start, then each symbol or `dropped` -> [L, B]."""
@@ -203,6 +231,14 @@ class TextVAE(PretrainedMixin, nn.Module):
             raise ValueError(
                 f"tokens hold the id {wrong}; this model's ids are 0 to {self.vocab_size - 1}"
             )
+
+    def _check_weights(self, weights: str | None) -> bool:
+        """Whether they are integers."""
+        if weights not in (None, "int8"):
+            raise ValueError(f'weights must be None or "int8", got {weights!r}')
+        if weights and self.decoder is None:
+            raise ValueError(f'weights="{weights}" needs a decoder: this model has "none"')
+        return weights == "int8"
 
     def _check_latent(self, z: Tensor, count: int | None = None) -> None:
         wrong = z.dim() != 2 or z.shape[1] != self.latent_size

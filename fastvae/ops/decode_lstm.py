@@ -133,6 +133,12 @@ def lstm_step(
     return step
 
 
+def teacher_forced(step: Step, features: Tensor, symbol_rows: Tensor, previous: Tensor) -> Tensor:
+    """Logits [T, B, V] of `step`, given features [T, B, D] and the symbols before [T, B]."""
+    rows = symbol_rows[previous]
+    return torch.stack([step(d_t, rows_t) for d_t, rows_t in zip(features, rows, strict=True)])
+
+
 def is_int8(packed: Tensor | None) -> bool:
     """Whether `packed` weights are integers: its first byte tells, on every device."""
     return packed is not None and bool(packed[0] == 1)

@@ -1,0 +1,326 @@
+"""decode_lstm_pack and decode_bytenet_pack: packed weights decode as the plain ones, integers as
+their reference, and nothing else is read as packed weights."""
+
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastvae import _C, ops
+from fastvae.ops.decode_bytenet import bytenet_step, decode_bytenet_reference
+from fastvae.ops.decode_lstm import decode_lstm_reference, lstm_step, teacher_forced
+from fastvae.ops.int8 import int8_linear, round_rows
+from fastvae.testing import assert_best
+
+LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16"]
+BEST = _C.cpu_capability()
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+# (T, B, D, H or C, V): ones, primes, lanes and their neighbours, more than a tile's rows
+SHAPES = [(1, 1, 1, 1, 1), (5, 1, 3, 7, 2), (1, 7, 5, 3, 11), (6, 2, 0, 16, 16), (7, 3, 4, 15, 17)]
+SHAPES += [(5, 5, 13, 17, 15), (3, 13, 49, 49, 33), (4, 9, 48, 48, 51), (3, 1, 20, 129, 97)]
+
+
+def make_lstm(shape, dtype=torch.float32):
+    T, B, D, H, V = shape
+    tensors = (
+        torch.randn(T, B, D),
+        torch.randn(4 * H, D) / max(D, 1) ** 0.5,
+        torch.randn(V + 1, 4 * H),
+        torch.randn(4 * H, H) / H**0.5,
+        1 + 0.1 * torch.randn(4 * H),
+        0.1 * torch.randn(4 * H),
+        2 * torch.randn(V, H),
+        0.1 * torch.randn(V),
+        torch.randn(B, H).tanh(),
+        torch.randn(B, H),
+    )
+    return [t.to(dtype) for t in tensors]
+
+
+def make_bytenet(shape, dtype=torch.float32):
+    T, B, D, C, V = shape
+    tensors = (
+        torch.randn(T, B, D),
+        torch.randn(2 * C, D) / max(D, 1) ** 0.5,
+        torch.randn(V + 1, 2 * C),
+        torch.randn(3, 3 * C, C, 2) / C**0.5,
+        torch.randn(3, 3 * C),
+        2 * torch.randn(V, C),
+        0.1 * torch.randn(V),
+    )
+    return [t.to(dtype) for t in tensors]
+
+
+def lstm_logits(tokens, *inputs):
+    features, feature_weight, rows, *weights, h0, c0 = inputs
+    step = lstm_step(feature_weight, *weights, h0, c0, 1e-4, int8=True)
+    return teacher_forced(step, features, rows, before(tokens, rows))
+
+
+def bytenet_logits(tokens, *inputs):
+    features, feature_weight, rows, *weights = inputs
+    step = bytenet_step(feature_weight, *weights, True, int8=True)
+    return teacher_forced(step, features, rows, before(tokens, rows))
+
+
+def before(tokens, rows):
+    return torch.cat([torch.full_like(tokens[:, :1], len(rows) - 1), tokens[:, :-1]], 1).T
+
+
+OPS = {
+    "lstm": SimpleNamespace(
+        make=make_lstm,
+        decode=ops.decode_lstm,
+        pack=lambda i, **how: ops.decode_lstm_pack(i[1], i[3], i[6], **how),
+        reference=decode_lstm_reference,
+        logits=lstm_logits,
+        weights=("feature_weight", "weight_hh", "classifier_weight"),
+        op=torch.ops.fastvae.decode_lstm_pack,
+        paper=(12, 32, 200, 1000, 259),
+    ),
+    "bytenet": SimpleNamespace(
+        make=make_bytenet,
+        decode=ops.decode_bytenet,
+        pack=lambda i, **how: ops.decode_bytenet_pack(i[1], i[3], i[5], **how),
+        reference=decode_bytenet_reference,
+        logits=bytenet_logits,
+        weights=("feature_weight", "conv_weight", "classifier_weight"),
+        op=torch.ops.fastvae.decode_bytenet_pack,
+        paper=(14, 32, 200, 256, 51),
+    ),
+}
+SMALL = (6, 3, 4, 5, 7)
+
+
+@pytest.fixture(params=OPS)
+def op(request):
+    return OPS[request.param]
+
+
+@pytest.fixture(params=LEVELS[: LEVELS.index(BEST) + 1])
+def level(request):
+    _C.set_cpu_capability(request.param)
+    yield request.param
+    _C.set_cpu_capability(BEST)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_packed_is_the_same(op, level, shape, dtype):
+    inputs = op.make(shape, dtype)
+    assert torch.equal(op.decode(*inputs, packed=op.pack(inputs)), op.decode(*inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_int8_equals_the_reference(op, level, shape, dtype):
+    inputs = op.make(shape, dtype)
+    packed = op.pack(inputs, int8=True)
+    noise = -torch.empty(shape[0], shape[1], shape[4]).exponential_().log().to(torch.float64)
+    for how in ({}, {"noise": noise.to(dtype if dtype == torch.float64 else torch.float32)}):
+        tokens = op.decode(*inputs, **how, packed=packed)
+        assert torch.equal(tokens, op.reference(*inputs, **how, packed=packed))
+
+
+def test_int8_long_sums(level):
+    """More than 2^24, the first integer that float32 lacks."""
+    op = OPS["lstm"]
+    inputs = op.make((2, 2, 3, 1100, 5), torch.float64)
+    for n in (3, 6, 8):
+        inputs[n].abs_().clamp_min_(0.5 * inputs[n].max())
+    packed = op.pack(inputs, int8=True)
+    assert torch.equal(op.decode(*inputs, packed=packed), op.reference(*inputs, packed=packed))
+
+
+@pytest.mark.slow
+def test_int8_of_the_paper(op):
+    inputs = op.make(op.paper)
+    tokens = op.decode(*inputs, packed=op.pack(inputs, int8=True))
+    assert_best(tokens, lambda *t: op.logits(tokens, *t), *inputs)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("B", [1, 2, 4, 9])
+def test_int8_thread_counts(op, B, threads):
+    inputs, before = op.make((5, B, 13, 90, 31), torch.float64), torch.get_num_threads()
+    packed = op.pack(inputs, int8=True)
+    torch.set_num_threads(threads)
+    try:
+        tokens = op.decode(*inputs, packed=packed)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(tokens, op.reference(*inputs, packed=packed))
+
+
+def test_int8_differs(op):
+    inputs = op.make((20, 20, 4, 17, 7))
+    assert not torch.equal(
+        op.decode(*inputs, packed=op.pack(inputs, int8=True)), op.decode(*inputs)
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-42, 3e38])
+@pytest.mark.parametrize("n", range(7))
+def test_int8_odd_values(op, n, value):
+    """As in the reference; one bad sequence harms no other."""
+    inputs = op.make((5, 3, 4, 17, 7))
+    tokens = op.decode(*inputs, packed=op.pack(inputs, int8=True))
+    inputs[n].view(-1)[4 if n == 0 else 1] = value
+    packed = op.pack(inputs, int8=True)
+    got = op.decode(*inputs, packed=packed)
+    assert torch.equal(got, op.reference(*inputs, packed=packed))
+    if n == 0:
+        assert torch.equal(got[[0, 2]], tokens[[0, 2]])
+
+
+@pytest.mark.parametrize("value", [float("nan"), 50.0])
+@pytest.mark.parametrize("n", [8, 9])
+def test_int8_odd_states(n, value):
+    op = OPS["lstm"]
+    inputs = op.make((5, 3, 4, 17, 7), torch.float64)
+    inputs[n][1, 2] = value
+    packed = op.pack(inputs, int8=True)
+    assert torch.equal(op.decode(*inputs, packed=packed), op.reference(*inputs, packed=packed))
+
+
+def test_zero_weights(op):
+    inputs = op.make(SMALL)
+    for t in inputs[1:]:
+        t.zero_()
+    inputs[-1 if op is OPS["bytenet"] else 7][3] = 1
+    for int8 in (False, True):
+        tokens = op.decode(*inputs, packed=op.pack(inputs, int8=int8))
+        assert torch.equal(tokens, torch.full((3, 6), 3))
+
+
+def test_strides(op):
+    inputs = op.make((6, 3, 8, 17, 7))
+    strided = [torch.stack([t, t.neg()], -1)[..., 0] for t in inputs]
+    strided[1] = inputs[1].T.contiguous().T
+    for int8 in (False, True):
+        packed = op.pack(strided, int8=int8)
+        assert torch.equal(packed, op.pack(inputs, int8=int8))
+        assert torch.equal(op.decode(*strided, packed=packed), op.decode(*inputs, packed=packed))
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_end_id(op, int8):
+    inputs = op.make((9, 5, 4, 17, 4))
+    packed = op.pack(inputs, int8=int8)
+    free = op.decode(*inputs, packed=packed)
+    ended = op.decode(*inputs, packed=packed, end_id=2, pad_id=1)
+    for got, want in zip(ended.tolist(), free.tolist(), strict=True):
+        length = want.index(2) + 1 if 2 in want else len(want)
+        assert got == want[:length] + [1] * (len(want) - length)
+
+
+def wrong(packed):
+    magic, other_type = packed.clone(), packed.view(torch.int8)
+    magic[2] += 1
+    yield from (magic, other_type, packed[:-1], packed[:40], packed[:0], packed.new_zeros(5000))
+    yield from (torch.cat([packed, packed]), torch.stack([packed, packed], -1)[:, 0], packed[64:])
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_rejects_what_is_not_packed(op, int8):
+    inputs = op.make((3, 2, 4, 9, 5))
+    packed = op.pack(inputs, int8=int8)
+    for tensor in wrong(packed):
+        with pytest.raises(RuntimeError, match=r"packed (was made|must be)"):
+            op.decode(*inputs, packed=tensor)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_rejects_other_weights(op, int8):
+    inputs = op.make((3, 2, 4, 9, 5))
+    for shape in ((3, 2, 5, 9, 5), (3, 2, 4, 8, 5), (3, 2, 4, 9, 6)):
+        packed = op.pack(op.make(shape), int8=int8)
+        with pytest.raises(RuntimeError, match="packed was made of other weights"):
+            op.decode(*inputs, packed=packed)
+    with pytest.raises(RuntimeError, match="packed was made of other weights"):
+        op.decode(*inputs, packed=op.pack(op.make((3, 2, 4, 9, 5), torch.bfloat16), int8=int8))
+    other = next(o for o in OPS.values() if o is not op)
+    with pytest.raises(RuntimeError, match="packed was made of other weights"):
+        op.decode(*inputs, packed=other.pack(other.make((3, 2, 4, 9, 5)), int8=int8))
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_rejects_another_capability(op, level, int8):
+    inputs = op.make((3, 2, 4, 9, 5))
+    packed = op.pack(inputs, int8=int8)
+    _C.set_cpu_capability("baseline" if level != "baseline" else BEST)
+    with pytest.raises(RuntimeError, match="at another CPU capability: pack again"):
+        op.decode(*inputs, packed=packed)
+
+
+@pytest.mark.parametrize("n", range(3))
+def test_pack_rejects_wrong_weights(op, n):
+    inputs = op.make((3, 2, 4, 9, 5))
+    weights = [inputs[1], inputs[3], inputs[6 if op is OPS["lstm"] else 5]]
+    for bad, message in (
+        (weights[n][:, :-1] if n else weights[n][:-1], "must have"),
+        (weights[n].unsqueeze(0), "must have shape"),
+        (weights[n].double(), r"must have the dtype of \w+"),
+    ):
+        named = op.weights[1] if bad.dtype == torch.float64 and n == 1 else op.weights[n]
+        with pytest.raises(RuntimeError, match=message if n == 1 else rf"\b{named} {message}"):
+            op.op(*weights[:n], bad, *weights[n + 1 :])
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_opcheck(op, int8):
+    inputs = op.make(SMALL)
+    weights = inputs[1], inputs[3], inputs[6 if op is OPS["lstm"] else 5]
+    torch.library.opcheck(op.op, (*weights, int8))
+    decode = op.op._qualified_op_name.removesuffix("_pack").split("::")[1]
+    last = (None, 1e-4, -1, -1) if op is OPS["lstm"] else (None, True, -1, -1)
+    torch.library.opcheck(
+        getattr(torch.ops.fastvae, decode), (*inputs, *last, op.pack(inputs, int8=int8))
+    )
+
+
+def test_compile(op):
+    inputs = op.make(SMALL)
+    compiled = torch.compile(
+        lambda *t: op.decode(*t, packed=op.pack(t, int8=True)) + 0, fullgraph=True
+    )
+    want = op.decode(*inputs, packed=op.pack(inputs, int8=True))
+    assert torch.equal(compiled(*inputs), want)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_reference_serves_devices_without_a_kernel(op, int8):
+    key = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
+    inputs = op.make(SMALL, torch.float64)
+    weights = inputs[1], inputs[3], inputs[6 if op is OPS["lstm"] else 5]
+    packed = op.op.default.redispatch(key, *weights, int8)
+    want = op.decode(*inputs, packed=op.pack(inputs, int8=int8))
+    assert torch.equal(op.reference(*inputs, packed=packed), want)
+
+
+def test_python_threads(op):
+    cases = [op.make((5, n, 4, 17, 7)) for n in range(1, 9)]
+    packs = [op.pack(case, int8=n % 2 == 0) for n, case in enumerate(cases)]
+    want = [op.decode(*c, packed=p) for c, p in zip(cases, packs, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda n: op.decode(*cases[n % 8], packed=packs[n % 8]), range(32)))
+    assert all(torch.equal(t, want[n % 8]) for n, t in enumerate(got))
+
+
+def test_round_rows():
+    q, scale = round_rows(torch.tensor([[127.0, -127, 0.5, 1.5, -2.5, 0.4], [0, 0, 0, 0, 0, 0]]))
+    assert q.tolist() == [[127, -127, 0, 2, -2, 0], [0] * 6]
+    assert scale[0] == 1 and q.dtype == torch.float64
+    q, scale = round_rows(torch.tensor([[3.0, -0.5], [torch.nan, 1.0]]), 1 / 127)
+    assert q.tolist() == [[127, -64], [0, 127]] and scale[1].isnan()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_int8_linear_is_near(dtype):
+    """Each of K products is off by at most half a step of both its factors."""
+    x, weight = torch.randn(50, 33, dtype=dtype), torch.randn(20, 33, dtype=dtype)
+    off = int8_linear(weight)(x).double() - x.double() @ weight.double().T
+    steps = x.double().abs().amax(1, keepdim=True) / 254, weight.double().abs().amax(1) / 254
+    bound = steps[0] * weight.double().abs().sum(1) + steps[1] * x.double().abs().sum(1, True)
+    assert (off.abs() <= bound + 33 * steps[0] * steps[1]).all()

@@ -1,0 +1,207 @@
+"""What generation keeps of a decoder's weights never outlives these weights."""
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from fastvae import _C, LSTMVAE, HybridVAE, ops
+
+V, L, Z = 11, 8, 3
+NAMES = ["lstm", "bytenet", "lstm_vae"]
+
+
+def make(name, seed=0):
+    torch.manual_seed(seed)
+    if name == "lstm_vae":
+        model = LSTMVAE(V, L, latent_size=Z, hidden_size=18)
+    else:
+        sizes = {"encoder_channels": (4, 5), "feature_channels": 4, "hidden_size": 18}
+        sizes |= {"conv_layers": 2, "conv_channels": 18}
+        model = HybridVAE(V, L, latent_size=Z, decoder=name, **sizes)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.5)
+    return model
+
+
+def fresh(model, z, **how):
+    """What a model that has kept nothing writes."""
+    twin = copy.deepcopy(model)
+    assert twin.decoder.kept._entry is None
+    return twin.generate(z, **how)
+
+
+@pytest.fixture
+def packings(monkeypatch):
+    """The calls that pack weights."""
+    calls = []
+    for name in ("decode_lstm_pack", "decode_bytenet_pack"):
+        pack = getattr(ops, name)
+
+        def counted(*weights, pack=pack, **how):
+            calls.append(how)
+            return pack(*weights, **how)
+
+        monkeypatch.setattr(ops, name, counted)
+    return calls
+
+
+def step(model, **how):
+    optimizer = torch.optim.Adam(model.parameters(), 0.1, **how)
+    model(torch.randint(V, (6, L))).loss.backward()
+    optimizer.step()
+
+
+def load(model, **how):
+    model.load_state_dict(make(model.kind, seed=1).state_dict(), **how)
+
+
+@torch.no_grad()
+def in_place(model):
+    for p in model.decoder.parameters():
+        p.mul_(-1)
+
+
+@torch.no_grad()
+def one_weight(model):
+    model.decoder.classifier.bias[3] += 100
+
+
+def swap(model):
+    for p in model.decoder.parameters():
+        p.data = torch.randn_like(p)
+
+
+def there_and_back(model):
+    """Values change, and the new tensors may stand where the old ones stood."""
+    model.bfloat16().float()
+
+
+def running_statistics(model):
+    for name, buffer in model.decoder.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(torch.randn_like(buffer), alpha=5)
+
+
+CHANGES = {
+    "optimizer": step,
+    "foreach": lambda m: step(m, foreach=True),
+    "fused": lambda m: step(m, fused=True),
+    "load_state_dict": load,
+    "assign": lambda m: load(m, assign=True),
+    "in place": in_place,
+    "one weight": one_weight,
+    "swap": swap,
+    "bfloat16": lambda m: m.bfloat16(),
+    "there and back": there_and_back,
+    "double": lambda m: m.double(),
+    "reset": lambda m: m.reset_parameters(),
+    "running statistics": running_statistics,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_once(name, packings):
+    model, z = make(name), torch.randn(5, Z)
+    first = model.generate(z)
+    assert torch.equal(model.generate(z), first) and len(packings) == 1
+    model.generate(torch.randn(2, Z), temperature=1.0)
+    model.train()(torch.randint(V, (4, L))).loss.backward()
+    model.sample(3)
+    model.interpolate(z[0], z[1])
+    assert len(packings) == (2 if name == "bytenet" else 1)  # training moves running statistics
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_changes_are_seen(name, change, packings):
+    model, z = make(name), torch.randn(40, Z)
+    model.kind = name
+    before = model.generate(z)
+    CHANGES[change](model)
+    after = model.generate(z)
+    assert torch.equal(after, fresh(model, z))
+    seen = change != "running statistics" or name == "bytenet"
+    assert len(packings) == 2 + seen  # that of `fresh` is one
+    if seen and change not in ("bfloat16", "there and back", "double"):
+        assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forms_are_kept_apart(name):
+    model, z = make(name), torch.randn(40, Z)
+    want = {}
+    for _ in range(2):
+        for weights in (None, "int8"):
+            for autocast in (False, True):
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    got = model.generate(z, weights=weights)
+                    want.setdefault((weights, autocast), fresh(model, z, weights=weights))
+                assert torch.equal(got, want[weights, autocast])
+    assert not torch.equal(want[None, False], want["int8", False])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_capability_may_change(name):
+    model, z, best = (
+        make(name).double(),
+        torch.randn(20, Z, dtype=torch.float64),
+        _C.cpu_capability(),
+    )
+    want = model.generate(z), model.generate(z, weights="int8")
+    try:
+        for level in ("baseline", best, "baseline"):
+            _C.set_cpu_capability(level)
+            assert torch.equal(model.generate(z), want[0])
+            assert torch.equal(model.generate(z, weights="int8"), want[1])
+    finally:
+        _C.set_cpu_capability(best)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_never_saved_or_copied(name):
+    model, z = make(name), torch.randn(5, Z)
+    keys, size = list(model.state_dict()), len(pickle.dumps(model))
+    want = model.generate(z)
+    assert list(model.state_dict()) == keys and len(pickle.dumps(model)) == size
+    assert model.decoder.kept._entry is not None
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.decoder.kept._entry is None
+        assert torch.equal(twin.generate(z), want)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_threads(name):
+    """Eight threads, each with its own batch, while the kept form goes back and forth."""
+    model = make(name).eval()
+    work = [(torch.randn(n % 5 + 1, Z), ("int8", None)[n % 3 == 0]) for n in range(48)]
+    want = [fresh(model, z, weights=weights) for z, weights in work]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda job: model.generate(job[0], weights=job[1]), work))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inference_mode(name):
+    z = torch.randn(5, Z)
+    outside = make(name)
+    with torch.inference_mode():
+        inside = make(name)  # its tensors count no versions: nothing is kept
+        want = inside.generate(z)
+        for p in inside.decoder.parameters():
+            p.mul_(-1)
+        assert not torch.equal(inside.generate(z), want)
+        assert torch.equal(outside.generate(z), want)
+        assert outside.decoder.kept._entry is not None and inside.decoder.kept._entry is None
+    assert torch.equal(outside.generate(z), want)
+
+
+def test_fake_tensors_are_not_kept():
+    model, z = make("lstm"), torch.randn(5, Z)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert model.generate(mode.from_tensor(z)).shape == (5, L)
+    assert model.decoder.kept._entry is None
+    assert torch.equal(model.generate(z), fresh(model, z))
