@@ -380,7 +380,8 @@ def test_learning_curves_need_rows(tmp_path):
     empty.write_text("")
     with pytest.raises(ValueError, match="no rows yet"):
         learning_curves(read_metrics(empty), tmp_path / "x.png")
-    row = {"step": 1, "split": "valid", "bound": 3, "reconstruction": 2, "kl": 1, "kl_weight": 0}
+    terms = {"bound": 3, "bpc": 0.5, "reconstruction": 2, "kl": 1, "kl_weight": 0}
+    row = {"step": 1, "split": "valid", **terms}
     empty.write_text(json.dumps(row) + "\n")
     learning_curves(read_metrics(empty), tmp_path / "x.svg", entropy=1.25, title="one [/b] row")
     assert "</svg>" in (tmp_path / "x.svg").read_text()
