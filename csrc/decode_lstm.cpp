@@ -16,7 +16,7 @@ struct Moments {
   void add(const Moments& other) {
     if (other.n == 0) return;
     const S delta = other.mean - mean, share = other.n / (n + other.n);
-    squares += other.squares + delta * delta * n * share;
+    squares += other.squares + delta * (n * share) * delta;
     mean += delta * share;
     n += other.n;
   }

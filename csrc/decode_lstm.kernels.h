@@ -46,8 +46,9 @@ INLINE Moments<S> add_row(S* a, const T* row, int64_t H, int64_t c0, int64_t c1)
       deviations += d;
       squares += d * d;
     }
-  const S shift = sum(deviations) / count;  // what rounding left out of a large mean
-  return {count, about + shift, std::max(sum(squares) - shift * shift * count, S(0))};
+  const S shift = sum(deviations) / count, total_squares = sum(squares);  // shift: what rounding left out of the mean
+  if (!(total_squares <= std::numeric_limits<S>::max())) return {count, about, total_squares};
+  return {count, about + shift, std::max(total_squares - shift * shift * count, S(0))};
 }
 
 template <class T, class Q>

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fastvae import _C, LSTMVAE, HybridVAE, ops
 
@@ -132,14 +134,19 @@ def test_changes_are_seen(name, change, packings):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_forms_are_kept_apart(name):
-    model, z = make(name), torch.randn(40, Z)
+    model, z = make(name), torch.randn(400, Z)
     want = {}
     for _ in range(2):
         for weights in (None, "int8"):
             for autocast in (False, True):
+
+                def how(weights=weights):  # noise makes many choices close
+                    generator = torch.Generator().manual_seed(3)
+                    return {"weights": weights, "temperature": 0.3, "generator": generator}
+
                 with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                    got = model.generate(z, weights=weights)
-                    want.setdefault((weights, autocast), fresh(model, z, weights=weights))
+                    got = model.generate(z, **how())
+                    want.setdefault((weights, autocast), fresh(model, z, **how()))
                 assert torch.equal(got, want[weights, autocast])
     assert not torch.equal(want[None, False], want["int8", False])
 
@@ -201,7 +208,8 @@ def test_inference_mode(name):
 
 def test_fake_tensors_are_not_kept():
     model, z = make("lstm"), torch.randn(5, Z)
-    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    shapes = ShapeEnv()  # how large packed weights are is known to the kernels alone
+    with FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True) as mode:
         assert model.generate(mode.from_tensor(z)).shape == (5, L)
     assert model.decoder.kept._entry is None
     assert torch.equal(model.generate(z), fresh(model, z))

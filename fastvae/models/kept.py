@@ -1,21 +1,31 @@
 """What generation derives from a decoder's weights, kept until one of them changes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fastvae._C as _C
 
 Derived = tuple[list[Tensor], Tensor]  # an op's weights, and these packed
+_optimizer_steps = 0
+
+
+def _count_step(*_) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)  # fused optimizers move no version counter
 
 
 class Kept:
     """The last weights derived from a module's tensors: a plain attribute of that module.
 
-    Tensors are known by their place and their version counter, which everything but a write through
-    `.data` moves. Never part of a state dict; a copy or a pickle starts empty. Threads may share
-    one: at worst each derives the same.
+    Tensors are known by their place and their version counter, which everything moves but a write
+    through `.data` and a step of an optimizer, counted here. Never part of a state dict; a copy or
+    a pickle starts empty. Threads may share one: at worst each derives the same.
     """
 
     def __init__(self) -> None:
@@ -27,20 +37,15 @@ class Kept:
     def get(self, module: nn.Module, derive: Callable[..., Derived], *arguments) -> Derived:
         """`derive(*arguments)`, or what it gave last time for the same arguments and tensors."""
         tensors = [*module.parameters(), *module.buffers()]
-        if torch.compiler.is_compiling() or not _plain(tensors):
+        if torch.compiler.is_compiling() or any(t.is_inference() for t in tensors):
             return derive(*arguments)
         places = [(t.data_ptr(), t._version, t.dtype) for t in tensors]
-        key = _C.cpu_capability(), arguments, places
+        key = _C.cpu_capability(), _optimizer_steps, arguments, places
         entry = self._entry
         if entry is not None and entry[0] == key:
             return entry[2]
         weights, packed = derive(*arguments)
-        if _plain(weights):
+        if all(type(t) in (Tensor, nn.Parameter) for t in (*tensors, *weights)):  # none is fake
             # The tensors are held, so that no other one can take their place.
             self._entry = key, [t.detach() for t in tensors], (weights, packed)
         return weights, packed
-
-
-def _plain(tensors: Iterable[Tensor]) -> bool:
-    """Whether all are neither fake nor wrapped, and count their versions."""
-    return all(type(t) in (Tensor, nn.Parameter) and not t.is_inference() for t in tensors)
