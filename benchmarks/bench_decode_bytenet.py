@@ -1,8 +1,8 @@
 """Greedy decoding of whole sequences with the ByteNet decoder, in one call or step by step.
 
-`eager` and `compile`, which compiles the step, keep each layer's last vector, as the op does;
-`naive` runs the whole prefix again for every symbol. A long sequence shows that a symbol costs the
-op the same at every position.
+Ours has its weights packed, as generation keeps them. `eager` and `compile`, which compiles the
+step, keep each layer's last vector, as the op does; `naive` runs the whole prefix again for every
+symbol. A long sequence shows that a symbol costs the op the same at every position.
 """
 
 from functools import partial
@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvae.ops import decode_bytenet
+from fastvae.ops import decode_bytenet, decode_bytenet_pack
+from fastvae.ops.decode_bytenet import bytenet_step
 from fastvae.ops.decode_lstm import decode_steps
+from fastvae.ops.decode_lstm import teacher_forced as by_symbols
 from fastvae.ops.highway_conv import highway_conv_reference
 from fastvae.testing import assert_best
 
 LENGTH, LONG, D, V, C, N = 56, 448, 200, 51, 256, 10
-LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile", "naive"
+LINES = "fastvae", "fastvae bf16", "fastvae int8", "eager", "eager bf16", "compile", "naive"
 CASES = [(LENGTH, B, line) for B in (1, 128) for line in LINES if B == 1 or line != "naive"]
 CASES += [(LONG, 1, "fastvae"), (LONG, 1, "fastvae bf16")]
 
@@ -44,6 +46,11 @@ def whole(previous, features, feature_weight, symbol_rows, conv_weight, conv_bia
     for layer_weight, layer_bias in zip(conv_weight, conv_bias, strict=True):
         x = highway_conv_reference(x, layer_weight, layer_bias)
     return F.linear(x, weight, bias)
+
+
+def whole_int8(previous, features, feature_weight, symbol_rows, *rest):
+    step = bytenet_step(feature_weight, *rest, carry=True, int8=True)
+    return by_symbols(step, features, symbol_rows, previous)
 
 
 def naive(features, *weights):
@@ -85,12 +92,17 @@ def by_step(step):
 
 def decoder(line: str, B: int, compiled):
     """The line's function of `inputs`, once it has been checked on a few steps."""
-    functions = {"fastvae": decode_bytenet, "eager": by_step(cell), "naive": naive}
-    function = functions.get(line.split()[0]) or by_step(compiled(cell))
-    few = inputs(B, 3, dtype_of(line))
+    few, int8 = inputs(B, 3, dtype_of(line)), line.endswith("int8")
+    if line.startswith("fastvae"):
+        packed = decode_bytenet_pack(few[1], few[3], few[5], int8=int8)
+        function = partial(decode_bytenet, packed=packed)
+    else:
+        function = (
+            naive if line == "naive" else by_step(cell if "eager" in line else compiled(cell))
+        )
     tokens = function(*few)
     previous = torch.cat([torch.full_like(tokens[:, :1], V), tokens[:, :-1]], 1).T
-    assert_best(tokens, partial(whole, previous), *few)
+    assert_best(tokens, partial(whole_int8 if int8 else whole, previous), *few)
     return function
 
 
@@ -102,7 +114,7 @@ def test_decode_bytenet(time, compiled, steps, length, B, line):
         f"greedy decoding, ByteNet {N}, L={length} B={B}",
         line,
         partial(decoder(line, B, compiled), *inputs(B, T, dtype_of(line))),
-        None if line == "fastvae" else partial(decode_bytenet, *inputs(B, T)),
+        None if line == "fastvae" else partial(decoder("fastvae", B, compiled), *inputs(B, T)),
         symbols=T * B,
         flops=2 * T * B * (2 * C * D + N * 6 * C * C + V * C),
         weights=N * 6 * C * C + V * C,

@@ -1,8 +1,8 @@
 """Greedy decoding of whole sequences with the LSTM decoder, in one call or step by step.
 
-`compile` compiles the step: the loop unrolled takes minutes. `nn.LSTM` has no norm: another
-function, shown as what PyTorch makes of nearly the same products; `nn.LSTM int8` is its dynamic
-quantisation.
+Ours has its weights packed, as generation keeps them. `compile` compiles the step: the loop
+unrolled takes minutes. `nn.LSTM` has no norm: another function, shown as what PyTorch makes of
+nearly the same products; `nn.LSTM int8` is its dynamic quantisation.
 """
 
 import copy
@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastvae.ops import decode_lstm
-from fastvae.ops.decode_lstm import decode_lstm_reference, decode_steps
+from fastvae.ops import decode_lstm, decode_lstm_pack
+from fastvae.ops.decode_lstm import decode_lstm_reference, decode_steps, lstm_step
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
 from fastvae.testing import assert_best
 
 LENGTH, D, V, H = 128, 200, 259, 1000
 EPS = 1e-4
-LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile", "nn.LSTM", "nn.LSTM int8"
+LINES = "fastvae", "fastvae bf16", "fastvae int8", "eager", "eager bf16", "compile"
+LINES += "nn.LSTM", "nn.LSTM int8"
 
 
 def inputs(B: int, T: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -67,11 +68,14 @@ def running(step, feature_weight, *rest):
     return run
 
 
-def teacher_forced(tokens: Tensor):
+def teacher_forced(tokens: Tensor, int8: bool):
     """The logits [T, B, V] of every step, given the tokens before it, as a function of inputs."""
 
     def logits(features, feature_weight, symbol_rows, *rest) -> Tensor:
-        run = running(cell, feature_weight, *rest)
+        if int8:
+            run = lstm_step(feature_weight, *rest, EPS, int8=True)
+        else:
+            run = running(cell, feature_weight, *rest)
         previous = [torch.full_like(tokens[:, 0], V), *tokens.T[:-1]]
         return torch.stack(
             [run(d, symbol_rows[s]) for d, s in zip(features, previous, strict=True)]
@@ -122,11 +126,14 @@ def plain_lstm(line: str) -> nn.Module:
 
 def decoder(line: str, B: int, compiled):
     """The line's function of `inputs`, once it has been checked on a few steps."""
-    functions = {"fastvae": decode_lstm, "eager": decode_lstm_reference}
-    function = functions.get(line.split()[0]) or by_step(compiled(cell))
-    few = inputs(B, 3, dtype_of(line))
+    few, int8 = inputs(B, 3, dtype_of(line)), line.endswith("int8")
+    if line.startswith("fastvae"):
+        packed = decode_lstm_pack(few[1], few[3], few[6], int8=int8)
+        function = partial(decode_lstm, packed=packed)
+    else:
+        function = decode_lstm_reference if "eager" in line else by_step(compiled(cell))
     tokens = function(*few)
-    assert_best(tokens, teacher_forced(tokens), *few)
+    assert_best(tokens, teacher_forced(tokens, int8), *few)
     return function
 
 
@@ -145,7 +152,7 @@ def test_decode_lstm(time, compiled, steps, line, B):
         f"greedy decoding, LSTM {H}, B={B}",
         line,
         function,
-        None if line == "fastvae" else partial(decode_lstm, *inputs(B, T)),
+        None if line == "fastvae" else partial(decoder("fastvae", B, compiled), *inputs(B, T)),
         symbols=T * B,
         flops=2 * T * B * (4 * H * (H + D) + V * H),
         weights=4 * H * H + V * H,

@@ -158,6 +158,9 @@ def evaluate(
     mi_texts: Annotated[
         int, typer.Option(min=0, help="Texts for the mutual information; 0 leaves it out.")
     ] = 4096,
+    int8_texts: Annotated[
+        int, typer.Option(min=0, help="Texts for what --int8 costs elsewhere; 0 leaves it out.")
+    ] = 0,
     batch_size: Batch = 64,
     seed: Seed = 0,
     device: Device = None,
@@ -186,6 +189,10 @@ def evaluate(
         result["importance_weighted_nll"] = nll.mean().item()
         result["importance_weighted_nll_texts"] = n
         result["importance_weighted_nll_samples"] = nll_samples
+    if int8_texts:
+        n = min(int8_texts, count)
+        parts = track(corpus.batches(batch_size, n), "int8 weights", -(-n // batch_size))
+        result |= {f"int8_{k}": v for k, v in metrics.int8_loss(model, parts, seed=seed).items()}
     if as_json:
         print_json(result)
     else:
@@ -209,8 +216,19 @@ def _print_evaluation(result: dict[str, Any], unit: str, latent_size: int) -> No
         texts, samples = (result[f"importance_weighted_nll_{k}"] for k in ("texts", "samples"))
         note = f"{units}, first {texts:,} texts, {samples:,} samples each"
         rows.append(("importance-weighted NLL", result["importance_weighted_nll"], note))
+    if "int8_texts" in result:
+        note = f"of the bound, first {result['int8_texts']:,} texts"
+        rows.append((f"bits per {unit}, int8 less full", result["int8_bpc_loss"], note))
+        note = "share of likeliest symbols, int8 and full, after the same text"
+        rows.append(("int8 token agreement", result["int8_token_agreement"], note))
+        note = "share of symbols written greedily from the same z"
+        rows.append(("int8 greedy agreement", result["int8_greedy_agreement"], note))
     rows.append(("texts", result["samples"], ""))
     console().print(table(("measure", "value", ""), rows))
+
+
+def _weights(int8: bool) -> str | None:
+    return "int8" if int8 else None
 
 
 @app.command()
@@ -232,10 +250,7 @@ def sample(
     while len(texts) < n:
         count = min(batch_size, n - len(texts))
         tokens = model.sample(
-            count,
-            temperature=temperature,
-            generator=generator,
-            weights="int8" if int8 else None,
+            count, temperature=temperature, generator=generator, weights=_weights(int8)
         )
         batch = [vocabulary.decode(row) for row in tokens.tolist()]
         if not as_json:
@@ -256,6 +271,7 @@ def reconstruct(
     seed: Seed = 0,
     device: Device = None,
     best: Best = False,
+    int8: Int8 = False,
     as_json: Json = False,
 ) -> None:
     """Texts beside what the decoder makes of their posterior means.
@@ -267,7 +283,9 @@ def reconstruct(
     pairs = []
     for tokens in token_batches(model, vocabulary, data, n if data else None, batch_size)[1]:
         mean, _ = posterior(model, tokens)
-        out = model.generate(mean, temperature=temperature, generator=generator)
+        out = model.generate(
+            mean, temperature=temperature, generator=generator, weights=_weights(int8)
+        )
         for original, copy in zip(tokens.tolist(), out.tolist(), strict=True):
             pairs.append((vocabulary.decode(original), vocabulary.decode(copy)))
             if not as_json:
@@ -284,12 +302,14 @@ def interpolate(
     steps: Annotated[int, typer.Option(min=2, help="Texts, the ends included.")] = 7,
     device: Device = None,
     best: Best = False,
+    int8: Int8 = False,
     as_json: Json = False,
 ) -> None:
     """Texts on the line between the posterior means of two texts."""
     model, vocabulary = load_model(run, best=best, device=device)
     ends, _ = posterior(model, encode_texts(model, vocabulary, (a, b)))
-    texts = [vocabulary.decode(row) for row in model.interpolate(*ends, steps).tolist()]
+    tokens = model.interpolate(*ends, steps, weights=_weights(int8))
+    texts = [vocabulary.decode(row) for row in tokens.tolist()]
     if as_json:
         print_json(texts)
         return

@@ -149,8 +149,9 @@ def test_evaluate(fastvae, run, text):
     assert found["importance_weighted_nll"] > 0
     again = json.loads(fastvae("evaluate", run, "--data", text, *limits, "--json")[1])
     assert again == found
-    shown = fastvae("evaluate", run, "--data", text, *limits, "--best")[1]
-    for name in ("bound", "bits per character", "active units", "importance-weighted NLL"):
+    shown = fastvae("evaluate", run, "--data", text, *limits, "--int8-texts", 9, "--best")[1]
+    measures = "bound", "bits per character", "active units", "importance-weighted NLL"
+    for name in (*measures, "int8 token agreement", "int8 greedy agreement"):
         assert name in shown
 
 

@@ -184,3 +184,43 @@ def test_evaluate_leaves_no_trace():
 def test_evaluate_needs_data():
     with pytest.raises(ValueError, match="nothing to evaluate"):
         metrics.evaluate(small(), [])
+
+
+def test_int8_loss_is_what_other_likelihoods_cost():
+    model = small(decoder="lstm", dtype=torch.float64).eval()
+    with torch.no_grad():
+        model.decoder.classifier.weight.mul_(30)
+    tokens = torch.randint(11, (40, 8))
+    found = metrics.int8_loss(model, tokens.split(16), seed=2)
+
+    generator = torch.Generator().manual_seed(2)
+    noise = torch.stack([torch.randn(3, generator=generator) for _ in tokens])
+    with torch.no_grad():
+        mean, logvar = model.posterior(tokens)
+        z = mean + noise * (logvar / 2).exp()
+        full, rounded = (model.logits(tokens, z, weights=w).transpose(0, 1) for w in (None, "int8"))
+        torch.testing.assert_close(
+            -nn.functional.cross_entropy(full.transpose(1, 2), tokens, reduction="none").sum(1),
+            model.log_likelihood(tokens, z),
+        )
+    log_p, log_q = (y.log_softmax(-1).gather(-1, tokens[..., None]).mean() for y in (full, rounded))
+    assert found["bpc_loss"] == pytest.approx(((log_p - log_q) / math.log(2)).item())
+    kept = tokens != 10
+    agree = (full.argmax(-1) == rounded.argmax(-1))[kept].double().mean().item()
+    assert found["token_agreement"] == pytest.approx(agree) and agree < 1
+    assert 0 < found["greedy_agreement"] <= 1 and found["texts"] == 40
+
+
+def test_int8_loss_of_weights_that_say_nothing():
+    model = small()
+    with torch.no_grad():
+        model.decoder.classifier.weight.zero_()
+    found = metrics.int8_loss(model, [torch.randint(11, (4, 8))])
+    assert found == {"bpc_loss": 0, "token_agreement": 1, "greedy_agreement": 1, "texts": 4}
+
+
+def test_int8_loss_needs_data_and_a_decoder():
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        metrics.int8_loss(small(), [])
+    with pytest.raises(ValueError, match="needs a decoder"):
+        metrics.int8_loss(small(decoder="none"), [torch.zeros(1, 8, dtype=torch.int64)])

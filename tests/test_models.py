@@ -131,6 +131,26 @@ def test_masked_pads_do_not_count(name):
         assert auxiliary[0] < auxiliary[1]
 
 
+@pytest.mark.parametrize("weights", [None, "int8"])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_greedy_symbols_are_the_likeliest(name, weights):
+    model, z = make(name).double().eval(), torch.randn(50, Z, dtype=torch.float64)
+    tokens = model.generate(z, weights=weights)
+    assert torch.equal(model.logits(tokens, z, weights=weights).argmax(-1).T, tokens)
+
+
+def test_logits_rejects_unknown_weights():
+    tokens, z = torch.zeros(2, L, dtype=torch.int64), torch.zeros(2, Z)
+    for call in (
+        lambda m, w: m.logits(tokens, z, weights=w),
+        lambda m, w: m.generate(z, weights=w),
+    ):
+        with pytest.raises(ValueError, match="got 'int4'"):
+            call(make("lstm"), "int4")
+        with pytest.raises(ValueError, match='weights="int8" needs a decoder'):
+            call(make("none"), "int8")
+
+
 @pytest.mark.parametrize("name", RECURRENT)
 def test_dropped_hides_one_symbol_of_one_sequence(name):
     model = make(name).double().eval()
