@@ -218,10 +218,10 @@ def _print_evaluation(result: dict[str, Any], unit: str, latent_size: int) -> No
         rows.append(("importance-weighted NLL", result["importance_weighted_nll"], note))
     if "int8_texts" in result:
         note = f"of the bound, first {result['int8_texts']:,} texts"
-        rows.append((f"bits per {unit}, int8 less full", result["int8_bpc_loss"], note))
-        note = "share of likeliest symbols, int8 and full, after the same text"
+        rows.append((f"bits per {unit} lost to int8", result["int8_bpc_loss"], note))
+        note = "share of likeliest symbols after the same text"
         rows.append(("int8 token agreement", result["int8_token_agreement"], note))
-        note = "share of symbols written greedily from the same z"
+        note = "share of symbols written from the same z"
         rows.append(("int8 greedy agreement", result["int8_greedy_agreement"], note))
     rows.append(("texts", result["samples"], ""))
     console().print(table(("measure", "value", ""), rows))
