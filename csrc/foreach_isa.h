@@ -1,6 +1,6 @@
 // Compiles the header named by KERNELS once per instruction set, in namespaces baseline, avx2, avx512 and
-// avx512_bf16 (for operands of bfloat16 and int8 only: CALL_AT), so that one build runs everywhere and every level can be
-// tested on one machine. Use:
+// avx512_bf16 (for operands of bfloat16 and int8 only: CALL_AT), so that one build runs everywhere and every level can
+// be tested on one machine. Use:
 //   #define KERNELS "op.kernels.h"
 //   #include "foreach_isa.h"
 // What the kernels use from outside (standard headers, team.h) is included here, before any level.
