@@ -23,6 +23,15 @@ def tanh_slope(x):
     return 4.0 * e / ((1.0 + e) * (1.0 + e))
 
 
+@triton.jit
+def highway(i, f, g, x, CARRY: tl.constexpr):
+    """σ(i) tanh(g), and σ(f) x beside it where the highway carries."""
+    y = sigmoid(i) * tanh(g)
+    if CARRY:
+        y += sigmoid(f) * x
+    return y
+
+
 def row_launch(size: int) -> dict[str, int]:
     """One program per row of `size` elements: BLOCK is a power of two, some elements a thread."""
     block = triton.next_power_of_2(size)

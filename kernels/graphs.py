@@ -34,6 +34,11 @@ class _Graph:
         return tuple(t.clone() for t in self.outputs)
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether the caller is capturing a graph, so that nothing may wait for the device."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def replayed(fn: Callable, tensors: tuple[Tensor, ...], *options) -> tuple[Tensor, ...]:
     """fn(*tensors, *options), a loop of launches, from a graph of these sizes; outputs are fresh.
 
@@ -41,7 +46,7 @@ def replayed(fn: Callable, tensors: tuple[Tensor, ...], *options) -> tuple[Tenso
     caller's, off CUDA, and where memory is short, fn is launched directly.
     """
     device = tensors[0].device
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda" or capturing(device):
         return fn(*(t.contiguous() for t in tensors), *options)
     stream = torch.cuda.current_stream(device).cuda_stream
     key = fn, device, stream, options, tuple((t.shape, t.dtype) for t in tensors)

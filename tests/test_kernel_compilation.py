@@ -24,3 +24,8 @@ def test_compiles(target, tmp_path):
     kernels = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(kernels) > 10
     assert not [k for k in kernels if k["spilled"] or k["shared"] > SHARED[target]]
+    # Products of short floats run on matrix units; fp32 ones only where those are exact.
+    products = [k for k in kernels if k["kernel"].startswith("decode")]
+    assert products
+    for k in products:
+        assert k["matrix"] == (target == "gfx942" or "*fp32" not in k["kernel"]), k["kernel"]

@@ -108,18 +108,8 @@ def _fake_folded(x, weight, bias, carry):
     return x.new_empty(x.shape)
 
 
-# Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
-torch.library.impl(
-    "fastvae::highway_conv_project", "CompositeExplicitAutograd", highway_conv_project_reference
-)
-torch.library.impl(
-    "fastvae::highway_conv_gate", "CompositeExplicitAutograd", highway_conv_gate_reference
-)
-torch.library.impl("fastvae::highway_conv", "CompositeExplicitAutograd", highway_conv_reference)
-
-
-@torch.library.impl("fastvae::highway_conv_project_backward", "CompositeExplicitAutograd")
-def _project_backward_reference(da, dmean, dm2, x, weight, a, mean):
+def highway_conv_project_backward_reference(da, dmean, dm2, x, weight, a, mean):
+    """The backward of highway_conv_project in plain PyTorch."""
     # mean and m2 reach a through d mean / d a = 1 / n and d m2 / d a = 2 (a − mean).
     n = a.shape[0] * a.shape[1]
     total = (da + dmean / n + 2 * dm2 * (a.to(mean.dtype) - mean)).to(x.dtype)
@@ -131,8 +121,8 @@ def _project_backward_reference(da, dmean, dm2, x, weight, a, mean):
     return dx, dweight, (da.to(mean.dtype).sum((0, 1)) + dmean).to(x.dtype)
 
 
-@torch.library.impl("fastvae::highway_conv_gate_backward", "CompositeExplicitAutograd")
-def _gate_backward_reference(dy, a, x, mean, scale, shift, carry):
+def highway_conv_gate_backward_reference(dy, a, x, mean, scale, shift, carry):
+    """The backward of highway_conv_gate in plain PyTorch."""
     dy, deviation = dy.to(mean.dtype), a - mean
     i, f, g = (deviation * scale + shift).chunk(3, -1)
     i, f, g = i.sigmoid(), f.sigmoid(), g.tanh()
@@ -142,6 +132,17 @@ def _gate_backward_reference(dy, a, x, mean, scale, shift, carry):
     dx = (dy * f).to(x.dtype) if carry else torch.zeros_like(x)
     sums = -da.sum((0, 1)), (dz * deviation).sum((0, 1)), dz.sum((0, 1))
     return da.to(a.dtype), dx, *sums
+
+
+# Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
+for _name, _reference in {
+    "highway_conv_project": highway_conv_project_reference,
+    "highway_conv_project_backward": highway_conv_project_backward_reference,
+    "highway_conv_gate": highway_conv_gate_reference,
+    "highway_conv_gate_backward": highway_conv_gate_backward_reference,
+    "highway_conv": highway_conv_reference,
+}.items():
+    torch.library.impl(f"fastvae::{_name}", "CompositeExplicitAutograd", _reference)
 
 
 def _project_setup(ctx, inputs, output):

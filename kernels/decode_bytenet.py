@@ -1,0 +1,270 @@
+"""Decoding with highway masked convolutions on a GPU. Equations: fastvae/ops/decode_bytenet.py.
+
+Where a program can read every weight at each symbol, one kernel makes whole sequences: a program
+owns some rows of the batch, and nothing passes between programs. Elsewhere the products are
+torch's, over the whole device, and some steps at a time are replayed as a graph (graphs.py).
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastvae.kernels.checks import check_decode, check_shapes
+from fastvae.kernels.gates import highway, sigmoid, tanh
+from fastvae.kernels.graphs import capturing, replayed
+from fastvae.kernels.highway_conv import gate
+from fastvae.ops.decode_bytenet import decode_bytenet_reference
+
+CHUNK = 16  # steps of a graph, after which the sequences that have ended are counted
+LARGEST = {2: 256, 4: 64}  # C by bytes of an element: matrix units serve the short ones alone
+
+
+@triton.jit
+def first_largest(logits, v, V):
+    """logits [ROWS, COLS] of symbols v [COLS] -> keys [ROWS], whose order is torch.argmax's.
+
+    NaN is above all, and the first of equals above the others.
+    """
+    bits = tl.where(logits == 0.0, 0.0, logits).to(tl.int32, bitcast=True)
+    ordered = tl.where(logits == logits, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
+    keys = (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - v)[None, :]
+    return tl.max(tl.where((v < V)[None, :], keys, -0x8000000000000000), 1)
+
+
+@triton.jit
+def decode_kernel(
+    projected,
+    symbol_rows,
+    weight,
+    bias,
+    classifier_weight,
+    classifier_bias,
+    noise,
+    state,
+    tokens,
+    T,
+    B,
+    C,
+    V,
+    N,
+    end_id,
+    pad_id,
+    CARRY: tl.constexpr,
+    NOISE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    # projected [T, B, 2C]: features; symbol_rows [V + 1, 2C]; weight [N, 3C, 2, C]; bias [N, 3C];
+    # classifier_weight [V, C]; noise [T, B, V]; tokens [B, T], pad_id so far.
+    # state [2, N + 1, B, C]: what each layer and the classifier read at even and odd steps.
+    b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    here = b < B
+    symbol = tl.zeros((ROWS,), tl.int64) + V
+    running = here.to(tl.int32)
+    t = tl.full((), 0, tl.int64)
+    layer, depth = tl.cast(B, tl.int64) * C, tl.cdiv(C, DEPTH)
+    slot = (N + 1) * layer
+    while (t < T) & (tl.max(running, 0) > 0):
+        now = state + (t % 2) * slot
+        for j in range(0, C, COLS):
+            c = j + tl.arange(0, COLS)
+            m = here[:, None] & (c < C)[None, :]
+            row = symbol_rows + symbol[:, None] * 2 * C + c[None, :]
+            d = projected + (t * B + b)[:, None] * 2 * C + c[None, :]
+            p = tl.load(d, m, 0.0).to(tl.float32) + tl.load(row, m, 0.0).to(tl.float32)
+            q = tl.load(d + C, m, 0.0).to(tl.float32) + tl.load(row + C, m, 0.0).to(tl.float32)
+            x = (tanh(p) * sigmoid(q)).to(now.dtype.element_ty)
+            tl.store(now + b[:, None] * C + c[None, :], x, m)
+        # Vectors pass between threads in memory.
+        tl.debug_barrier()
+        w_layer, b_layer = weight, bias
+        for _ in range(N):
+            for j in range(0, C, COLS):
+                c = j + tl.arange(0, COLS)
+                zeros = tl.zeros((ROWS, COLS), tl.float32)
+                i = zeros + tl.load(b_layer + c, c < C, 0.0).to(tl.float32)[None, :]
+                f = zeros + tl.load(b_layer + C + c, c < C, 0.0).to(tl.float32)[None, :]
+                g = zeros + tl.load(b_layer + 2 * C + c, c < C, 0.0).to(tl.float32)[None, :]
+                for s in range(2 * depth):
+                    tap = s // depth
+                    k = (s - tap * depth) * DEPTH + tl.arange(0, DEPTH)
+                    x = now + ((t + tap + 1) % 2 - t % 2) * slot + b[:, None] * C + k[None, :]
+                    x = tl.load(x, here[:, None] & (k < C)[None, :], 0.0)
+                    w = w_layer + c[None, :] * 2 * C + tap * C + k[:, None]
+                    inside = (k < C)[:, None] & (c < C)[None, :]
+                    i = tl.dot(x, tl.load(w, inside, 0.0), i, input_precision="ieee")
+                    w += 2 * C * C
+                    f = tl.dot(x, tl.load(w, inside, 0.0), f, input_precision="ieee")
+                    w += 2 * C * C
+                    g = tl.dot(x, tl.load(w, inside, 0.0), g, input_precision="ieee")
+                m = here[:, None] & (c < C)[None, :]
+                x = now + b[:, None] * C + c[None, :]
+                y = highway(i, f, g, tl.load(x, m, 0.0).to(tl.float32), CARRY)
+                tl.store(x + layer, y.to(now.dtype.element_ty), m)
+            tl.debug_barrier()
+            now += layer
+            w_layer += 6 * C * C
+            b_layer += 3 * C
+        best = tl.full((ROWS,), -0x8000000000000000, tl.int64)
+        for j in range(0, V, COLS):
+            v = j + tl.arange(0, COLS)
+            logits = tl.zeros((ROWS, COLS), tl.float32)
+            for s in range(0, C, DEPTH):
+                k = s + tl.arange(0, DEPTH)
+                x = now + b[:, None] * C + k[None, :]
+                x = tl.load(x, here[:, None] & (k < C)[None, :], 0.0)
+                w = classifier_weight + v[None, :] * C + k[:, None]
+                w = tl.load(w, (k < C)[:, None] & (v < V)[None, :], 0.0)
+                logits = tl.dot(x, w, logits, input_precision="ieee")
+            logits += tl.load(classifier_bias + v, v < V, 0.0).to(tl.float32)[None, :]
+            if NOISE:
+                extra = noise + (t * B + b)[:, None] * V + v[None, :]
+                logits += tl.load(extra, here[:, None] & (v < V)[None, :], 0.0)
+            best = tl.maximum(best, first_largest(logits, v, V))
+        symbol = 0x7FFFFFFF - (best & 0x7FFFFFFF)
+        tl.store(tokens + b * T + t, tl.where(running > 0, symbol, pad_id), here)
+        running = tl.where(symbol == end_id, 0, running)
+        t += 1
+
+
+def decode_launch(B: int, C: int, dtype: torch.dtype, hip: bool) -> dict[str, int] | None:
+    """Rows of the batch and columns of a product that a program takes at once, and its options.
+
+    None where one program is too little: wide layers, and large batches, which fill the device.
+    """
+    if LARGEST[dtype.itemsize] < C or B > 2048:
+        return None
+    cols = triton.next_power_of_2(padded(C))
+    return {
+        "ROWS": 16,
+        "COLS": cols,
+        "DEPTH": 64 // dtype.itemsize,
+        "num_warps": 8 if cols * dtype.itemsize >= 256 else 4,
+        "num_stages": 2 if hip or dtype == torch.float32 else 3,
+        # Without a limit ptxas saves registers for programs that share a processor: there are none.
+        **({} if hip else {"maxnreg": 255}),
+    }
+
+
+def padded(C: int) -> int:
+    """C up to a multiple of 16, so that every row of a matrix is aligned. Channels past C are 0."""
+    return -(-C // 16) * 16
+
+
+def decode_bytenet(
+    features: Tensor,
+    feature_weight: Tensor,
+    symbol_rows: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor,
+    noise: Tensor | None,
+    carry: bool,
+    end_id: int,
+    pad_id: int,
+) -> Tensor:
+    """The op on a GPU. float64 runs as plain PyTorch."""
+    weights = {
+        "feature_weight": feature_weight,
+        "symbol_rows": symbol_rows,
+        "conv_weight": conv_weight,
+        "conv_bias": conv_bias,
+        "classifier_weight": classifier_weight,
+        "classifier_bias": classifier_bias,
+    }
+    T, B, V, C = check_decode(features, **weights, noise=noise, end_id=end_id, pad_id=pad_id)
+    N, dtype = len(conv_weight), features.dtype
+    check_shapes(
+        empty=True, conv_weight=(conv_weight, (N, 3 * C, C, 2)), conv_bias=(conv_bias, (N, 3 * C))
+    )
+    if dtype == torch.float64:
+        return decode_bytenet_reference(features, *weights.values(), noise, carry, end_id, pad_id)
+    launch = decode_launch(B, C, dtype, bool(torch.version.hip))
+    if launch is None:
+        return _decode_chunks(features, *weights.values(), noise, carry, end_id, pad_id)
+    more = padded(C) - C
+    rows = F.pad(symbol_rows.unflatten(1, (2, C)), (0, more)).flatten(1)
+    project = F.pad(feature_weight.unflatten(0, (2, C)), (0, 0, 0, more)).flatten(0, 1)
+    # For each output its weights of xₜ₋₁, then those of xₜ.
+    taps = conv_weight.unflatten(1, (3, C)).transpose(3, 4)
+    tokens = features.new_full((B, T), pad_id, dtype=torch.int64)
+    decode_kernel[(triton.cdiv(B, launch["ROWS"]),)](
+        F.linear(features, project),
+        rows.contiguous(),
+        F.pad(taps, (0, more, 0, 0, 0, more)).contiguous(),
+        F.pad(conv_bias.unflatten(1, (3, C)), (0, more)).contiguous(),
+        F.pad(classifier_weight, (0, more)).contiguous(),
+        classifier_bias.contiguous(),
+        noise if noise is None else noise.contiguous(),
+        features.new_zeros(2, N + 1, B, C + more),
+        tokens,
+        T,
+        B,
+        C + more,
+        V,
+        N,
+        end_id,
+        pad_id,
+        CARRY=carry,
+        NOISE=noise is not None,
+        **launch,
+    )
+    return tokens
+
+
+def _decode_chunks(features, *rest):
+    """Steps by the chunk, until all sequences have ended."""
+    *parameters, noise, carry, end_id, pad_id = rest
+    T, B, _ = features.shape
+    V, C = parameters[-2].shape
+    parameters[2] = parameters[2].transpose(2, 3).contiguous()
+    tokens = features.new_full((B, T), pad_id, dtype=torch.int64)
+    state = (
+        features.new_zeros(len(parameters[2]), B, C),
+        tokens.new_full((B,), V),
+        tokens.new_zeros(B, dtype=torch.bool),
+    )
+    for t in range(0, T, CHUNK):
+        inputs = features[t : t + CHUNK], *parameters, *state
+        if noise is not None:
+            inputs += (noise[t : t + CHUNK],)
+        tokens[:, t : t + CHUNK], *state = replayed(_steps, inputs, carry, end_id, pad_id)
+        if end_id >= 0 and not capturing(features.device) and state[2].all():
+            break
+    return tokens
+
+
+def _steps(
+    features,
+    feature_weight,
+    symbol_rows,
+    conv_weight,
+    conv_bias,
+    classifier_weight,
+    classifier_bias,
+    before,
+    symbol,
+    ended,
+    *rest,
+):
+    """A chunk's features [t, B, D] and its first state -> tokens [B, t] and its last state."""
+    *noise, carry, end_id, pad_id = rest
+    layers = list(zip(conv_weight.flatten(2), conv_bias, strict=True))
+    before, tokens = list(before), []
+    for t, projected in enumerate(F.linear(features, feature_weight)):
+        p, q = (projected + symbol_rows.index_select(0, symbol)).chunk(2, -1)
+        x = p.tanh() * q.sigmoid()
+        for n, (weight, bias) in enumerate(layers):
+            a = F.linear(torch.cat([before[n], x], -1), weight, bias)
+            before[n] = x
+            x = gate(a, x, None, None, None, carry)
+        logits = F.linear(x, classifier_weight, classifier_bias)
+        symbol = (logits + noise[0][t] if noise else logits).argmax(-1)
+        tokens.append(torch.where(ended, pad_id, symbol))
+        ended = ended | (symbol == end_id)
+    kept = torch.stack(before) if before else x.new_zeros(0, *x.shape)
+    return torch.stack(tokens, 1), kept, symbol, ended

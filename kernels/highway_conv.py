@@ -1,0 +1,302 @@
+"""Highway masked convolution on a GPU. Equations: fastvae/ops/highway_conv.py.
+
+Products are torch's; all that stands beside them is one pass over the pre-activations, in tiles.
+Columns are summed tile by tile and then over the tiles, always in the same order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastvae.kernels.checks import check_like, check_shapes, check_wide
+from fastvae.kernels.gates import highway, sigmoid, tanh, tanh_slope
+from fastvae.ops.highway_conv import (
+    highway_conv_gate_backward_reference,
+    highway_conv_gate_reference,
+    highway_conv_project_backward_reference,
+    highway_conv_project_reference,
+    highway_conv_reference,
+)
+
+ROWS = 32  # of a tile
+COMBINE = {"PARTS": 128, "COLS": 16, "num_warps": 4}
+
+
+@triton.jit
+def tile(R, W, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """This program's rows [ROWS, 1] and columns [COLS] of [R, W], and which of them there are."""
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    k = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    return r, k, k < W, (r < R) & (k < W)[None, :]
+
+
+@triton.jit
+def statistics_kernel(a, means, m2s, R, W, ROWS: tl.constexpr, COLS: tl.constexpr):
+    # a [R, W]; means, m2s [R / ROWS, W]: of each tile's columns
+    r, k, inside, m = tile(R, W, ROWS, COLS)
+    v = tl.load(a + r * W + k[None, :], m, 0.0).to(means.dtype.element_ty)
+    count = tl.minimum(R - tl.program_id(0) * ROWS, ROWS)
+    mean = tl.sum(v, 0) / count
+    # Once more about the first mean, whose rounding counts where the offset is large.
+    d = tl.where(m, v - mean[None, :], 0.0)
+    left = tl.sum(d, 0)
+    part = tl.program_id(0).to(tl.int64) * W + k
+    tl.store(means + part, mean + left / count, inside)
+    tl.store(m2s + part, tl.sum(d * d, 0) - left * left / count, inside)
+
+
+@triton.jit
+def combine_kernel(
+    means, m2s, mean, m2, R, W, ROWS: tl.constexpr, PARTS: tl.constexpr, COLS: tl.constexpr
+):
+    # means, m2s [R / ROWS, W] -> mean, m2 [W]; sums are of deviations alone
+    k = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    inside = k < W
+    first = tl.load(means + k, inside, 0.0)
+    total = tl.zeros((PARTS, COLS), means.dtype.element_ty)
+    for p in range(0, tl.cdiv(R, ROWS), PARTS):
+        part = p + tl.arange(0, PARTS).to(tl.int64)
+        count = tl.minimum(tl.maximum(R - part * ROWS, 0), ROWS).to(total.dtype)[:, None]
+        m = (count > 0) & inside[None, :]
+        v = tl.load(means + part[:, None] * W + k[None, :], m, 0.0)
+        total += tl.where(m, count * (v - first[None, :]), 0.0)
+    centre = first + tl.sum(total, 0) / R
+    total = tl.zeros((PARTS, COLS), means.dtype.element_ty)
+    for p in range(0, tl.cdiv(R, ROWS), PARTS):
+        part = p + tl.arange(0, PARTS).to(tl.int64)
+        count = tl.minimum(tl.maximum(R - part * ROWS, 0), ROWS).to(total.dtype)[:, None]
+        m = (count > 0) & inside[None, :]
+        d = tl.load(means + part[:, None] * W + k[None, :], m, 0.0) - centre[None, :]
+        within = tl.load(m2s + part[:, None] * W + k[None, :], m, 0.0)
+        total += tl.where(m, within + count * d * d, 0.0)
+    tl.store(mean + k, centre, inside)
+    tl.store(m2 + k, tl.sum(total, 0), inside)
+
+
+@triton.jit
+def gate_input(a, mean, scale, shift, k, inside, m, NORM: tl.constexpr):
+    """One gate's pre-activations, normalised, and their deviations from the mean."""
+    d = tl.load(a, m, 0.0).to(tl.float32)
+    if NORM:
+        d -= tl.load(mean + k, inside, 0.0)[None, :]
+        z = d * tl.load(scale + k, inside, 0.0)[None, :]
+        return z + tl.load(shift + k, inside, 0.0)[None, :], d
+    return d, d
+
+
+@triton.jit
+def gate_kernel(
+    a,
+    x,
+    mean,
+    scale,
+    shift,
+    y,
+    R,
+    C,
+    NORM: tl.constexpr,
+    CARRY: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    # a [R, 3C]; x, y [R, C]; mean, scale, shift [3C]: not read unless NORM
+    r, k, inside, m = tile(R, C, ROWS, COLS)
+    row, here = a + r * 3 * C + k[None, :], r * C + k[None, :]
+    i, _ = gate_input(row, mean, scale, shift, k, inside, m, NORM)
+    f, _ = gate_input(row + C, mean, scale, shift, C + k, inside, m, NORM)
+    g, _ = gate_input(row + 2 * C, mean, scale, shift, 2 * C + k, inside, m, NORM)
+    v = highway(i, f, g, tl.load(x + here, m, 0.0).to(tl.float32), CARRY)
+    tl.store(y + here, v.to(y.dtype.element_ty), m)
+
+
+@triton.jit
+def store_gate(dz, d, scale, da, shifts, scales, k, inside, m):
+    """da of one gate from that of its normalised z, and this tile's sums of dz and dz · d."""
+    dz = tl.where(m, dz, 0.0)
+    v = dz * tl.load(scale + k, inside, 0.0)[None, :]
+    tl.store(da, v.to(da.dtype.element_ty), m)
+    tl.store(shifts + k, tl.sum(dz, 0), inside)
+    tl.store(scales + k, tl.sum(tl.where(m, dz * d, 0.0), 0), inside)
+
+
+@triton.jit
+def gate_backward_kernel(
+    dy,
+    a,
+    x,
+    mean,
+    scale,
+    shift,
+    da,
+    dx,
+    shifts,
+    scales,
+    R,
+    C,
+    CARRY: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    # dy, x, dx [R, C]; a, da [R, 3C]; shifts, scales [R / ROWS, 3C]: sums over a tile
+    r, k, inside, m = tile(R, C, ROWS, COLS)
+    row, here = r * 3 * C + k[None, :], r * C + k[None, :]
+    i, di = gate_input(a + row, mean, scale, shift, k, inside, m, True)
+    f, df = gate_input(a + row + C, mean, scale, shift, C + k, inside, m, True)
+    g, dg = gate_input(a + row + 2 * C, mean, scale, shift, 2 * C + k, inside, m, True)
+    d = tl.load(dy + here, m, 0.0).to(tl.float32)
+    part = tl.program_id(0).to(tl.int64) * 3 * C
+    shifts, scales = shifts + part, scales + part
+    dz = d * tanh(g) * sigmoid(i) * sigmoid(-i)
+    store_gate(dz, di, scale, da + row, shifts, scales, k, inside, m)
+    dz = d * sigmoid(i) * tanh_slope(g)
+    store_gate(dz, dg, scale, da + row + 2 * C, shifts, scales, 2 * C + k, inside, m)
+    dz = tl.zeros_like(d)
+    through = tl.zeros_like(d)
+    if CARRY:
+        through = d * sigmoid(f)
+        dz = through * sigmoid(-f) * tl.load(x + here, m, 0.0).to(tl.float32)
+    store_gate(dz, df, scale, da + row + C, shifts, scales, C + k, inside, m)
+    tl.store(dx + here, through.to(dx.dtype.element_ty), m)
+
+
+@triton.jit
+def project_backward_kernel(
+    da, dmean, dm2, a, mean, total, sums, R, W, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    # da, a, total [R, W]: all that reaches a; sums [R / ROWS, W]: of da
+    r, k, inside, m = tile(R, W, ROWS, COLS)
+    here = r * W + k[None, :]
+    d = tl.load(da + here, m, 0.0).to(tl.float32)
+    tl.store(sums + tl.program_id(0).to(tl.int64) * W + k, tl.sum(d, 0), inside)
+    v = tl.load(a + here, m, 0.0).to(tl.float32) - tl.load(mean + k, inside, 0.0)[None, :]
+    along = 2.0 * tl.load(dm2 + k, inside, 0.0)
+    d += (tl.load(dmean + k, inside, 0.0) / R)[None, :] + along[None, :] * v
+    tl.store(total + here, d.to(total.dtype.element_ty), m)
+
+
+def tiles(rows: int, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid over [rows, columns], and the options of its programs."""
+    cols = min(64, triton.next_power_of_2(columns))
+    grid = triton.cdiv(rows, ROWS), triton.cdiv(columns, cols)
+    return grid, {"ROWS": ROWS, "COLS": cols, "num_warps": 8 if cols == 64 else 1}
+
+
+def highway_conv_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """The op on a GPU: two products and two kernels for the statistics."""
+    _check_layer(x, weight, bias)
+    if x.dtype == torch.float64:
+        return highway_conv_project_reference(x, weight, bias)
+    a = _project(x, weight, bias)
+    R, W = a.shape[0] * a.shape[1], a.shape[2]
+    grid, launch = tiles(R, W)
+    means, m2s = a.new_empty(2, grid[0], W, dtype=torch.float32)
+    mean, m2 = (a.new_empty(W, dtype=torch.float32) for _ in range(2))
+    statistics_kernel[grid](a, means, m2s, R, W, **launch)
+    columns = (triton.cdiv(W, COMBINE["COLS"]),)
+    combine_kernel[columns](means, m2s, mean, m2, R, W, ROWS=ROWS, **COMBINE)
+    return a, mean, m2
+
+
+def highway_conv_project_backward(
+    da: Tensor, dmean: Tensor, dm2: Tensor, x: Tensor, weight: Tensor, a: Tensor, mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its backward: one kernel for what reaches a, four products."""
+    check_like({"x": x, "weight": weight, "da": da, "a": a})
+    check_wide({"mean": mean, "dmean": dmean, "dm2": dm2}, x)
+    ((T, B, C),) = check_shapes(x=(x, 3))
+    check_shapes(weight=(weight, (3 * C, C, 2)), da=(da, (T, B, 3 * C)), a=(a, (T, B, 3 * C)))
+    check_shapes(mean=(mean, (3 * C,)), dmean=(dmean, (3 * C,)), dm2=(dm2, (3 * C,)))
+    if x.dtype == torch.float64:
+        return highway_conv_project_backward_reference(da, dmean, dm2, x, weight, a, mean)
+    da, dmean, dm2, a, mean = (t.contiguous() for t in (da, dmean, dm2, a, mean))
+    R, W = T * B, 3 * C
+    grid, launch = tiles(R, W)
+    total = da.new_empty(R, W)
+    sums = mean.new_empty(grid[0], W)
+    project_backward_kernel[grid](da, dmean, dm2, a, mean, total, sums, R, W, **launch)
+    rows, (before, now) = x.reshape(R, C), weight.permute(2, 0, 1).contiguous()
+    dx = total @ now
+    dx[: R - B].addmm_(total[B:], before)
+    dweight = torch.stack([total[B:].T @ rows[: R - B], total.T @ rows], -1)
+    return dx.view(T, B, C), dweight, (sums.sum(0) + dmean).to(x.dtype)
+
+
+def highway_conv_gate(
+    a: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, carry: bool
+) -> Tensor:
+    """The op on a GPU: one kernel."""
+    _check_gate({"a": a, "x": x}, mean, scale, shift)
+    if x.dtype == torch.float64:
+        return highway_conv_gate_reference(a, x, mean, scale, shift, carry)
+    return gate(a, x, mean, scale, shift, carry)
+
+
+def highway_conv_gate_backward(
+    dy: Tensor, a: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, carry: bool
+) -> tuple[Tensor, ...]:
+    """Its backward: one kernel, and the sums over its tiles."""
+    _check_gate({"a": a, "x": x, "dy": dy}, mean, scale, shift)
+    if x.dtype == torch.float64:
+        return highway_conv_gate_backward_reference(dy, a, x, mean, scale, shift, carry)
+    dy, a, x, mean, scale, shift = (t.contiguous() for t in (dy, a, x, mean, scale, shift))
+    R, C = x.shape[0] * x.shape[1], x.shape[2]
+    grid, launch = tiles(R, C)
+    da, dx = torch.empty_like(a), torch.empty_like(x)
+    shifts, scales = mean.new_empty(2, grid[0], 3 * C)
+    gate_backward_kernel[grid](
+        dy, a, x, mean, scale, shift, da, dx, shifts, scales, R, C, CARRY=carry, **launch
+    )
+    dshift = shifts.sum(0)
+    return da, dx, -scale * dshift, scales.sum(0), dshift
+
+
+def highway_conv(x: Tensor, weight: Tensor, bias: Tensor, carry: bool) -> Tensor:
+    """The folded layer on a GPU: two products and one kernel."""
+    _check_layer(x, weight, bias)
+    if x.dtype == torch.float64:
+        return highway_conv_reference(x, weight, bias, carry)
+    return gate(_project(x, weight, bias), x, None, None, None, carry)
+
+
+def gate(
+    a: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    carry: bool,
+) -> Tensor:
+    """a [..., 3C], x [..., C] -> y [..., C]; mean, scale, shift [3C], or None: no norm."""
+    a, x = a.contiguous(), x.contiguous()
+    norm = [t if t is None else t.contiguous() for t in (mean, scale, shift)]
+    y, C = torch.empty_like(x), x.shape[-1]
+    R = x.numel() // C
+    grid, launch = tiles(R, C)
+    gate_kernel[grid](a, x, *norm, y, R, C, NORM=mean is not None, CARRY=carry, **launch)
+    return y
+
+
+def _check_layer(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    check_like({"x": x, "weight": weight, "bias": bias})
+    ((_, _, C),) = check_shapes(x=(x, 3))
+    check_shapes(weight=(weight, (3 * C, C, 2)), bias=(bias, (3 * C,)))
+
+
+def _check_gate(tensors: dict[str, Tensor], mean: Tensor, scale: Tensor, shift: Tensor) -> None:
+    check_like(tensors)
+    x = tensors["x"]
+    check_wide({"mean": mean, "scale": scale, "shift": shift}, x)
+    ((T, B, C),) = check_shapes(x=(x, 3))
+    shapes = {"a": (T, B, 3 * C), "dy": (T, B, C)}
+    check_shapes(**{name: (t, shapes[name]) for name, t in tensors.items() if name != "x"})
+    check_shapes(mean=(mean, (3 * C,)), scale=(scale, (3 * C,)), shift=(shift, (3 * C,)))
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """a [T, B, 3C]: one product a tap, the second on top of the first."""
+    T, B, C = x.shape
+    rows, (before, now) = x.reshape(T * B, C), weight.permute(2, 0, 1).contiguous()
+    a = torch.addmm(bias, rows, now.T)
+    a[B:].addmm_(rows[: (T - 1) * B], before.T)
+    return a.view(T, B, 3 * C)
