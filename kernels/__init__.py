@@ -18,8 +18,8 @@ KERNELS = {
 }
 
 
-def _in_place(kernel: Callable) -> Callable:
-    """`kernel` on its tensors' device, with products in the dtype given, not in autocast's."""
+def _on_its_device(kernel: Callable) -> Callable:
+    """`kernel` launched where its tensors are, its products in their dtype and not autocast's."""
 
     def run(first, *rest):
         with torch.cuda.device_of(first), torch.autocast("cuda", enabled=False):
@@ -29,4 +29,4 @@ def _in_place(kernel: Callable) -> Callable:
 
 
 for _name, _kernel in KERNELS.items():
-    torch.library.register_kernel(f"fastvae::{_name}", "cuda", _in_place(_kernel))
+    torch.library.register_kernel(f"fastvae::{_name}", "cuda", _on_its_device(_kernel))

@@ -110,7 +110,8 @@ def decode_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Con
     several += [(largest, False, False)]
     several += [(C, True, True) for C in (1, 32, 64, 128) if largest > C]
     for C, noise, carry in several[: 1 if dtype == torch.float16 else None]:
-        constants = {name: 1 for name in "TBVN"} if C == 1 else {}  # which the launcher folds in
+        # Ones are folded in by the launcher.
+        constants = dict.fromkeys(("T", "B", "V", "N", "pad_id"), 1) if C == 1 else {}
         given = types | {"noise": "*fp32"} if noise else types
         given = {name: kind for name, kind in given.items() if name not in constants}
         constants |= {"CARRY": carry, "NOISE": noise} | ({} if noise else {"noise": None})
