@@ -58,12 +58,13 @@ def check_decode(
     noise: Tensor | None,
     end_id: int,
     pad_id: int,
+    gates: int,
     **layers: Tensor,
 ) -> tuple[int, int, int, int]:
-    """What every decoder is given -> T, B, V and the size of what the classifier reads.
+    """What every decoder is given -> T, B, V and H, the size of what the classifier reads.
 
-    Dtypes and devices of `layers`, its weights by name, are checked here, their shapes are not.
-    Raises RuntimeError naming what is wrong.
+    Its inputs are [gates · H]. Of `layers`, its weights by name, dtypes and devices are checked
+    here, shapes are not. Raises RuntimeError naming what is wrong.
     """
     weights = {"feature_weight": feature_weight, "symbol_rows": symbol_rows, **layers}
     weights |= {"classifier_weight": classifier_weight, "classifier_bias": classifier_bias}
@@ -72,7 +73,7 @@ def check_decode(
     if not T * B:
         raise RuntimeError("features must have at least one step and one sequence")
     ((V, hidden),) = check_shapes(classifier_weight=(classifier_weight, 2))
-    width = symbol_rows.shape[-1]
+    width = gates * hidden
     check_shapes(symbol_rows=(symbol_rows, (V + 1, width)), classifier_bias=(classifier_bias, (V,)))
     check_shapes(empty=True, feature_weight=(feature_weight, (width, D)))
     if noise is not None:

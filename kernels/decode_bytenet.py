@@ -16,6 +16,7 @@ from fastvae.kernels.gates import highway, sigmoid, tanh
 from fastvae.kernels.graphs import capturing, replayed
 from fastvae.kernels.highway_conv import gate
 from fastvae.ops.decode_bytenet import decode_bytenet_reference
+from fastvae.ops.decode_lstm import is_int8
 
 CHUNK = 16  # steps of a graph, after which the sequences that have ended are counted
 LARGEST = {2: 256, 4: 64}  # C by bytes of an element: matrix units serve the short ones alone
@@ -166,8 +167,9 @@ def decode_bytenet(
     carry: bool,
     end_id: int,
     pad_id: int,
+    packed: Tensor | None = None,
 ) -> Tensor:
-    """The op on a GPU. float64 runs as plain PyTorch."""
+    """The op on a GPU. float64 runs as plain PyTorch, and so do int8 weights in `packed`."""
     weights = {
         "feature_weight": feature_weight,
         "symbol_rows": symbol_rows,
@@ -176,13 +178,15 @@ def decode_bytenet(
         "classifier_weight": classifier_weight,
         "classifier_bias": classifier_bias,
     }
-    T, B, V, C = check_decode(features, **weights, noise=noise, end_id=end_id, pad_id=pad_id)
+    ids = {"end_id": end_id, "pad_id": pad_id}
+    T, B, V, C = check_decode(features, **weights, noise=noise, **ids, gates=2)
     N, dtype = len(conv_weight), features.dtype
     check_shapes(
         empty=True, conv_weight=(conv_weight, (N, 3 * C, C, 2)), conv_bias=(conv_bias, (N, 3 * C))
     )
-    if dtype == torch.float64:
-        return decode_bytenet_reference(features, *weights.values(), noise, carry, end_id, pad_id)
+    if dtype == torch.float64 or is_int8(packed):
+        rest = noise, carry, end_id, pad_id, packed
+        return decode_bytenet_reference(features, *weights.values(), *rest)
     launch = decode_launch(B, C, dtype, bool(torch.version.hip))
     if launch is None:
         return _decode_chunks(features, *weights.values(), noise, carry, end_id, pad_id)

@@ -86,9 +86,9 @@ def triton_decode(request, monkeypatch):
         monkeypatch.setattr(kernels, "decode_launch", lambda *_: None)
         monkeypatch.setattr(kernels, "CHUNK", 2)
 
-    def run(inputs, noise=None, carry=True, end_id=-1, pad_id=-1):
+    def run(inputs, noise=None, carry=True, end_id=-1, pad_id=-1, packed=None):
         tensors = [t if t is None else t.to(device) for t in (*inputs, noise)]
-        return kernels.decode_bytenet(*tensors, carry, end_id, pad_id).cpu()
+        return kernels.decode_bytenet(*tensors, carry, end_id, pad_id, packed).cpu()
 
     return run
 
@@ -132,7 +132,7 @@ def test_triton_chooses_as_torch(triton_decode):
 @pytest.mark.parametrize("name", [*NAMES, "noise"])
 def test_triton_rejects(triton_decode, name):
     n = [*NAMES, "noise"].index(name)
-    for wrong in (lambda t: t[..., None], lambda t: t.double()):
+    for wrong in (lambda t: t[..., None], lambda t: torch.cat([t, t]), lambda t: t.double()):
         inputs = [*make(), gumbel((6, 3, 4, 5, 7, 2))]
         inputs[n] = wrong(inputs[n])
         with pytest.raises(RuntimeError, match=r"\b\w+ must have"):
@@ -140,6 +140,15 @@ def test_triton_rejects(triton_decode, name):
     for ids, message in (((7, 0), "end_id must be below"), ((2, -1), "pad_id must be given")):
         with pytest.raises(RuntimeError, match=message):
             triton_decode(make(), None, True, *ids)
+
+
+def test_triton_int8(triton_decode):
+    """Integers are for the reference."""
+    inputs, packed = make(), torch.ones(1, dtype=torch.uint8)
+    tokens = triton_decode(inputs, packed=packed)
+    assert torch.equal(tokens, decode_bytenet_reference(*inputs, packed=packed))
+    packed.zero_()
+    assert torch.equal(triton_decode(inputs, packed=packed), triton_decode(inputs))
 
 
 def test_triton_launch():
