@@ -35,7 +35,7 @@ def configurations():
         for size in HIDDEN:
             launch = row_launch(size)
             constants = {"BLOCK": launch.pop("BLOCK")}
-            types = {"a": t, "gain": t, "bias": t, "c_before": w, "h": t, "c": w}
+            types = {"x": t, "a": t, "gain": t, "bias": t, "c_before": w, "h": t, "c": w}
             types |= {"normalised": t, "rstd": w, "H": "i32"}
             for save in (False, True):
                 yield (
