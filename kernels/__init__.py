@@ -1,10 +1,27 @@
 """What serves the CUDA device: the GPU side's table of contents; other ops run as plain PyTorch."""
 
+from collections.abc import Callable
+
 import torch
 
-from fastvae.kernels import layer_norm_lstm
+from fastvae.kernels import decode_lstm, layer_norm_lstm
 
-torch.library.register_kernel("fastvae::layer_norm_lstm", "cuda", layer_norm_lstm.layer_norm_lstm)
-torch.library.register_kernel(
-    "fastvae::layer_norm_lstm_backward", "cuda", layer_norm_lstm.layer_norm_lstm_backward
-)
+KERNELS = {
+    "layer_norm_lstm": layer_norm_lstm.layer_norm_lstm,
+    "layer_norm_lstm_backward": layer_norm_lstm.layer_norm_lstm_backward,
+    "decode_lstm": decode_lstm.decode_lstm,
+}
+
+
+def _in_place(kernel: Callable) -> Callable:
+    """`kernel` on its tensors' device, with products in the dtype given, not in autocast's."""
+
+    def run(first, *rest):
+        with torch.cuda.device_of(first), torch.autocast("cuda", enabled=False):
+            return kernel(first, *rest)
+
+    return run
+
+
+for _name, _kernel in KERNELS.items():
+    torch.library.register_kernel(f"fastvae::{_name}", "cuda", _in_place(_kernel))

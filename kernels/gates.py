@@ -23,6 +23,12 @@ def tanh_slope(x):
     return 4.0 * e / ((1.0 + e) * (1.0 + e))
 
 
+def row_launch(size: int) -> dict[str, int]:
+    """One program per row of `size` elements: BLOCK is a power of two, some elements a thread."""
+    block = triton.next_power_of_2(size)
+    return {"BLOCK": block, "num_warps": min(max(block // 128, 1), 8) if block < 2048 else 32}
+
+
 @triton.jit
 def normalise(i, f, g, o, m, H, EPS: tl.constexpr):
     """A row of four gates [BLOCK], m where k < H -> the same normalised together, and 1 / σ."""
@@ -59,9 +65,3 @@ def choose(logits, v, m):
     bits = tl.where(m, bits, -0x80000000)
     key = (bits.to(tl.int64) << 32) | (0x7FFFFFFF - v).to(tl.int64)
     return 0x7FFFFFFF - (tl.max(key, 0) & 0x7FFFFFFF).to(tl.int32)
-
-
-def row_launch(size: int) -> dict[str, int]:
-    """One program per row of `size` elements: BLOCK is a power of two, some elements a thread."""
-    block = triton.next_power_of_2(size)
-    return {"BLOCK": block, "num_warps": min(max(block // 128, 1), 8) if block < 2048 else 32}

@@ -68,8 +68,7 @@ def replayed(fn: Callable, tensors: tuple[Tensor, ...], *options) -> tuple[Tenso
     # The error, and with it what its frames held, is gone.
     with _lock:
         _graphs.clear()
-    with _plainly(tensors[0]):
-        return fn(*(t.contiguous() for t in tensors), *options)
+    return fn(*(t.contiguous() for t in tensors), *options)
 
 
 def _replay(fn: Callable, tensors: tuple[Tensor, ...], options: tuple) -> tuple[Tensor, ...]:
@@ -87,33 +86,25 @@ def held(
     fn may write to the copies, which carry state from one run to the next. Launched directly they
     may be the caller's tensors: state must be the caller's to write.
     """
-    with _plainly(tensors[0]):
-        graph = _graph(fn, tensors, options)
-        if graph is None:
-            own = [t.contiguous() for t in tensors]
-            yield own, lambda: fn(*own, *options)
-            return
-        with graph.lock:
-            graph.load(tensors)
-            yield graph.inputs, graph
+    graph = _graph(fn, tensors, options)
+    if graph is None:
+        own = [t.contiguous() for t in tensors]
+        yield own, lambda: fn(*own, *options)
+        return
+    with graph.lock:
+        graph.load(tensors)
+        yield graph.inputs, graph
 
 
-@contextmanager
-def _plainly(tensor: Tensor) -> Iterator[None]:
-    """On the tensor's device; the ops' dtypes are those of their inputs, autocast or not."""
-    with cuda.device_of(tensor), torch.autocast(tensor.device.type, enabled=False):
-        yield
-
-
-def may_wait(tensor: Tensor) -> bool:
-    """Whether the host may read this tensor: not while the caller captures its stream."""
-    return tensor.device.type != DEVICE or not cuda.is_current_stream_capturing()
+def capturing(device: torch.device) -> bool:
+    """Whether the caller is capturing a graph, so that nothing may wait for the device."""
+    return device.type == DEVICE and cuda.is_current_stream_capturing()
 
 
 def _graph(fn: Callable, tensors: tuple[Tensor, ...], options: tuple) -> _Graph | None:
     """The graph for these sizes, on the current stream; None where fn must be launched directly."""
     device = tensors[0].device
-    if device.type != DEVICE or cuda.is_current_stream_capturing():
+    if device.type != DEVICE or capturing(device):
         return None
     limit = cuda.get_device_properties(device).total_memory // SHARE
     if sum(t.nbytes for t in tensors) > limit // 3:  # it holds outputs besides

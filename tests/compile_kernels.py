@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastvae.kernels import layer_norm_lstm
+from fastvae.kernels import decode_lstm, layer_norm_lstm
 from fastvae.kernels.gates import row_launch
 
 TARGETS = {
@@ -26,6 +26,7 @@ TARGETS = {
 }
 DTYPES = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp32"}  # and the types they are computed in
 HIDDEN = (1, 500, 1000, layer_norm_lstm.LARGEST)
+SYMBOLS = dict(zip(HIDDEN, (decode_lstm.LARGEST, 51, 259, decode_lstm.LARGEST), strict=True))
 
 
 def configurations():
@@ -47,6 +48,24 @@ def configurations():
             types = {"dh": t, "through": t, "dc": w, "gain": t, "bias": t, "c_before": w, "c": w}
             types |= {"normalised": t, "rstd": w, "da": t, "dz": t, "H": "i32"}
             yield layer_norm_lstm.backward_kernel, types, constants, launch
+            yield from decoding(t, w, size, SYMBOLS[size])
+
+
+def decoding(t: str, w: str, size: int, symbols: int):
+    """A chunk's first, middle and last steps, greedy and not."""
+    launch = decode_lstm.launch(size, symbols)
+    constants = {name: launch.pop(name) for name in ("BLOCK", "BLOCK_V")} | {"EPS": 1e-4}
+    types = {"u": t, "x": t, "rows": t, "gain": t, "bias": t, "classifier_bias": t, "noise": w}
+    types |= {"c": w, "h": t, "symbol": "*i32", "ended": "*i32", "tokens": "*i64"}
+    types |= dict.fromkeys(("H", "V", "N", "end_id", "pad_id"), "i32")
+    for parts in (
+        (False, False, True),
+        (True, False, True),
+        (True, True, True),
+        (True, True, False),
+    ):
+        names = dict(zip(("CHOOSE", "NOISE", "ADVANCE"), parts, strict=True))
+        yield decode_lstm.step_kernel, types, constants | names, launch
 
 
 def needs(compiled, target: str) -> dict[str, int]:
