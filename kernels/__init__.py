@@ -17,7 +17,8 @@ def _in_place(kernel: Callable) -> Callable:
     """`kernel` on its tensors' device, with products in the dtype given, not in autocast's."""
 
     def run(first, *rest):
-        with torch.cuda.device_of(first), torch.autocast("cuda", enabled=False):
+        plain = torch.autocast("cuda", enabled=False)
+        with torch.cuda.device_of(first), plain, torch.no_grad():  # ops have their own derivatives
             return kernel(first, *rest)
 
     return run
