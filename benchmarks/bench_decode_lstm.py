@@ -142,11 +142,8 @@ def decoder(line: str, B: int, compiled):
 
 def unstopped(features, feature_weight, symbol_rows, *rest) -> Tensor:
     """The reference without its early stop, for which the host would have to wait."""
-    run, symbol, tokens = (
-        running(cell, feature_weight, *rest),
-        torch.full(features.shape[1:2], V),
-        [],
-    )
+    run, tokens = running(cell, feature_weight, *rest), []
+    symbol = torch.full(features.shape[1:2], V)
     for d in features:
         symbol = run(d, symbol_rows[symbol]).argmax(-1)
         tokens.append(symbol)

@@ -115,8 +115,9 @@ def decode_lstm(
     eps: float,
     end_id: int,
     pad_id: int,
+    packed: Tensor | None = None,
 ) -> Tensor:
-    """The op on a GPU. What one program cannot hold, and float64, runs as plain PyTorch."""
+    """The op on a GPU. What one program cannot hold, float64, and int8 run as plain PyTorch."""
     ((_, H),) = check_shapes(h0=(h0, 2))
     T, B, V, _ = check_decode(
         features,
@@ -143,8 +144,9 @@ def decode_lstm(
         c0=(c0, (B, H)),
     )
     weights = feature_weight, symbol_rows, weight_hh, norm_weight, norm_bias
-    if features.dtype == torch.float64 or max(H, V) > LARGEST:
-        rest = classifier_weight, classifier_bias, h0, c0, noise, eps, end_id, pad_id
+    int8 = packed is not None and packed.numel() > 1
+    if int8 or features.dtype == torch.float64 or max(H, V) > LARGEST:
+        rest = classifier_weight, classifier_bias, h0, c0, noise, eps, end_id, pad_id, packed
         return decode_lstm_reference(features, *weights, *rest)
     wide, count = accumulate_dtype(features.dtype), chunk_steps(T, B, H)
     # The recurrent weights above the classifier's, [N, H].

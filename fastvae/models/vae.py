@@ -105,7 +105,7 @@ class TextVAE(PretrainedMixin, nn.Module):
         In the module's mode; `weights` as in `generate`, in plain PyTorch. Raises ValueError as
         forward does, for z of another shape and for unknown `weights`.
         """
-        self._check_tokens(tokens)
+        self.check_tokens(tokens)
         self._check_latent(z, len(tokens))
         int8 = self._check_weights(weights)
         features, state = self._expand(z)
