@@ -26,7 +26,7 @@ CASES += [(LONG, 1, "fastvae"), (LONG, 1, "fastvae bf16")]
 
 
 def inputs(B: int, T: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator).mul_(0.2).sub_(0.1).to(dtype)

@@ -2,7 +2,8 @@
 
 Ours has its weights packed, as generation keeps them. `compile` compiles the step: the loop
 unrolled takes minutes. `nn.LSTM` has no norm: another function, shown as what PyTorch makes of
-nearly the same products; `nn.LSTM int8` is its dynamic quantisation.
+nearly the same products; `nn.LSTM int8` is its dynamic quantisation. `graph`, on a GPU, is a CUDA
+graph of the reference.
 """
 
 import copy
@@ -21,11 +22,11 @@ from fastvae.testing import assert_best
 LENGTH, D, V, H = 128, 200, 259, 1000
 EPS = 1e-4
 LINES = "fastvae", "fastvae bf16", "fastvae int8", "eager", "eager bf16", "compile"
-LINES += "nn.LSTM", "nn.LSTM int8"
+LINES += "nn.LSTM", "nn.LSTM int8", "graph", "graph bf16"
 
 
 def inputs(B: int, T: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator).mul_(0.2).sub_(0.1).to(dtype)
@@ -130,6 +131,8 @@ def decoder(line: str, B: int, compiled):
     if line.startswith("fastvae"):
         packed = decode_lstm_pack(few[1], few[3], few[6], int8=int8)
         function = partial(decode_lstm, packed=packed)
+    elif line.startswith("graph"):
+        function = unstopped
     else:
         function = decode_lstm_reference if "eager" in line else by_step(compiled(cell))
     tokens = function(*few)
@@ -137,17 +140,29 @@ def decoder(line: str, B: int, compiled):
     return function
 
 
+def unstopped(features, feature_weight, symbol_rows, *rest) -> Tensor:
+    """The reference without its early stop, for which the host would have to wait."""
+    run, tokens = running(cell, feature_weight, *rest), []
+    symbol = torch.full(features.shape[1:2], V)
+    for d in features:
+        symbol = run(d, symbol_rows[symbol]).argmax(-1)
+        tokens.append(symbol)
+    return torch.stack(tokens, 1)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("B", [1, 16, 128])
 @torch.no_grad()
-def test_decode_lstm(time, compiled, steps, line, B):
+def test_decode_lstm(time, compiled, graphed, steps, line, B):
     T = steps(LENGTH)
     arguments = inputs(B, T, dtype_of(line))
     if line.startswith("nn.LSTM"):
         function = partial(plain_lstm(line), arguments[0])
     else:
         function = partial(decoder(line, B, compiled), *arguments)
+    if line.startswith("graph"):
+        function = graphed(function)
     time(
         f"greedy decoding, LSTM {H}, B={B}",
         line,

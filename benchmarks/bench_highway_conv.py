@@ -30,7 +30,7 @@ def training(line: str, compiled):
         torch.testing.assert_close(run(x), module(x))
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=low):
             y = run(x)
         y.sum().backward()
         module.zero_grad()

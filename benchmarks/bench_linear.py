@@ -12,7 +12,7 @@ LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile"
 
 
 def inputs(dtype: torch.dtype, T: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
 
     def uniform(*shape: int) -> torch.Tensor:
         return torch.rand(shape, generator=generator).mul_(0.2).sub_(0.1).to(dtype)

@@ -40,7 +40,11 @@ def check(name: str, arguments: dict, low: bool) -> None:
     dropped = torch.zeros_like(tokens, dtype=torch.bool)
 
     def loss(noise: Tensor, model) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=low and noise.dtype == torch.float32):
+        with torch.autocast(
+            torch.get_default_device().type,
+            torch.bfloat16,
+            enabled=low and noise.dtype == torch.float32,
+        ):
             return model(tokens, 0.5, noise=noise, dropped=dropped).loss
 
     noise = torch.randn(4, model.latent_size)
@@ -56,7 +60,7 @@ def training(line: str, name: str, sizes: dict, batch: int, compiled):
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=low):
             loss = run(tokens, 0.5).loss
         loss.backward()
         optimizer.step()

@@ -13,6 +13,7 @@ COLOURS = {
     "fastvae int8": "#b5dbe4",
     "best other, fp32": "#909090",
     "best other, bf16": "#c8c8c8",
+    "best other, fp16": "#c8c8c8",
 }
 
 

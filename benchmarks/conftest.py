@@ -1,9 +1,12 @@
-"""What every benchmark shares: pinned threads, the machine's peak, one way to time."""
+"""What every benchmark shares: the device, pinned threads, its peak, one way to time.
+
+With `--device cuda` every tensor is made on the GPU, whose own events are the clock.
+"""
 
 import os
 import statistics
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from operator import truediv
 from pathlib import Path
 from time import perf_counter
@@ -14,7 +17,10 @@ import torch
 import fastvae
 from fastvae import _C
 
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GPU_ONLY = {"graph", "graph bf16", "nn.LSTM fp16"}
+CPU_ONLY = {"fastvae int8", "nn.LSTM int8"}
 
 
 def pytest_addoption(parser) -> None:
@@ -22,11 +28,57 @@ def pytest_addoption(parser) -> None:
     parser.addoption(
         "--threads", type=int, default=min(2, usable or 1), help="CPUs and threads to run on"
     )
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
 
 
 def pytest_configure(config) -> None:
     """Every line gets the allocator that the command line sets: ours and the rivals alike."""
     fastvae.keep_freed_memory()
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Leaves out the lines of the other device; on a GPU its events are the clock."""
+    gpu = config.getoption("--device") == "cuda"
+    if gpu and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: there is no CUDA device")
+    absent = CPU_ONLY if gpu else GPU_ONLY
+    config.hook.pytest_deselected(items=[item for item in items if _line(item) in absent])
+    items[:] = [item for item in items if _line(item) not in absent]
+    for item in items if gpu else ():
+        item.add_marker(pytest.mark.benchmark(timer=gpu_clock))
+
+
+def _line(item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("line") if callspec else None
+
+
+@cache
+def _gpu_start() -> torch.cuda.Event:
+    start = torch.cuda.Event(enable_timing=True)
+    start.record()
+    return start
+
+
+def gpu_clock() -> float:
+    """Seconds on the GPU's clock, once all that was launched has ended."""
+    start, now = _gpu_start(), torch.cuda.Event(enable_timing=True)
+    now.record()
+    now.synchronize()
+    return start.elapsed_time(now) / 1e3
+
+
+@pytest.fixture(autouse=True)
+def device(request):
+    """Where every tensor is made that is told no device."""
+    name = request.config.getoption("--device")
+    if name == "cuda":
+        torch.set_default_device("cuda")
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    yield name
+    if name == "cuda":
+        torch.set_default_device(None)
 
 
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:
@@ -68,15 +120,55 @@ def _tasks() -> list[int]:
 
 @pytest.fixture(scope="session")
 def peak():
-    """peak(kind, threads, megabytes): `_C.machine_peak`, the best so far in this session."""
+    """peak(device, kind, threads, megabytes): the best rate so far in this session, 1e9 a second.
+
+    `_C.machine_peak`, or on a GPU the best of PyTorch's own products and sums.
+    """
     best: dict[tuple, float] = {}
 
     def measure(*key) -> float | None:
-        rates = [_C.machine_peak(*key) or 0.0 for _ in range(1 if key in best else 3)]
+        device, *limit = key
+        rate = gpu_peak if device == "cuda" else _C.machine_peak
+        rates = [rate(*limit) or 0.0 for _ in range(1 if key in best else 3)]
         best[key] = max(best.get(key, 0.0), *rates)
         return best[key] or None
 
     return measure
+
+
+def gpu_peak(kind: str, threads: int, megabytes: float = 0.0) -> float:
+    """1e9 operations a second of a large product; "read": bytes of `megabytes` read repeatedly."""
+    if kind == "read":
+        values = torch.ones(max(int(megabytes * 1e6 / 4), 1))
+        work = partial(torch.sum, values.expand(max(int(4e3 / megabytes), 1), -1))
+        amount = max(int(4e3 / megabytes), 1) * values.nbytes
+    else:
+        size = 4096 if kind == "fp32" else 8192
+        a, b = torch.randn(2, size, size, dtype=DTYPES[kind])
+        work, amount = partial(torch.mm, a, b), 2 * size**3
+    times = []
+    for _ in range(5):
+        start = gpu_clock()
+        work()
+        times.append(gpu_clock() - start)
+    return amount / min(times) / 1e9
+
+
+@pytest.fixture
+def graphed():
+    """graphed(function): one replay of a CUDA graph for all that function launches."""
+
+    def capture(function: Callable[[], object]) -> Callable[[], None]:
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            function()
+        return graph.replay
+
+    return capture
 
 
 @pytest.fixture
@@ -93,7 +185,7 @@ def steps(benchmark):
 
 
 @pytest.fixture
-def time(benchmark, threads, peak):
+def time(benchmark, threads, peak, device):
     """time(work, line, function, beside, ...): the median of whole calls, after one to warm up.
 
     `work` names what all lines of a group do. `beside`, our own op in float32, takes turns with
@@ -113,7 +205,8 @@ def time(benchmark, threads, peak):
         passes: int = 0,
         rounds: int = 5,
     ) -> None:
-        benchmark.group = f"{work}, {threads} threads"
+        gpu = device == "cuda"
+        benchmark.group = f"{work}, {device if gpu else f'{threads} threads'}"
         if not benchmark.enabled:
             benchmark(function)
             return
@@ -126,20 +219,31 @@ def time(benchmark, threads, peak):
             "torch": torch.__version__,
             "cpu_capability": fastvae.cpu_capability(),
             "symbols": symbols,
+            "passes": passes,
             "dtype": kind,
             "GFLOP": flops / 1e9,
-            "peak GFLOP/s": peak(kind, threads),
+            "peak GFLOP/s": peak(device, kind, threads),
             "MB": megabytes,
             "GB": megabytes * passes / 1e3,
-            "peak GB/s": peak("read", threads, megabytes) if weights else None,
+            "peak GB/s": peak(device, "read", threads, megabytes) if weights else None,
         }
+        clock = gpu_clock if gpu else perf_counter
+        if gpu:
+            info["GPU"] = torch.cuda.get_device_name()
+            rounds = max(rounds, 15)
+            other = torch.empty(1 << 28, dtype=torch.uint8)  # fills the cache between two calls
+            torch.cuda.reset_peak_memory_stats()
+            function()
+            info["peak memory, MB"] = (torch.cuda.max_memory_allocated() - other.nbytes) / 1e6
         ours = []
 
         def take_turns() -> None:
-            start = perf_counter()
+            start = clock()
             if beside:
                 beside()
-            ours.append(perf_counter() - start)
+            ours.append(clock() - start)
+            if gpu:
+                other.zero_()
 
         benchmark.pedantic(function, setup=take_turns, rounds=rounds, warmup_rounds=1)
         times = benchmark.stats.stats.data

@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 from chart import draw
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 OURS = "fastvae", "fastvae bf16", "fastvae int8"
+GPU_HEADER = "work", "ours", "eager", "best other", "× eager", "× other", "of peak"
+GPU_HEADER += "µs a step", "peak memory"
 HEADER = "work", "ours", "eager", "best other", "× eager", "× other", "of peak", "target", "result"
 
 
@@ -184,7 +186,19 @@ def _per_symbol(line: Line) -> float:
 
 
 def report(run: Run) -> str:
-    """The table, and under it each shortfall's arithmetic, as markdown."""
+    """The table, and under it each shortfall's arithmetic, as markdown.
+
+    A GPU's table has no targets, which are those of two CPUs, but the time of each step.
+    """
+    if "GPU" in run.info:
+        table = [f"| {' | '.join(GPU_HEADER)} |", "|---|" + "---:|" * 8]
+        for work, lines in run.works.items():
+            ours = [(line, lines[line].info) for line in OURS if line in lines]
+            table += [
+                f"| {' | '.join([*row(run, work, line, [])[:7], *steps(lines[line], info)])} |"
+                for line, info in ours
+            ]
+        return "\n\n".join([setting(run), "\n".join(table)])
     notes: list[str] = []
     table = [f"| {' | '.join(HEADER)} |", "|---|" + "---:|" * 6 + "---|---|"]
     for work, lines in run.works.items():
@@ -200,6 +214,12 @@ def report(run: Run) -> str:
     return "\n\n".join(parts)
 
 
+def steps(line: Line, info: dict[str, Any]) -> list[str]:
+    """Of a line on a GPU: the time of a step, where it has steps, and the most memory in use."""
+    each = f"{line.median / info['passes'] * 1e6:.3g}" if info.get("passes") else ""
+    return [each, f"{info['peak memory, MB']:.0f} MB"]
+
+
 def setting(run: Run) -> str:
     peaks = [
         f"{peak:.0f} G{'' if dtype == 'int8' else 'FL'}OP/s in {dtype}"
@@ -208,8 +228,9 @@ def setting(run: Run) -> str:
     peaks += [f"{peak:.0f} GB/s over {mb:.3g} MB" for mb, peak in sorted(run.reading.items())]
     info, cpu = run.info, run.machine.get("brand_raw") or "unknown CPU"
     threads = f"{info['threads']} thread" + "s" * (info["threads"] != 1)
+    place = info.get("GPU") or f"{cpu}, {info['cpu_capability']}, {threads}"
     return (
-        f"{cpu}, {info['cpu_capability']}, {threads}, torch {info['torch']}. Medians; speed-ups "
+        f"{place}, torch {info['torch']}. Medians; speed-ups "
         f"are medians over turns taken side by side; eager is float32. Peaks measured in the same "
         f"run: {', '.join(peaks)}."
     )
@@ -222,7 +243,7 @@ def row(run: Run, work: str, line: str, notes: list[str]) -> list[str]:
     targets, results = [], []
     for target in TARGETS:
         reached = run.reached(target)
-        if target[:2] != (work, line) or reached is None:
+        if target[:2] != (work, line) or reached is None or "GPU" in mine.info:
             continue
         least = amount(target, target.least)
         targets.append(f"≥ {least} {rival(target)}")

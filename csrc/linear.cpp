@@ -23,9 +23,10 @@ struct LinearBackward {
   const int64_t *order, *starts;  // rows sorted by symbol, and where each symbol's start
   T *dx, *dweight, *dbias;
   // Scratch: the packed weight, a slab of da packed and of dx for each thread, that of a product, and dweight
-  // transposed [K + max(S, 1), N].
+  // transposed [K + max(S, 1), N]; sums of da [N].
   void *panels, *tiles, *scratch;
-  Wide<T>*slab, *dw, *partial;
+  Wide<T>*slab, *dw;
+  double* total;
 };
 
 #define KERNELS "linear.kernels.h"
@@ -131,7 +132,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor da, std::optional<Tens
     using W = Wide<scalar_t>;
     const int threads = team_size(2.0 * rows * N * (K + 1));
     Buffer<W> panels((N + 1) * packed_columns(K)), tiles(threads * SLAB * (N + 1)), slab(threads * SLAB * K);
-    Buffer<W> scratch(gemm_scratch(K, N)), dw((K + std::max<int64_t>(S, 1)) * N), partial(N);
+    Buffer<W> scratch(gemm_scratch(K, N)), dw((K + std::max<int64_t>(S, 1)) * N);
+    Buffer<double> total(N);
     const LinearBackward<scalar_t> args{rows,
                                         K,
                                         S,
@@ -149,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor da, std::optional<Tens
                                         scratch,
                                         slab,
                                         dw,
-                                        partial};
+                                        total};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, linear_backward, team, args); });
   });
   return {dx, dweight, dbias};

@@ -37,19 +37,17 @@ void linear(Team& team, const Linear<T>& s) {
   });
 }
 
-// sums [N] of da over the rows of one symbol, columns [n0, n1): of 64 rows at a time, then over those, so that the
-// rounding of a frequent symbol's sum stays small.
+// sums [N] of da over the rows of one symbol, columns [n0, n1), in double: sums over many rows must not drift.
 template <class T>
 INLINE void sum_rows(const LinearBackward<T>& s, const int64_t* order, int64_t count, int64_t n0, int64_t n1,
                      Wide<T>* sums) {
-  std::fill(sums + n0, sums + n1, Wide<T>(0));
-  for (int64_t i0 = 0; i0 < count; i0 += 64) {
-    std::fill(s.partial + n0, s.partial + n1, Wide<T>(0));
-    for (int64_t i = i0; i < std::min(i0 + 64, count); ++i)
-      for (int64_t n = n0; n < n1; n += LANES<T>)
-        store(s.partial + n, load(s.partial + n, n1 - n) + load(s.da + order[i] * s.N + n, n1 - n), n1 - n);
-    for (int64_t n = n0; n < n1; ++n) sums[n] += s.partial[n];
+  double* const total = s.total;
+  std::fill(total + n0, total + n1, 0.0);
+  for (int64_t i = 0; i < count; ++i) {
+    const T* const row = s.da + order[i] * s.N;
+    for (int64_t n = n0; n < n1; ++n) total[n] += double(Wide<T>(row[n]));
   }
+  for (int64_t n = n0; n < n1; ++n) sums[n] = Wide<T>(total[n]);
 }
 
 template <class T>

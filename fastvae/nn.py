@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastvae import ops
 from fastvae.collectives import combine_statistics
+from fastvae.ops.linear import known
 from fastvae.ops.precision import accumulate_dtype
 
 
@@ -270,6 +271,10 @@ class ConvEncoder(_Composite):
         conv = self.convs[0]
         # [3, V + 1, C]: each tap's rows, then zeros for the position before the text.
         table = F.pad(widen(conv.weight).permute(2, 1, 0), (0, 0, 0, 1))
+        if tokens.device.type != "cpu":  # which raises; elsewhere a wrong id would stop the device
+            tokens = known(tokens, self.vocab_size)
+            tokens = tokens + (tokens == self.vocab_size)
+            table = F.pad(table, (0, 0, 0, 1), value=float("nan"))
         windows = F.pad(tokens, (1, 0), value=self.vocab_size).unfold(1, 3, 2)
         y = conv.bias + sum(F.embedding(windows[..., k], table[k]) for k in range(3))
         (y,) = cast(y.to(conv.weight.dtype))

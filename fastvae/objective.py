@@ -86,6 +86,8 @@ def free_bits_kl(kl_per_dimension: Tensor, free_bits: float, group=None) -> Tens
 
 def reconstruction_nats(logits: Tensor, tokens: Tensor, ignored: int | None = None) -> Tensor:
     """−log p of each sequence, nats: logits [T, B, V], tokens [T, B] -> [B]; `ignored` left out."""
+    if tokens.device.type != "cpu":  # a wrong target would stop the device; its inputs are NaN
+        tokens = tokens.clamp(0, logits.shape[-1] - 1)
     nats = F.cross_entropy(
         logits.flatten(0, 1),
         tokens.flatten(),

@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fastvae.checkpoint import BEST, LAST, PREVIOUS, load_latest, save_checkpoint
 from fastvae.metrics import bits_per_character, count_characters, evaluate
+from fastvae.models.vae import trusting
 from fastvae.processes import joined, stop_signals, wire, wrapped
 from fastvae.run_folder import METRICS, RunFolder
 from fastvae.training_config import TrainingConfig
@@ -197,7 +198,7 @@ class _Trainer:
             rows = self._rows(micro)
             last = micro == c.accumulate - 1
             with nullcontext() if last or not self.group else self.forward.no_sync():
-                with self._precision():
+                with self._precision(), trusting(self.model, tokens):
                     out = self.forward(
                         tokens[rows].to(self.device),
                         w,

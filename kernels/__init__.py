@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastvae.kernels import decode_bytenet, highway_conv, layer_norm_lstm
+from fastvae.kernels import decode_bytenet, decode_lstm, highway_conv, layer_norm_lstm
 
 KERNELS = {
     "layer_norm_lstm": layer_norm_lstm.layer_norm_lstm,
@@ -14,19 +14,21 @@ KERNELS = {
     "highway_conv_gate": highway_conv.highway_conv_gate,
     "highway_conv_gate_backward": highway_conv.highway_conv_gate_backward,
     "highway_conv": highway_conv.highway_conv,
+    "decode_lstm": decode_lstm.decode_lstm,
     "decode_bytenet": decode_bytenet.decode_bytenet,
 }
 
 
-def _on_its_device(kernel: Callable) -> Callable:
-    """`kernel` launched where its tensors are, its products in their dtype and not autocast's."""
+def _in_place(kernel: Callable) -> Callable:
+    """`kernel` on its tensors' device, with products in the dtype given, not in autocast's."""
 
     def run(first, *rest):
-        with torch.cuda.device_of(first), torch.autocast("cuda", enabled=False):
+        plain = torch.autocast("cuda", enabled=False)
+        with torch.cuda.device_of(first), plain, torch.no_grad():  # ops have their own derivatives
             return kernel(first, *rest)
 
     return run
 
 
 for _name, _kernel in KERNELS.items():
-    torch.library.register_kernel(f"fastvae::{_name}", "cuda", _on_its_device(_kernel))
+    torch.library.register_kernel(f"fastvae::{_name}", "cuda", _in_place(_kernel))

@@ -58,13 +58,14 @@ def check_decode(
     noise: Tensor | None,
     end_id: int,
     pad_id: int,
+    hidden: int,
     gates: int,
     **layers: Tensor,
-) -> tuple[int, int, int, int]:
-    """What every decoder is given -> T, B, V and H, the size of what the classifier reads.
+) -> tuple[int, int, int]:
+    """What every decoder is given -> T, B, V. Raises RuntimeError naming what is wrong.
 
-    Its inputs are [gates · H]. Of `layers`, its weights by name, dtypes and devices are checked
-    here, shapes are not. Raises RuntimeError naming what is wrong.
+    The classifier reads [hidden], the inputs are [gates · hidden]. Of `layers`, its weights by
+    name, dtypes and devices are checked here, shapes are not.
     """
     weights = {"feature_weight": feature_weight, "symbol_rows": symbol_rows, **layers}
     weights |= {"classifier_weight": classifier_weight, "classifier_bias": classifier_bias}
@@ -72,8 +73,9 @@ def check_decode(
     ((T, B, D),) = check_shapes(empty=True, features=(features, 3))
     if not T * B:
         raise RuntimeError("features must have at least one step and one sequence")
-    ((V, hidden),) = check_shapes(classifier_weight=(classifier_weight, 2))
+    ((V, _),) = check_shapes(classifier_weight=(classifier_weight, 2))
     width = gates * hidden
+    check_shapes(classifier_weight=(classifier_weight, (V, hidden)))
     check_shapes(symbol_rows=(symbol_rows, (V + 1, width)), classifier_bias=(classifier_bias, (V,)))
     check_shapes(empty=True, feature_weight=(feature_weight, (width, D)))
     if noise is not None:
@@ -83,4 +85,4 @@ def check_decode(
         raise RuntimeError(f"end_id must be below V = {V}")
     if end_id >= 0 > pad_id:
         raise RuntimeError("pad_id must be given where end_id is")
-    return T, B, V, hidden
+    return T, B, V

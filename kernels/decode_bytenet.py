@@ -2,7 +2,7 @@
 
 Where a program can read every weight at each symbol, one kernel makes whole sequences: a program
 owns some rows of the batch, and nothing passes between programs. Elsewhere the products are
-torch's, over the whole device, and some steps at a time are replayed as a graph (graphs.py).
+torch's, over the whole device, and steps run by the chunk (decode.py).
 """
 
 import torch
@@ -12,32 +12,18 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvae.kernels.checks import check_decode, check_shapes
-from fastvae.kernels.gates import highway, sigmoid, tanh
-from fastvae.kernels.graphs import capturing, replayed
+from fastvae.kernels.decode import decode_chunks, runs_plain
+from fastvae.kernels.gates import highway, rank, ranked, sigmoid, tanh
 from fastvae.kernels.highway_conv import gate
 from fastvae.ops.decode_bytenet import decode_bytenet_reference
-from fastvae.ops.decode_lstm import is_int8
 
-CHUNK = 16  # steps of a graph, after which the sequences that have ended are counted
 LARGEST = {2: 256, 4: 64}  # C by bytes of an element: matrix units serve the short ones alone
 
 
 @triton.jit
-def first_largest(logits, v, V):
-    """logits [ROWS, COLS] of symbols v [COLS] -> keys [ROWS], whose order is torch.argmax's.
-
-    NaN is above all, and the first of equals above the others.
-    """
-    bits = tl.where(logits == 0.0, 0.0, logits).to(tl.int32, bitcast=True)
-    ordered = tl.where(logits == logits, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
-    keys = (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - v)[None, :]
-    return tl.max(tl.where((v < V)[None, :], keys, -0x8000000000000000), 1)
-
-
-@triton.jit
-def decode_kernel(
+def sequence_kernel(
     projected,
-    symbol_rows,
+    rows,
     weight,
     bias,
     classifier_weight,
@@ -58,7 +44,7 @@ def decode_kernel(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    # projected [T, B, 2C]: features; symbol_rows [V + 1, 2C]; weight [N, 3C, 2, C]; bias [N, 3C];
+    # projected [T, B, 2C]: features; rows [V + 1, 2C]; weight [N, 3C, 2, C]; bias [N, 3C];
     # classifier_weight [V, C]; noise [T, B, V]; tokens [B, T], pad_id so far.
     # state [2, N + 1, B, C]: what each layer and the classifier read at even and odd steps.
     b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -73,7 +59,7 @@ def decode_kernel(
         for j in range(0, C, COLS):
             c = j + tl.arange(0, COLS)
             m = here[:, None] & (c < C)[None, :]
-            row = symbol_rows + symbol[:, None] * 2 * C + c[None, :]
+            row = rows + symbol[:, None] * 2 * C + c[None, :]
             d = projected + (t * B + b)[:, None] * 2 * C + c[None, :]
             p = tl.load(d, m, 0.0).to(tl.float32) + tl.load(row, m, 0.0).to(tl.float32)
             q = tl.load(d + C, m, 0.0).to(tl.float32) + tl.load(row + C, m, 0.0).to(tl.float32)
@@ -124,19 +110,22 @@ def decode_kernel(
             if NOISE:
                 extra = noise + (t * B + b)[:, None] * V + v[None, :]
                 logits += tl.load(extra, here[:, None] & (v < V)[None, :], 0.0)
-            best = tl.maximum(best, first_largest(logits, v, V))
-        symbol = 0x7FFFFFFF - (best & 0x7FFFFFFF)
+            best = tl.maximum(best, tl.max(rank(logits, v[None, :], (v < V)[None, :]), 1))
+        symbol = ranked(best).to(tl.int64)
         tl.store(tokens + b * T + t, tl.where(running > 0, symbol, pad_id), here)
         running = tl.where(symbol == end_id, 0, running)
         t += 1
 
 
-def decode_launch(B: int, C: int, dtype: torch.dtype, hip: bool) -> dict[str, int] | None:
-    """Rows of the batch and columns of a product that a program takes at once, and its options.
+def launch(
+    B: int, C: int, dtype: torch.dtype, hip: bool = bool(torch.version.hip)
+) -> dict[str, int] | None:
+    """What a program takes at once, rows of the batch and columns of a product, and its options.
 
-    None where one program is too little: wide layers, and large batches, which fill the device.
+    None where one program is too little, for wide layers and for large batches, which fill the
+    device; and on AMD, where Triton's barrier does not wait for what was stored in global memory.
     """
-    if LARGEST[dtype.itemsize] < C or B > 2048:
+    if hip or LARGEST[dtype.itemsize] < C or B > 2048:
         return None
     cols = triton.next_power_of_2(padded(C))
     return {
@@ -144,9 +133,9 @@ def decode_launch(B: int, C: int, dtype: torch.dtype, hip: bool) -> dict[str, in
         "COLS": cols,
         "DEPTH": 64 // dtype.itemsize,
         "num_warps": 8 if cols * dtype.itemsize >= 256 else 4,
-        "num_stages": 2 if hip or dtype == torch.float32 else 3,
+        "num_stages": 2 if dtype == torch.float32 else 3,
         # Without a limit ptxas saves registers for programs that share a processor: there are none.
-        **({} if hip else {"maxnreg": 255}),
+        "maxnreg": 255,
     }
 
 
@@ -179,24 +168,27 @@ def decode_bytenet(
         "classifier_bias": classifier_bias,
     }
     ids = {"end_id": end_id, "pad_id": pad_id}
-    T, B, V, C = check_decode(features, **weights, noise=noise, **ids, gates=2)
-    N, dtype = len(conv_weight), features.dtype
+    N, _, C, _ = check_shapes(empty=True, conv_weight=(conv_weight, 4))[0]
+    T, B, V = check_decode(features, **weights, noise=noise, **ids, hidden=C, gates=2)
     check_shapes(
         empty=True, conv_weight=(conv_weight, (N, 3 * C, C, 2)), conv_bias=(conv_bias, (N, 3 * C))
     )
-    if dtype == torch.float64 or is_int8(packed):
+    if runs_plain(features, packed):
         rest = noise, carry, end_id, pad_id, packed
         return decode_bytenet_reference(features, *weights.values(), *rest)
-    launch = decode_launch(B, C, dtype, bool(torch.version.hip))
-    if launch is None:
-        return _decode_chunks(features, *weights.values(), noise, carry, end_id, pad_id)
+    options = launch(B, C, features.dtype)
+    if options is None:
+        state = (features.new_zeros(N, B, C),)
+        weights["conv_weight"] = conv_weight.transpose(2, 3).contiguous()
+        fixed = tuple(weights.values())
+        return decode_chunks(steps, features, noise, state, fixed, carry, **ids)
     more = padded(C) - C
     rows = F.pad(symbol_rows.unflatten(1, (2, C)), (0, more)).flatten(1)
     project = F.pad(feature_weight.unflatten(0, (2, C)), (0, 0, 0, more)).flatten(0, 1)
     # For each output its weights of xₜ₋₁, then those of xₜ.
     taps = conv_weight.unflatten(1, (3, C)).transpose(3, 4)
     tokens = features.new_full((B, T), pad_id, dtype=torch.int64)
-    decode_kernel[(triton.cdiv(B, launch["ROWS"]),)](
+    sequence_kernel[(triton.cdiv(B, options["ROWS"]),)](
         F.linear(features, project),
         rows.contiguous(),
         F.pad(taps, (0, more, 0, 0, 0, more)).contiguous(),
@@ -215,60 +207,30 @@ def decode_bytenet(
         pad_id,
         CARRY=carry,
         NOISE=noise is not None,
-        **launch,
+        **options,
     )
     return tokens
 
 
-def _decode_chunks(features, *rest):
-    """Steps by the chunk, until all sequences have ended."""
-    *parameters, noise, carry, end_id, pad_id = rest
-    T, B, _ = features.shape
-    V, C = parameters[-2].shape
-    parameters[2] = parameters[2].transpose(2, 3).contiguous()
-    tokens = features.new_full((B, T), pad_id, dtype=torch.int64)
-    state = (
-        features.new_zeros(len(parameters[2]), B, C),
-        tokens.new_full((B,), V),
-        tokens.new_zeros(B, dtype=torch.bool),
-    )
-    for t in range(0, T, CHUNK):
-        inputs = features[t : t + CHUNK], *parameters, *state
-        if noise is not None:
-            inputs += (noise[t : t + CHUNK],)
-        tokens[:, t : t + CHUNK], *state = replayed(_steps, inputs, carry, end_id, pad_id)
-        if end_id >= 0 and not capturing(features.device) and state[2].all():
-            break
-    return tokens
-
-
-def _steps(
-    features,
-    feature_weight,
-    symbol_rows,
-    conv_weight,
-    conv_bias,
-    classifier_weight,
-    classifier_bias,
-    before,
-    symbol,
-    ended,
-    *rest,
-):
-    """A chunk's features [t, B, D] and its first state -> tokens [B, t] and its last state."""
-    *noise, carry, end_id, pad_id = rest
+def steps(
+    features, noise, symbol, ended, before, feature_weight, rows, conv_weight, conv_bias,
+    classifier_weight, classifier_bias, carry, end_id, pad_id,
+) -> tuple[Tensor]:  # fmt: skip
+    """A chunk, as decode.py tells; its state is what each layer read before, [N, B, C]."""
     layers = list(zip(conv_weight.flatten(2), conv_bias, strict=True))
-    before, tokens = list(before), []
+    kept, tokens = list(before), symbol.new_empty(features.shape[:2], dtype=torch.int64)
     for t, projected in enumerate(F.linear(features, feature_weight)):
-        p, q = (projected + symbol_rows.index_select(0, symbol)).chunk(2, -1)
+        p, q = (projected + rows.index_select(0, symbol)).chunk(2, -1)
         x = p.tanh() * q.sigmoid()
         for n, (weight, bias) in enumerate(layers):
-            a = F.linear(torch.cat([before[n], x], -1), weight, bias)
-            before[n] = x
+            a = F.linear(torch.cat([kept[n], x], -1), weight, bias)
+            kept[n] = x
             x = gate(a, x, None, None, None, carry)
         logits = F.linear(x, classifier_weight, classifier_bias)
-        symbol = (logits + noise[0][t] if noise else logits).argmax(-1)
-        tokens.append(torch.where(ended, pad_id, symbol))
-        ended = ended | (symbol == end_id)
-    kept = torch.stack(before) if before else x.new_zeros(0, *x.shape)
-    return torch.stack(tokens, 1), kept, symbol, ended
+        chosen = (logits + noise[t] if len(noise) else logits).argmax(-1)
+        tokens[t] = torch.where(ended != 0, pad_id, chosen)
+        symbol.copy_(chosen)
+        ended |= chosen == end_id
+    if kept:
+        torch.stack(kept, out=before)
+    return (tokens,)

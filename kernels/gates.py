@@ -1,5 +1,6 @@
-"""What the kernels share on the device: gates with their slopes, and launch sizes."""
+"""What the kernels share on the device: gates, norm, choice of symbols, and launch sizes."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -32,7 +33,52 @@ def highway(i, f, g, x, CARRY: tl.constexpr):
     return y
 
 
-def row_launch(size: int) -> dict[str, int]:
+def row_launch(size: int, hip: bool = bool(torch.version.hip)) -> dict[str, int]:
     """One program per row of `size` elements: BLOCK is a power of two, some elements a thread."""
     block = triton.next_power_of_2(size)
-    return {"BLOCK": block, "num_warps": min(max(block // 128, 1), 8) if block < 2048 else 32}
+    warps = min(max(block // 128, 1), 8) if block < 2048 else 16 if hip else 32  # 1024 threads
+    return {"BLOCK": block, "num_warps": warps}
+
+
+@triton.jit
+def normalise(i, f, g, o, m, H, EPS: tl.constexpr):
+    """A row of four gates [BLOCK], m where k < H -> the same normalised together, and 1 / σ."""
+    i, f, g, o = tl.where(m, i, 0.0), tl.where(m, f, 0.0), tl.where(m, g, 0.0), tl.where(m, o, 0.0)
+    mean = tl.sum(i + f + g + o, 0) / (4 * H)
+    i, f = tl.where(m, i - mean, 0.0), tl.where(m, f - mean, 0.0)
+    g, o = tl.where(m, g - mean, 0.0), tl.where(m, o - mean, 0.0)
+    variance = tl.sum(i * i + f * f + g * g + o * o, 0) / (4 * H)
+    r = tl.div_rn(1.0, tl.sqrt_rn(variance + EPS))
+    return i * r, f * r, g * r, o * r, r
+
+
+@triton.jit
+def update(i, f, g, o, gain, bias, before, k, m, H):
+    """Normalised gates [BLOCK] and the cell before; pointers gain, bias [4H] -> c, h."""
+    wide = before.dtype
+    i = i * tl.load(gain + k, m, 0.0).to(wide) + tl.load(bias + k, m, 0.0).to(wide)
+    f = f * tl.load(gain + H + k, m, 0.0).to(wide) + tl.load(bias + H + k, m, 0.0).to(wide)
+    g = g * tl.load(gain + 2 * H + k, m, 0.0).to(wide) + tl.load(bias + 2 * H + k, m, 0.0).to(wide)
+    o = o * tl.load(gain + 3 * H + k, m, 0.0).to(wide) + tl.load(bias + 3 * H + k, m, 0.0).to(wide)
+    c = sigmoid(f) * before + sigmoid(i) * tanh(g)
+    return c, sigmoid(o) * tanh(c)
+
+
+@triton.jit
+def rank(logits, v, m):
+    """float32 logits of symbols v where m -> int64 keys, the largest of which is torch.argmax's.
+
+    Of equals the first is largest, and NaN above all: the logit's bits in their order, then the
+    symbol backwards.
+    """
+    bits = tl.where(logits == 0, 0.0, logits).to(tl.int32, bitcast=True)  # −0 equals 0
+    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    bits = tl.where(logits != logits, 0x7FFFFFFF, bits)
+    bits = tl.where(m, bits, -0x80000000)
+    return (bits.to(tl.int64) << 32) | (0x7FFFFFFF - v).to(tl.int64)
+
+
+@triton.jit
+def ranked(key):
+    """The symbol of a key of `rank`."""
+    return 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)

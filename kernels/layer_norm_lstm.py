@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvae.kernels.checks import check_like, check_shapes
-from fastvae.kernels.gates import row_launch, sigmoid, tanh, tanh_slope
+from fastvae.kernels.gates import normalise, row_launch, sigmoid, tanh, tanh_slope, update
 from fastvae.kernels.graphs import replayed
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_backward_loop, layer_norm_lstm_loop
 from fastvae.ops.precision import accumulate_dtype
@@ -20,6 +20,7 @@ LARGEST = 2048  # H whose four gates fit the registers of one program
 
 @triton.jit
 def forward_kernel(
+    x,
     a,
     gain,
     bias,
@@ -33,21 +34,17 @@ def forward_kernel(
     SAVE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # a, normalised [B, 4H]; c_before, h, c [B, H]; rstd [B]; gain, bias [4H]
+    # x, a [B, 4H]: inputs and W h; normalised [B, 4H]; c_before, h, c [B, H]; rstd [B]
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     m = k < H
     wide = c.dtype.element_ty
-    row = a + 4 * b * H + k
-    i = tl.load(row, m, 0.0).to(wide)
-    f = tl.load(row + H, m, 0.0).to(wide)
-    g = tl.load(row + 2 * H, m, 0.0).to(wide)
-    o = tl.load(row + 3 * H, m, 0.0).to(wide)
-    mean = tl.sum(i + f + g + o, 0) / (4 * H)
-    i, f = tl.where(m, i - mean, 0.0), tl.where(m, f - mean, 0.0)
-    g, o = tl.where(m, g - mean, 0.0), tl.where(m, o - mean, 0.0)
-    r = 1.0 / tl.sqrt(tl.sum(i * i + f * f + g * g + o * o, 0) / (4 * H) + EPS)
-    i, f, g, o = i * r, f * r, g * r, o * r
+    x, a = x + 4 * b * H + k, a + 4 * b * H + k
+    i = tl.load(x, m, 0.0).to(wide) + tl.load(a, m, 0.0).to(wide)
+    f = tl.load(x + H, m, 0.0).to(wide) + tl.load(a + H, m, 0.0).to(wide)
+    g = tl.load(x + 2 * H, m, 0.0).to(wide) + tl.load(a + 2 * H, m, 0.0).to(wide)
+    o = tl.load(x + 3 * H, m, 0.0).to(wide) + tl.load(a + 3 * H, m, 0.0).to(wide)
+    i, f, g, o, r = normalise(i, f, g, o, m, H, EPS)
     if SAVE:
         tl.store(rstd + b, r)
         kept = normalised + 4 * b * H + k
@@ -55,13 +52,10 @@ def forward_kernel(
         tl.store(kept + H, f.to(normalised.dtype.element_ty), m)
         tl.store(kept + 2 * H, g.to(normalised.dtype.element_ty), m)
         tl.store(kept + 3 * H, o.to(normalised.dtype.element_ty), m)
-    i = i * tl.load(gain + k, m, 0.0).to(wide) + tl.load(bias + k, m, 0.0).to(wide)
-    f = f * tl.load(gain + H + k, m, 0.0).to(wide) + tl.load(bias + H + k, m, 0.0).to(wide)
-    g = g * tl.load(gain + 2 * H + k, m, 0.0).to(wide) + tl.load(bias + 2 * H + k, m, 0.0).to(wide)
-    o = o * tl.load(gain + 3 * H + k, m, 0.0).to(wide) + tl.load(bias + 3 * H + k, m, 0.0).to(wide)
-    cell = sigmoid(f) * tl.load(c_before + b * H + k, m, 0.0).to(wide) + sigmoid(i) * tanh(g)
+    before = tl.load(c_before + b * H + k, m, 0.0).to(wide)
+    cell, out = update(i, f, g, o, gain, bias, before, k, m, H)
     tl.store(c + b * H + k, cell, m)
-    tl.store(h + b * H + k, (sigmoid(o) * tanh(cell)).to(h.dtype.element_ty), m)
+    tl.store(h + b * H + k, out.to(h.dtype.element_ty), m)
 
 
 @triton.jit
@@ -164,8 +158,9 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
     before, c_before = h0, c0.to(wide)
     for t in range(T):
         s = t if save else 0
-        torch.addmm(x[t], before, weight_hh.T, out=a)
+        torch.mm(before, weight_hh.T, out=a)
         forward_kernel[(B,)](
+            x[t],
             a,
             norm_weight,
             norm_bias,

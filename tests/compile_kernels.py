@@ -1,15 +1,19 @@
 """Compiles every GPU kernel, in every configuration its launcher can choose, for every target.
 
-Run as a program where TRITON_INTERPRET is not set; no GPU is needed. Prints one JSON object a line:
-kernel, types, target, and what the machine code needs and has.
+    python tests/compile_kernels.py [--extremes] [TARGET ...]
+
+where TRITON_INTERPRET is not set; no GPU is needed. `--extremes` is each kernel's smallest, middle
+and largest configuration. Prints one JSON object a line: kernel, types, target, what the machine
+code needs and has, and `wrong` where that must not be. Fails if anything is.
 """
 
 import json
+import math
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -21,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastvae.kernels import decode_bytenet, highway_conv, layer_norm_lstm
+from fastvae.kernels import decode_bytenet, decode_lstm, highway_conv, layer_norm_lstm
 from fastvae.kernels.gates import row_launch
 
 TARGETS = {
@@ -30,8 +34,11 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-HIDDEN = (1, 500, 1000, layer_norm_lstm.LARGEST)
+# H, and V beside it; the programs for the two short types differ in what they load alone.
+HIDDEN = {1: decode_lstm.LARGEST, 500: 51, 1000: 259, layer_norm_lstm.LARGEST: decode_lstm.LARGEST}
+USUAL = 1000
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 MATRIX = r"mma\.sync|wgmma|tcgen05\.mma|v_mfma"
 
@@ -42,6 +49,11 @@ class Configuration(NamedTuple):
     constants: dict[str, Any]
     options: dict[str, int]
     aligned: tuple[str, ...] = ()  # arguments that are multiples of 16
+
+    def size(self) -> int:
+        """Of a program: elements at once, parts that are switched on, bytes of an element."""
+        elements = math.prod(1 + v for v in self.constants.values() if isinstance(v, int))
+        return elements * (4 if "*fp32" in str(self) else 2)
 
     def __str__(self) -> str:
         first = next(iter(self.types.values()))
@@ -62,18 +74,22 @@ def typed(names: str, kind: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), kind)
 
 
-def lstm_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration]:
-    for size in HIDDEN:
-        launch = row_launch(size)
-        types = typed("a gain bias", t) | {"c_before": "*fp32", "h": t, "c": "*fp32"}
+def sizes(dtype: torch.dtype) -> tuple[int, ...]:
+    return (USUAL,) if dtype == torch.float16 else tuple(HIDDEN)
+
+
+def lstm_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Configuration]:
+    k = layer_norm_lstm
+    for size in sizes(dtype):
+        launch = row_launch(size, hip)
+        types = typed("x a gain bias", t) | {"c_before": "*fp32", "h": t, "c": "*fp32"}
         types |= {"normalised": t, "rstd": "*fp32", "H": "i32"}
-        for save in (False, True):
-            kernel = layer_norm_lstm.forward_kernel
-            yield configuration(kernel, types, launch, (), EPS=1e-4, SAVE=save)
+        for save in (True, False) if size == USUAL else (True,):
+            yield configuration(k.forward_kernel, types, launch, (), EPS=1e-4, SAVE=save)
         types = {"dh": t, "through": t, "dc": "*fp32", "gain": t, "bias": t}
         types |= {"c_before": "*fp32", "c": "*fp32", "normalised": t, "rstd": "*fp32"}
         types |= {"da": t, "dz": t, "H": "i32"}
-        yield configuration(layer_norm_lstm.backward_kernel, types, launch, ())
+        yield configuration(k.backward_kernel, types, launch, ())
 
 
 def highway_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration]:
@@ -102,8 +118,21 @@ def highway_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration
             yield configuration(k.combine_kernel, types, k.COMBINE, sizes, ROWS=k.ROWS)
 
 
-def decode_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Configuration]:
-    names = "projected symbol_rows weight bias classifier_weight classifier_bias state"
+def decode_lstm_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Configuration]:
+    types = typed("u projected rows gain bias classifier_bias", t) | {"noise": "*fp32"}
+    types |= {"c": "*fp32", "h": t, "symbol": "*i32", "ended": "*i32", "tokens": "*i64"}
+    types |= typed("H V N end_id pad_id", "i32")
+    # A chunk's steps with noise and without, its first, and its last choice.
+    several = [(True, True, True), (True, False, True), (False, False, True), (True, True, False)]
+    for size in sizes(dtype):
+        launch = decode_lstm.launch(size, HIDDEN[size], hip)
+        for parts in several[: 4 if size == USUAL else 1]:
+            names = dict(zip(("CHOOSE", "NOISE", "ADVANCE"), parts, strict=True))
+            yield configuration(decode_lstm.step_kernel, types, launch, (), EPS=1e-4, **names)
+
+
+def decode_bytenet_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration]:
+    names = "projected rows weight bias classifier_weight classifier_bias state"
     types = typed(names, t) | {"tokens": "*i64"} | typed("T B C V N end_id pad_id", "i32")
     largest = decode_bytenet.LARGEST[dtype.itemsize]
     several = [(largest, True, True), (largest, False, True), (largest, True, False)]
@@ -115,15 +144,29 @@ def decode_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Con
         given = types | {"noise": "*fp32"} if noise else types
         given = {name: kind for name, kind in given.items() if name not in constants}
         constants |= {"CARRY": carry, "NOISE": noise} | ({} if noise else {"noise": None})
-        launch = decode_bytenet.decode_launch(16, C, dtype, hip)
-        yield configuration(decode_bytenet.decode_kernel, given, launch, ("C",), **constants)
+        launch = decode_bytenet.launch(16, C, dtype, False)
+        yield configuration(decode_bytenet.sequence_kernel, given, launch, ("C",), **constants)
 
 
 def configurations(target: str) -> Iterator[Configuration]:
+    hip = TARGETS[target].backend == "hip"
     for name, dtype in DTYPES.items():
-        yield from lstm_configurations(f"*{name}", dtype)
-        yield from highway_configurations(f"*{name}", dtype)
-        yield from decode_configurations(f"*{name}", dtype, TARGETS[target].backend == "hip")
+        of_type = f"*{name}", dtype
+        yield from lstm_configurations(*of_type, hip)
+        yield from highway_configurations(*of_type)
+        yield from decode_lstm_configurations(*of_type, hip)
+        if not hip:
+            yield from decode_bytenet_configurations(*of_type)
+
+
+def extremes(target: str) -> Iterator[Configuration]:
+    """Each kernel's smallest, middle and largest."""
+    kernels: dict[str, list[Configuration]] = {}
+    for c in configurations(target):
+        kernels.setdefault(c.kernel.__name__, []).append(c)
+    for several in kernels.values():
+        several.sort(key=Configuration.size)
+        yield from (several[0], several[len(several) // 2], several[-1])
 
 
 def needs(compiled) -> dict[str, Any]:
@@ -144,22 +187,35 @@ def needs(compiled) -> dict[str, Any]:
     return {"spilled": max(map(int, re.findall(r"STACK:(\d+)", usage))), **found}
 
 
-def compile_one(target: str, n: int) -> str:
-    c = list(configurations(target))[n]
+def compile_one(c: Configuration, target: str) -> dict[str, Any]:
     names = c.kernel.arg_names
     signature = {name: c.types.get(name, "constexpr") for name in names}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in c.aligned}
     source = ASTSource(c.kernel, signature, constexprs=c.constants, attrs=attributes)
     compiled = triton.compile(source, target=TARGETS[target], options=c.options)
-    return json.dumps({"kernel": str(c), "target": target, **needs(compiled)})
+    found = {"kernel": str(c), "target": target, **needs(compiled)}
+    # Products of short floats run on matrix units, fp32 ones, which those round, do not.
+    matrix = c.kernel is decode_bytenet.sequence_kernel and "*fp32" not in str(c)
+    if found["spilled"] or found["shared"] > SHARED[target] or found["matrix"] != matrix:
+        found["wrong"] = True
+    return found
 
 
-def main() -> None:
-    jobs = [(t, n) for t in sys.argv[1:] or TARGETS for n, _ in enumerate(configurations(t))]
+def compile_nth(listing: Callable, target: str, n: int) -> dict[str, Any]:
+    return compile_one(list(listing(target))[n], target)
+
+
+def main(*arguments: str) -> int:
+    targets = [a for a in arguments if a in TARGETS] or list(TARGETS)
+    listing = extremes if "--extremes" in arguments else configurations
+    jobs = [(listing, t, n) for t in targets for n, _ in enumerate(listing(t))]
+    wrong = 0
     with ProcessPoolExecutor(2, get_context("fork")) as pool:
-        for line in pool.map(compile_one, *zip(*jobs, strict=True)):
-            print(line, flush=True)
+        for found in pool.map(compile_nth, *zip(*jobs, strict=True)):
+            print(json.dumps(found), flush=True)
+            wrong += "wrong" in found
+    return min(wrong, 1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(*sys.argv[1:]))

@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or deterministic cuBLAS refuses
+# Without it, products on a GPU refuse to run where only deterministic algorithms may.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: run kernels/ on CPU tensors
 

@@ -1,6 +1,7 @@
 """decode_bytenet: whole sequences of tokens, on every path, against its reference."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 from fastvae import testing
 from fastvae.ops.decode_bytenet import decode_bytenet, decode_bytenet_reference
+from fastvae.ops.decode_lstm import pack_reference
 from fastvae.ops.highway_conv import highway_conv_reference
 
 NAMES = ("features", "feature_weight", "symbol_rows", "conv_weight", "conv_bias")
@@ -77,14 +79,20 @@ def test_equals_the_reference(shape, dtype, carry, noisy):
     assert torch.equal(tokens, decode_bytenet_reference(*inputs, noise, carry))
 
 
-@pytest.fixture(params=["whole", "chunks"])
-def triton_decode(request, monkeypatch):
-    """The GPU's two ways to decode, in the interpreter where there is no GPU."""
+@pytest.fixture
+def kernels(monkeypatch):
+    """The GPU's; chunks of two steps."""
     kernels = pytest.importorskip("fastvae.kernels.decode_bytenet")
+    monkeypatch.setattr("fastvae.kernels.decode.STEPS", 2)
+    return kernels
+
+
+@pytest.fixture(params=["whole", "chunks"])
+def triton_decode(request, kernels, monkeypatch):
+    """The GPU's two ways to decode, in the interpreter where there is no GPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if request.param == "chunks":
-        monkeypatch.setattr(kernels, "decode_launch", lambda *_: None)
-        monkeypatch.setattr(kernels, "CHUNK", 2)
+        monkeypatch.setattr(kernels, "launch", lambda *_: None)
 
     def run(inputs, noise=None, carry=True, end_id=-1, pad_id=-1, packed=None):
         tensors = [t if t is None else t.to(device) for t in (*inputs, noise)]
@@ -142,39 +150,37 @@ def test_triton_rejects(triton_decode, name):
             triton_decode(make(), None, True, *ids)
 
 
-def test_triton_int8(triton_decode):
-    """Integers are for the reference."""
-    inputs, packed = make(), torch.ones(1, dtype=torch.uint8)
+def test_triton_packed(triton_decode):
+    """Packed weights change nothing; integers are for the reference."""
+    inputs = make()
+    packed = pack_reference(inputs[1], inputs[3], inputs[5])
+    assert torch.equal(triton_decode(inputs, packed=packed), triton_decode(inputs))
+    packed = pack_reference(inputs[1], inputs[3], inputs[5], int8=True)
     tokens = triton_decode(inputs, packed=packed)
     assert torch.equal(tokens, decode_bytenet_reference(*inputs, packed=packed))
-    packed.zero_()
-    assert torch.equal(triton_decode(inputs, packed=packed), triton_decode(inputs))
 
 
-def test_triton_launch():
+def test_triton_launch(kernels):
     """Which shapes one program can serve, and what it takes at once."""
-    kernels = pytest.importorskip("fastvae.kernels.decode_bytenet")
     for dtype, largest in ((torch.float32, 64), (torch.bfloat16, 256), (torch.float16, 256)):
         for C in (1, 16, 17, 48, 64, 256):
-            for hip in (False, True):
-                launch = kernels.decode_launch(64, C, dtype, hip)
-                assert (launch is not None) == (largest >= C)
-                if launch:
-                    assert launch["COLS"] >= kernels.padded(C) >= C and launch["ROWS"] >= 16
-                    assert ("maxnreg" in launch) != hip
-        assert kernels.decode_launch(2049, 16, dtype, False) is None
+            launch = kernels.launch(64, C, dtype, False)
+            assert (launch is not None) == (largest >= C)
+            if launch:
+                assert launch["COLS"] >= kernels.padded(C) >= C and launch["ROWS"] >= 16
+            assert kernels.launch(64, C, dtype, True) is None
+        assert kernels.launch(2049, 16, dtype, False) is None
 
 
-def test_triton_grid(monkeypatch):
+def test_triton_grid(kernels, monkeypatch):
     """The launch alone: a program for each rows of the batch, tensors in the layout it reads."""
-    kernels = pytest.importorskip("fastvae.kernels.decode_bytenet")
     launches = []
 
     class Stub:
         def __getitem__(self, grid):
             return lambda *args, **options: launches.append((grid, args, options))
 
-    monkeypatch.setattr(kernels, "decode_kernel", Stub())
+    monkeypatch.setattr(kernels, "sequence_kernel", Stub())
     inputs = make((6, 33, 4, 20, 7, 2), torch.bfloat16)
     kernels.decode_bytenet(*inputs, None, True, 2, 1)
     ((grid, args, options),) = launches
@@ -190,24 +196,26 @@ def test_triton_grid(monkeypatch):
     assert not any(t.any() for t in padding)
 
 
-def test_triton_chunks_stop_early(monkeypatch):
+@pytest.mark.parametrize("triton_decode", ["chunks"], indirect=True)
+def test_triton_chunks_stop_early(triton_decode, monkeypatch):
     """Work stops after the chunk in which the last sequence ends."""
-    kernels = pytest.importorskip("fastvae.kernels.decode_bytenet")
-    chunks, replayed = [], kernels.replayed
+    from fastvae.kernels import decode
 
-    def counted(fn, tensors, *options):
-        chunks.append(len(tensors[0]))
-        return replayed(fn, tensors, *options)
+    chunks, held = [], decode.held
 
-    monkeypatch.setattr(kernels, "decode_launch", lambda *_: None)
-    monkeypatch.setattr(kernels, "replayed", counted)
-    monkeypatch.setattr(kernels, "CHUNK", 4)
+    @contextmanager
+    def counted(*args):
+        with held(*args) as (own, run):
+            yield own, lambda: chunks.append(len(own[0])) or run()
+
+    monkeypatch.setattr(decode, "held", counted)
+    monkeypatch.setattr(decode, "STEPS", 4)
     inputs = make((10, 2, 3, 4, 5, 1))
-    kernels.decode_bytenet(*inputs, None, True, -1, -1)
-    assert chunks == [4, 4, 2]
+    triton_decode(inputs)
+    assert chunks == [4, 4, 4]
     inputs[6][3] = 1e6
-    kernels.decode_bytenet(*inputs, None, True, 3, 0)
-    assert chunks == [4, 4, 2, 4]
+    triton_decode(inputs, end_id=3, pad_id=0)
+    assert chunks == [4, 4, 4, 4]
 
 
 def test_the_rule_can_fail():

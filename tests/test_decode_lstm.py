@@ -74,6 +74,71 @@ def test_equals_the_reference(shape, dtype, noisy):
     assert torch.equal(tokens, decode_lstm_reference(*inputs, noise))
 
 
+@pytest.fixture
+def kernels(monkeypatch):
+    """The GPU's, on the GPU if there is one, else in the interpreter; chunks of two steps."""
+    kernels = pytest.importorskip("fastvae.kernels.decode_lstm")
+    monkeypatch.setattr("fastvae.kernels.decode.STEPS", 2)
+    return kernels
+
+
+def triton_decode(kernels, inputs, noise, end_id=-1, pad_id=-1):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensors = [t if t is None else t.to(device) for t in (*inputs, noise)]
+    return kernels.decode_lstm(*tensors, 1e-4, end_id, pad_id).cpu()
+
+
+@pytest.mark.parametrize("noisy", [False, True], ids=["greedy", "noise"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (5, 3, 4, 5, 7), (3, 2, 0, 17, 16)], ids=str)
+def test_triton(kernels, shape, noisy):
+    inputs, noise = make(shape), gumbel(shape) if noisy else None
+    assert_best(triton_decode(kernels, inputs, noise), noise, inputs)
+
+
+def test_triton_end_id(kernels):
+    shape = (7, 6, 2, 3, 4)
+    inputs, noise = make(shape), gumbel(shape)
+    inputs[6] /= 4
+    tokens = triton_decode(kernels, inputs, noise, 2, 1)
+    assert torch.equal(tokens, decode_lstm_reference(*inputs, noise, 1e-4, 2, 1))
+    assert len({row.index(2) for row in tokens.tolist() if 2 in row}) > 1
+    inputs[7][2] = 1e6
+    inputs[0][2:] = float("nan")  # never read: all end in the first chunk, of two steps
+    assert triton_decode(kernels, inputs, None, 2, 1).tolist() == [[2] + [1] * 6] * 6
+
+
+def test_triton_choice(kernels):
+    """Ties go to the first, −0 equals 0, NaN is largest, and minus infinity can be chosen."""
+    inf, nan = float("inf"), float("nan")
+    rows = [[0.0, 1, 3, 3], [-0.0, 0, -1, -2], [1, nan, inf, nan], [-inf] * 4, [-3, -2, -9, -2]]
+    inputs = make((len(rows), 1, 2, 3, 4))
+    inputs[6].zero_()
+    inputs[7].zero_()
+    inputs[7] -= 0.0
+    noise = torch.tensor(rows).unsqueeze(1)
+    assert triton_decode(kernels, inputs, noise).tolist() == [[2, 0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "noise"])
+def test_triton_rejects_wrong_shape(kernels, name):
+    inputs = [*make(), gumbel((6, 3, 4, 5, 7))]
+    n = [*NAMES, "noise"].index(name)
+    wrong = {"features": inputs[0][0], "symbol_rows": inputs[2][0]}
+    wrong["classifier_weight"] = inputs[6][:, :-1]
+    inputs[n] = wrong.get(name, inputs[n][:-1])
+    with pytest.raises(RuntimeError, match=rf"\b{name} must have"):
+        kernels.decode_lstm(*inputs, 1e-4, -1, -1)
+
+
+def test_triton_chunks():
+    """Alike, no longer than asked for, and of few steps where the batch is large."""
+    steps = pytest.importorskip("fastvae.kernels.decode").chunk_steps
+    for T in (1, 31, 32, 33, 60, 128, 1000):
+        count = steps(T, 1, 4000)
+        assert count <= 32 and -(-T // count) == -(-T // 32)
+    assert steps(128, 1024, 4000) == 16 and steps(9, 1 << 20, 400) == 1
+
+
 def test_the_rule_can_fail():
     inputs = make()
     tokens = decode_lstm(*inputs)

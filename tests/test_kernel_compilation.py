@@ -1,4 +1,7 @@
-"""Every GPU kernel compiles for every target in every configuration, and spills nothing."""
+"""Every GPU kernel compiles for every target, spills nothing, and fits what the target has.
+
+`python tests/compile_kernels.py` does so in every configuration for all of them.
+"""
 
 import json
 import os
@@ -9,23 +12,20 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("compile_kernels.py")
-SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", SHARED)
-def test_compiles(target, tmp_path):
+@pytest.mark.parametrize(
+    "target, extent",
+    [("sm_80", "--extremes"), ("sm_90", ""), ("sm_100", "--extremes"), ("gfx942", "")],
+)
+def test_compiles(target, extent, tmp_path):
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, PROGRAM, target]
+    command = [sys.executable, PROGRAM, target, *extent.split()]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
     kernels = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(kernels) > 10
-    assert not [k for k in kernels if k["spilled"] or k["shared"] > SHARED[target]]
-    # Products of short floats run on matrix units; fp32 ones only where those are exact.
-    products = [k for k in kernels if k["kernel"].startswith("decode")]
-    assert products
-    for k in products:
-        assert k["matrix"] == (target == "gfx942" or "*fp32" not in k["kernel"]), k["kernel"]
+    assert not [k for k in kernels if "wrong" in k]
+    assert run.returncode == 0, run.stderr
+    assert len(kernels) > 20 and {k["target"] for k in kernels} == {target}

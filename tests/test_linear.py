@@ -114,6 +114,12 @@ def test_a_frequent_symbol_keeps_its_accuracy():
     check(linear, linear_reference, (x, weight, bias, symbols))
 
 
+@pytest.mark.parametrize("rows", [40, 40_000])
+def test_sums_over_rows_keep_their_accuracy(rows):
+    """The cotangent rises from −1 to 1, so that a running sum grows long before it cancels."""
+    check(linear, linear_reference, make((rows, 8, 0, 29)))
+
+
 @pytest.mark.parametrize(
     "name, wrong",
     [
@@ -148,6 +154,20 @@ def test_symbol_out_of_range_is_a_clear_error(wrong):
         linear(x, weight, bias, symbols)
     with pytest.raises(RuntimeError, match=rf"symbols hold the id {wrong}; ids are 0 to 3"):
         BACKWARD(torch.randn(10, 17), x, weight, symbols)
+
+
+def test_symbol_out_of_range_gives_nan_without_a_kernel():
+    """Where raising would wait for the device: no lookup leaves its table, and nobody is misled."""
+    key = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
+    x, weight, bias, symbols = make()
+    want, da = linear(x, weight, bias, symbols), torch.randn(10, 17)
+    _, *gradients = BACKWARD(da.index_fill(0, torch.tensor([3, 5]), 0), x, weight, symbols)
+    symbols[3], symbols[5] = -1, 4
+    got = OP.default.redispatch(key, x, weight, bias, symbols)
+    assert got[[3, 5]].isnan().all()
+    torch.testing.assert_close(got[[0, 1, 2, 4, 6, 7, 8, 9]], want[[0, 1, 2, 4, 6, 7, 8, 9]])
+    _, dweight, _ = BACKWARD.default.redispatch(key, da, x, weight, symbols)
+    torch.testing.assert_close(dweight[:, 5:], gradients[0][:, 5:])
 
 
 def test_backward_rejects_wrong_shape():

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
-from fastvae.models.vae import constructor_arguments
+from fastvae.models.vae import constructor_arguments, trusting
 
 NAMES = ["lstm", "bytenet", "none", "lstm_vae"]
 RECURRENT = ["lstm", "bytenet", "lstm_vae"]
@@ -329,6 +329,19 @@ def test_bad_tokens(tokens, message, method):
     arguments = (torch.randn(2, Z),) if method == "log_likelihood" else ()
     with pytest.raises(ValueError, match=message):
         getattr(model, method)(tokens, *arguments)
+
+
+def test_tokens_checked_by_the_caller():
+    model, (tokens, step) = make("none"), batch()
+    want = model(tokens, **step).loss
+    with trusting(model, tokens):
+        assert model.trusts_tokens and torch.equal(model(tokens, **step).loss, want)
+        with pytest.raises(ValueError, match="shape"):
+            model(tokens[0])
+    tokens[1, 2] = V
+    with pytest.raises(ValueError, match=f"id {V}"), trusting(model, tokens):
+        pass
+    assert not model.trusts_tokens
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ class TextVAE(PretrainedMixin, nn.Module):
         self.mask_pad = config["mask_pad"]
         self.aux_weight = config.get("aux_weight", 0.0)
         self.group = None  # of processes, for free bits: see fastvae.nn.set_process_group
+        self.trusts_tokens = False  # see `trusting`
         self.decoder: nn.Module | None = None
         self.head: nn.Module | None = None
 
@@ -66,7 +67,7 @@ class TextVAE(PretrainedMixin, nn.Module):
         symbol, at t = 0, is never hidden. `free_bits` is the least KL that counts per dimension.
         Raises ValueError for tokens of another shape or dtype, or outside the vocabulary.
         """
-        self._check_tokens(tokens)
+        self.check_tokens(tokens)
         mean, logvar = map(widen, self._encode(tokens))
         noise = torch.randn_like(mean) if noise is None else noise
         features, state = self._expand(mean + (0.5 * logvar).exp() * noise)
@@ -85,7 +86,7 @@ class TextVAE(PretrainedMixin, nn.Module):
 
     def posterior(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B, L] -> mean, log-variance [B, Z]. Raises ValueError as forward does."""
-        self._check_tokens(tokens)
+        self.check_tokens(tokens)
         return self._encode(tokens)
 
     def log_likelihood(self, tokens: Tensor, z: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class TextVAE(PretrainedMixin, nn.Module):
 
         Raises ValueError as forward does, and for z of another shape.
         """
-        self._check_tokens(tokens)
+        self.check_tokens(tokens)
         self._check_latent(z, len(tokens))
         nothing = torch.zeros_like(tokens, dtype=torch.bool)
         return -self._nats(tokens, *self._expand(z), nothing)
@@ -104,7 +105,7 @@ class TextVAE(PretrainedMixin, nn.Module):
         In the module's mode; `weights` as in `generate`, in plain PyTorch. Raises ValueError as
         forward does, for z of another shape and for unknown `weights`.
         """
-        self._check_tokens(tokens)
+        self.check_tokens(tokens)
         self._check_latent(z, len(tokens))
         int8 = self._check_weights(weights)
         features, state = self._expand(z)
@@ -216,16 +217,16 @@ class TextVAE(PretrainedMixin, nn.Module):
         noise = torch.empty(shape, dtype=dtype, device=drawn_on).exponential_(generator=generator)
         return noise.log().mul(-temperature).to(z.device)
 
-    def _check_tokens(self, tokens: Tensor) -> None:
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raises ValueError for tokens of another shape or dtype, or outside the vocabulary."""
         if tokens.dim() != 2 or tokens.shape[1] != self.length or tokens.dtype != torch.int64:
             raise ValueError(
                 f"tokens must be int64 of shape [B, {self.length}], "
                 f"got {tokens.dtype} of shape {list(tokens.shape)}"
             )
-        # On other devices the values would have to be waited for; there the lookups check them.
-        if torch.compiler.is_compiling() or tokens.device.type != "cpu" or not tokens.numel():
+        if self.trusts_tokens or not _readable(tokens):
             return
-        low, high = (int(t) for t in tokens.aminmax())
+        low, high = torch.stack(tokens.aminmax()).tolist()
         if low < 0 or high >= self.vocab_size:
             wrong = low if low < 0 else high
             raise ValueError(
@@ -259,6 +260,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def trusting(model: TextVAE, tokens: Tensor) -> Iterator[None]:
+    """Checks the tokens where they are; inside, the model does not: on a GPU it waits for them."""
+    model.check_tokens(tokens)
+    model.trusts_tokens = True
+    try:
+        yield
+    finally:
+        model.trusts_tokens = False
+
+
+def _readable(tokens: Tensor) -> bool:
+    """Whether Python may see the values now; where not, wrong ids make the terms NaN."""
+    if torch.compiler.is_compiling() or not tokens.numel():
+        return False
+    if tokens.device.type == "cuda":
+        return not torch.cuda.is_current_stream_capturing()
+    return tokens.device.type == "cpu"
 
 
 def constructor_arguments(names: dict[str, Any]) -> dict[str, Any]:

@@ -161,8 +161,11 @@ def decode_steps(step: Step, features, symbol_rows, noise, end_id, pad_id) -> Te
 
 
 def pack_reference(first: Tensor, _second: Tensor, _third: Tensor, int8: bool = False) -> Tensor:
-    """Where the reference decodes, packed weights say no more than how to multiply."""
-    return torch.full((1,), int8, dtype=torch.uint8, device=first.device)
+    """Where the reference decodes, packed weights say no more than how to multiply.
+
+    Their size says it too, for which nobody has to wait.
+    """
+    return torch.full((1 + int8,), int8, dtype=torch.uint8, device=first.device)
 
 
 # Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.

@@ -18,7 +18,7 @@ def linear(x: Tensor | None, weight: Tensor, bias: Tensor, symbols: Tensor | Non
     """x [..., K], weight [N, K + S], bias [N], symbols [...] int64 -> a [..., N].
 
     Raises RuntimeError naming the tensor whose shape, dtype or device is wrong, and for symbols
-    outside 0 to S − 1.
+    outside 0 to S − 1; devices where that would have to be waited for give NaN for them.
     """
     return torch.ops.fastvae.linear(x, weight, bias, symbols)
 
@@ -50,8 +50,18 @@ def _fake_backward(da, x, weight, symbols):
     return dx, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
+def known(symbols: Tensor, count: int) -> Tensor:
+    """The symbols, with `count` for those outside 0 to count − 1."""
+    return symbols.masked_fill((symbols < 0) | (symbols >= count), count)
+
+
 # Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
-torch.library.impl("fastvae::linear", "CompositeExplicitAutograd", linear_reference)
+@torch.library.impl("fastvae::linear", "CompositeExplicitAutograd")
+def _on_any_device(x, weight, bias, symbols):
+    if symbols is not None:
+        symbols = known(symbols, weight.shape[1] - (0 if x is None else x.shape[-1]))
+        weight = F.pad(weight, (0, 1), value=float("nan"))
+    return linear_reference(x, weight, bias, symbols)
 
 
 @torch.library.impl("fastvae::linear_backward", "CompositeExplicitAutograd")
@@ -62,8 +72,10 @@ def _backward_reference(da, x, weight, symbols):
     dx = da.new_empty(0) if x is None else da @ weight[:, :dense]
     columns = [] if x is None else [flat.T @ x.flatten(0, -2)]
     if symbols is not None:
-        rows = wide.new_zeros(weight.shape[1] - dense, weight.shape[0])
-        columns.append(rows.index_add_(0, symbols.flatten(), wide).T.to(da.dtype))
+        S = weight.shape[1] - dense
+        rows = wide.new_zeros(S + 1, weight.shape[0])
+        rows.index_add_(0, known(symbols, S).flatten(), wide)
+        columns.append(rows[:S].T.to(da.dtype))
     return dx, torch.cat(columns, 1), wide.sum(0).to(da.dtype)
 
 

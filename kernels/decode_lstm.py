@@ -1,0 +1,187 @@
+"""Decoding with a LayerNorm-LSTM on a GPU. Equations: fastvae/ops/decode_lstm.py.
+
+A step is one product and one kernel. The product of hₜ₋₁ with the recurrent weights and the
+classifier's, one above the other, gives u = W hₜ₋₁ and the logits of step t − 1; the kernel, whose
+programs own a row of the batch each, chooses the symbol, adds its row to u, and makes hₜ. Steps run
+by the chunk (decode.py).
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastvae.kernels.checks import check_decode, check_shapes
+from fastvae.kernels.decode import decode_chunks, runs_plain
+from fastvae.kernels.gates import normalise, rank, ranked, row_launch, update
+from fastvae.ops.decode_lstm import decode_lstm_reference
+from fastvae.ops.precision import accumulate_dtype
+
+LARGEST = 2048  # H whose four gates, and V whose logits, fit the registers of one program
+ALIGNED = 16  # rows of the product's weights are a multiple, as the matrix units like them
+
+
+@triton.jit
+def step_kernel(
+    u,
+    projected,
+    rows,
+    gain,
+    bias,
+    classifier_bias,
+    noise,
+    c,
+    h,
+    symbol,
+    ended,
+    tokens,
+    H,
+    V,
+    N,
+    end_id,
+    pad_id,
+    EPS: tl.constexpr,
+    CHOOSE: tl.constexpr,
+    NOISE: tl.constexpr,
+    ADVANCE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    # u [B, N]: W h [4H], then logits [V]; projected [B, 4H]: features; rows [V + 1, 4H];
+    # noise [B, V]; c, h [B, H]; symbol, ended [B] are read and rewritten; tokens [B]
+    b = tl.program_id(0).to(tl.int64)
+    u = u + b * N
+    if CHOOSE:
+        over = tl.load(ended + b)
+        v = tl.arange(0, BLOCK_V)
+        mv = v < V
+        logits = tl.load(u + 4 * H + v, mv, 0.0).to(tl.float32)
+        logits += tl.load(classifier_bias + v, mv, 0.0).to(tl.float32)
+        if NOISE:
+            logits += tl.load(noise + b * V + v, mv, 0.0)
+        s = ranked(tl.max(rank(logits, v, mv), 0))
+        tl.store(symbol + b, s)
+        tl.store(ended + b, over | (s == end_id))
+        tl.store(tokens + b, tl.where(over != 0, pad_id, s).to(tl.int64))
+    else:
+        s = tl.load(symbol + b)
+    if ADVANCE:
+        k = tl.arange(0, BLOCK)
+        m = k < H
+        wide = c.dtype.element_ty
+        u, d, row = u + k, projected + 4 * b * H + k, rows + 4 * s.to(tl.int64) * H + k
+        i = tl.load(u, m, 0.0).to(wide) + tl.load(d, m, 0.0).to(wide)
+        f = tl.load(u + H, m, 0.0).to(wide) + tl.load(d + H, m, 0.0).to(wide)
+        g = tl.load(u + 2 * H, m, 0.0).to(wide) + tl.load(d + 2 * H, m, 0.0).to(wide)
+        o = tl.load(u + 3 * H, m, 0.0).to(wide) + tl.load(d + 3 * H, m, 0.0).to(wide)
+        i += tl.load(row, m, 0.0).to(wide)
+        f += tl.load(row + H, m, 0.0).to(wide)
+        g += tl.load(row + 2 * H, m, 0.0).to(wide)
+        o += tl.load(row + 3 * H, m, 0.0).to(wide)
+        i, f, g, o, _ = normalise(i, f, g, o, m, H, EPS)
+        before = tl.load(c + b * H + k, m, 0.0)
+        cell, out = update(i, f, g, o, gain, bias, before, k, m, H)
+        tl.store(c + b * H + k, cell, m)
+        tl.store(h + b * H + k, out.to(h.dtype.element_ty), m)
+
+
+def launch(H: int, V: int, hip: bool = bool(torch.version.hip)) -> dict[str, int]:
+    """What a program takes at once, and its options."""
+    state, choice = row_launch(H, hip), row_launch(V, hip)
+    warps = max(state["num_warps"], choice["num_warps"])
+    return {"BLOCK": state["BLOCK"], "BLOCK_V": choice["BLOCK"], "num_warps": warps}
+
+
+def decode_lstm(
+    features: Tensor,
+    feature_weight: Tensor,
+    symbol_rows: Tensor,
+    weight_hh: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    noise: Tensor | None,
+    eps: float,
+    end_id: int,
+    pad_id: int,
+    packed: Tensor | None = None,
+) -> Tensor:
+    """The op on a GPU. What one program cannot hold, float64, and int8 run as plain PyTorch."""
+    weights = {
+        "feature_weight": feature_weight,
+        "symbol_rows": symbol_rows,
+        "weight_hh": weight_hh,
+        "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+        "classifier_weight": classifier_weight,
+        "classifier_bias": classifier_bias,
+        "h0": h0,
+        "c0": c0,
+    }
+    ids = {"end_id": end_id, "pad_id": pad_id}
+    ((_, H),) = check_shapes(h0=(h0, 2))
+    _, B, V = check_decode(features, **weights, noise=noise, **ids, hidden=H, gates=4)
+    check_shapes(
+        weight_hh=(weight_hh, (4 * H, H)),
+        norm_weight=(norm_weight, (4 * H,)),
+        norm_bias=(norm_bias, (4 * H,)),
+        h0=(h0, (B, H)),
+        c0=(c0, (B, H)),
+    )
+    if runs_plain(features, packed) or max(H, V) > LARGEST:
+        rest = noise, eps, end_id, pad_id, packed
+        return decode_lstm_reference(features, *weights.values(), *rest)
+    # The recurrent weights above the classifier's, [N, H].
+    unused = -(4 * H + V) % ALIGNED
+    stacked = torch.cat([weight_hh, classifier_weight, weight_hh.new_zeros(unused, H)])
+    state = h0 @ stacked.T, c0.to(accumulate_dtype(c0.dtype), copy=True)
+    fixed = feature_weight, symbol_rows, stacked, norm_weight, norm_bias, classifier_bias
+    return decode_chunks(steps, features, noise, state, fixed, eps, **ids)
+
+
+def steps(
+    features, noise, symbol, ended, u, c, feature_weight, rows, stacked, gain, bias, logit_bias,
+    eps, end_id, pad_id,
+) -> tuple[Tensor]:  # fmt: skip
+    """A chunk, as decode.py tells; its state is u [B, N] and c [B, H]."""
+    T, B, _ = features.shape
+    H, V, N = c.shape[1], len(logit_bias), len(stacked)
+    projected = F.linear(features, feature_weight)
+    h, tokens = features.new_empty(B, H), symbol.new_empty(T, B, dtype=torch.int64)
+
+    def step(t: int, **parts) -> None:
+        """The choice of step t − 1, and the state after step t."""
+        before, now = max(t - 1, 0), min(t, T - 1)
+        step_kernel[(B,)](
+            u,
+            projected[now],
+            rows,
+            gain,
+            bias,
+            logit_bias,
+            noise[before] if len(noise) else u,
+            c,
+            h,
+            symbol,
+            ended,
+            tokens[before],
+            H,
+            V,
+            N,
+            end_id,
+            pad_id,
+            EPS=eps,
+            NOISE=len(noise) > 0,
+            **parts,
+            **launch(H, V),
+        )
+
+    for t in range(T):
+        step(t, CHOOSE=t > 0, ADVANCE=True)
+        torch.mm(h, stacked.T, out=u)
+    step(T, CHOOSE=True, ADVANCE=False)
+    return (tokens,)
