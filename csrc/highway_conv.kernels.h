@@ -119,6 +119,10 @@ void highway_conv_project(Team& team, const HighwayProject<T>& s) {
   });
   const auto [k0, k1] = team.share(G);
   for (int64_t k = k0; k < k1; ++k) {
+    if (!std::isfinite(mean[k])) {  // where ∞ − pivot is NaN, the plain mean may be ∞
+      mean[k] = 0;
+      for (int64_t r = 0; r < n; ++r) mean[k] += double(Wide<T>(s.a[r * G + k])) / double(n);
+    }
     s.mean[k] = S(mean[k]);
     s.m2[k] = S(std::max(m2[k], 0.0));
   }

@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "isa.h"
 
@@ -59,6 +60,7 @@ std::optional<double> machine_peak(const std::string& kind, int threads, double 
 PYBIND11_MODULE(_C, m) {
   m.def("compiler", [] { return __VERSION__; });
   m.def("cpu_capability", [] { return ISA_NAMES[int(current_isa.load())]; });
+  m.def("cpu_capabilities", [] { return std::vector<std::string>(ISA_NAMES, ISA_NAMES + int(best_isa()) + 1); });
   // For tests: run the kernels of a lower level than the machine's own.
   m.def("set_cpu_capability", [](const std::string& name) {
     for (int level = 0; level <= int(best_isa()); ++level)

@@ -1,7 +1,6 @@
 // Scratch memory and its sizes.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 
 // Sizes of packed operands (gemm.h), large enough at every level: rows of A, columns of B, scratch of a whole product.
@@ -14,14 +13,13 @@ inline int64_t gemm_scratch(int64_t m, int64_t n) { return (packed_rows(m) + pac
 template <class S>
 class Buffer {
  public:
-  explicit Buffer(int64_t n) : data_(static_cast<S*>(std::aligned_alloc(64, (n * sizeof(S) + 127) / 64 * 64))) {
-    if (!data_) throw std::bad_alloc();
-  }
-  ~Buffer() { std::free(data_); }
+  explicit Buffer(int64_t n) : data_(static_cast<S*>(::operator new(n * sizeof(S), ALIGNMENT))) {}
+  ~Buffer() { ::operator delete(data_, ALIGNMENT); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   operator S*() const { return data_; }
 
  private:
+  static constexpr std::align_val_t ALIGNMENT{64};
   S* data_;
 };

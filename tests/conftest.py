@@ -11,6 +11,17 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: run kernels/ on CPU tensors
 
 
+def pytest_addoption(parser):
+    parser.addoption("--cpu-capability", help="run every op at this level: baseline, avx2, ...")
+
+
+def pytest_configure(config):
+    if level := config.getoption("--cpu-capability"):
+        from fastvae import _C
+
+        _C.set_cpu_capability(level)
+
+
 @pytest.fixture(autouse=True)
 def strict():
     """Fixed seed; every uninitialised buffer starts as NaN, in Python and in C++."""
@@ -18,3 +29,12 @@ def strict():
     torch.use_deterministic_algorithms(True)  # implies deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=[1, 2, 5], ids="threads={}".format)
+def threads(request):
+    """Kernels run on so many threads: one, two, more than there are cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

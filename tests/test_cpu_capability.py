@@ -16,12 +16,11 @@ from fastvae.ops.layer_norm_lstm import layer_norm_lstm_reference
 from fastvae.ops.linear import linear_reference
 from fastvae.testing import assert_accurate, gradients
 
-LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16"]
 BEST = fastvae.cpu_capability()
 T, B, C, D, V = 3, 5, 17, 6, 11
 
 
-@pytest.fixture(params=LEVELS[: LEVELS.index(BEST) + 1])
+@pytest.fixture(params=_C.cpu_capabilities())
 def level(request):
     _C.set_cpu_capability(request.param)
     yield request.param
