@@ -208,7 +208,8 @@ def report(run: Run) -> str:
     parts = [setting(run), "\n".join(table)]
     if notes:
         listed = "\n".join(f"{n}. {note}" for n, note in enumerate(notes, 1))
-        parts.append(f"What falls short, in numbers:\n\n{listed}")
+        folded = f"<summary>What falls short, in numbers</summary>\n\n{listed}\n\n"
+        parts.append(f"<details>{folded}</details>")
     if missing := [f"{t.work}: {t.line} over {t.over}" for t in TARGETS if run.reached(t) is None]:
         parts.append("Not measured in this run: " + "; ".join(missing) + ".")
     return "\n\n".join(parts)
