@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastvae.ops import decode_lstm, decode_lstm_pack
 from fastvae.ops.decode_lstm import decode_lstm_reference, decode_steps, lstm_step
+from fastvae.ops.decode_lstm import teacher_forced as by_symbols
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
 from fastvae.testing import assert_best
 
@@ -73,14 +74,10 @@ def teacher_forced(tokens: Tensor, int8: bool):
     """The logits [T, B, V] of every step, given the tokens before it, as a function of inputs."""
 
     def logits(features, feature_weight, symbol_rows, *rest) -> Tensor:
-        if int8:
-            run = lstm_step(feature_weight, *rest, EPS, int8=True)
-        else:
-            run = running(cell, feature_weight, *rest)
-        previous = [torch.full_like(tokens[:, 0], V), *tokens.T[:-1]]
-        return torch.stack(
-            [run(d, symbol_rows[s]) for d, s in zip(features, previous, strict=True)]
-        )
+        step = lstm_step(feature_weight, *rest, EPS, int8=int8)
+        start = torch.full_like(tokens[:, :1], V)
+        previous = torch.cat([start, tokens[:, :-1]], 1).T
+        return by_symbols(step, features, symbol_rows, previous)
 
     return logits
 

@@ -38,3 +38,21 @@ def threads(request):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+def pytest_generate_tests(metafunc):
+    if "level" in metafunc.fixturenames:
+        from fastvae import _C
+
+        metafunc.parametrize("level", _C.cpu_capabilities(), indirect=True)
+
+
+@pytest.fixture
+def level(request):
+    """Kernels run at this instruction set: each that the machine has, in turn."""
+    from fastvae import _C
+
+    before = _C.cpu_capability()
+    _C.set_cpu_capability(request.param)
+    yield request.param
+    _C.set_cpu_capability(before)

@@ -16,15 +16,7 @@ from fastvae.ops.layer_norm_lstm import layer_norm_lstm_reference
 from fastvae.ops.linear import linear_reference
 from fastvae.testing import assert_accurate, gradients
 
-BEST = fastvae.cpu_capability()
 T, B, C, D, V = 3, 5, 17, 6, 11
-
-
-@pytest.fixture(params=_C.cpu_capabilities())
-def level(request):
-    _C.set_cpu_capability(request.param)
-    yield request.param
-    _C.set_cpu_capability(BEST)
 
 
 def lstm_inputs(dtype):

@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+import test_decode_bytenet
+import test_decode_lstm
 import torch
 
 from fastvae import _C, ops
@@ -13,43 +15,10 @@ from fastvae.ops.decode_lstm import decode_lstm_reference, lstm_step, teacher_fo
 from fastvae.ops.int8 import int8_linear, round_rows
 from fastvae.testing import assert_best
 
-LEVELS = ["baseline", "avx2", "avx512", "avx512_bf16"]
-BEST = _C.cpu_capability()
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 # (T, B, D, H or C, V): ones, primes, lanes and their neighbours, more than a tile's rows
 SHAPES = [(1, 1, 1, 1, 1), (5, 1, 3, 7, 2), (1, 7, 5, 3, 11), (6, 2, 0, 16, 16), (7, 3, 4, 15, 17)]
 SHAPES += [(5, 5, 13, 17, 15), (3, 13, 49, 49, 33), (4, 9, 48, 48, 51), (3, 1, 20, 129, 97)]
-
-
-def make_lstm(shape, dtype=torch.float32):
-    T, B, D, H, V = shape
-    tensors = (
-        torch.randn(T, B, D),
-        torch.randn(4 * H, D) / max(D, 1) ** 0.5,
-        torch.randn(V + 1, 4 * H),
-        torch.randn(4 * H, H) / H**0.5,
-        1 + 0.1 * torch.randn(4 * H),
-        0.1 * torch.randn(4 * H),
-        2 * torch.randn(V, H),
-        0.1 * torch.randn(V),
-        torch.randn(B, H).tanh(),
-        torch.randn(B, H),
-    )
-    return [t.to(dtype) for t in tensors]
-
-
-def make_bytenet(shape, dtype=torch.float32):
-    T, B, D, C, V = shape
-    tensors = (
-        torch.randn(T, B, D),
-        torch.randn(2 * C, D) / max(D, 1) ** 0.5,
-        torch.randn(V + 1, 2 * C),
-        torch.randn(3, 3 * C, C, 2) / C**0.5,
-        torch.randn(3, 3 * C),
-        2 * torch.randn(V, C),
-        0.1 * torch.randn(V),
-    )
-    return [t.to(dtype) for t in tensors]
 
 
 def lstm_logits(tokens, *inputs):
@@ -70,7 +39,7 @@ def before(tokens, rows):
 
 OPS = {
     "lstm": SimpleNamespace(
-        make=make_lstm,
+        make=test_decode_lstm.make,
         decode=ops.decode_lstm,
         pack=lambda i, **how: ops.decode_lstm_pack(i[1], i[3], i[6], **how),
         reference=decode_lstm_reference,
@@ -80,7 +49,7 @@ OPS = {
         paper=(12, 32, 200, 1000, 259),
     ),
     "bytenet": SimpleNamespace(
-        make=make_bytenet,
+        make=lambda shape, *dtype: test_decode_bytenet.make((*shape, 3), *dtype),
         decode=ops.decode_bytenet,
         pack=lambda i, **how: ops.decode_bytenet_pack(i[1], i[3], i[5], **how),
         reference=decode_bytenet_reference,
@@ -96,13 +65,6 @@ SMALL = (6, 3, 4, 5, 7)
 @pytest.fixture(params=OPS)
 def op(request):
     return OPS[request.param]
-
-
-@pytest.fixture(params=LEVELS[: LEVELS.index(BEST) + 1])
-def level(request):
-    _C.set_cpu_capability(request.param)
-    yield request.param
-    _C.set_cpu_capability(BEST)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -140,16 +102,11 @@ def test_int8_of_the_paper(op):
     assert_best(tokens, lambda *t: op.logits(tokens, *t), *inputs)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("B", [1, 2, 4, 9])
 def test_int8_thread_counts(op, B, threads):
-    inputs, before = op.make((5, B, 13, 90, 31), torch.float64), torch.get_num_threads()
+    inputs = op.make((5, B, 13, 90, 31), torch.float64)
     packed = op.pack(inputs, int8=True)
-    torch.set_num_threads(threads)
-    try:
-        tokens = op.decode(*inputs, packed=packed)
-    finally:
-        torch.set_num_threads(before)
+    tokens = op.decode(*inputs, packed=packed)
     assert torch.equal(tokens, op.reference(*inputs, packed=packed))
 
 
@@ -247,9 +204,12 @@ def test_rejects_other_weights(op, int8):
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_rejects_another_capability(op, level, int8):
+    others = [other for other in _C.cpu_capabilities() if other != level]
+    if not others:
+        pytest.skip("this machine has one level")
     inputs = op.make((3, 2, 4, 9, 5))
     packed = op.pack(inputs, int8=int8)
-    _C.set_cpu_capability("baseline" if level != "baseline" else BEST)
+    _C.set_cpu_capability(others[0])
     with pytest.raises(RuntimeError, match="at another CPU capability: pack again"):
         op.decode(*inputs, packed=packed)
 
