@@ -15,6 +15,9 @@ from rich.text import Text
 from fastvae import metrics
 from fastvae.allocator import keep_freed_memory
 from fastvae.demo import demo as run_demo
+from fastvae.evaluation import measure
+from fastvae.experiments import NAMES, PAPER_STEPS, Options
+from fastvae.experiments import experiment as run_experiment
 from fastvae.info import facts
 from fastvae.inputs import (
     encode_texts,
@@ -171,24 +174,17 @@ def evaluate(
     model, vocabulary = load_model(run, best=best, device=device)
     corpus = open_for(model, vocabulary, data)
     count = min(len(corpus), limit or len(corpus))
-    batches = track(corpus.batches(batch_size, count), "bound", -(-count // batch_size))
-    result = metrics.evaluate(model, batches, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    if mi_texts:
-        n = min(mi_texts, count)
-        parts = [posterior(model, tokens) for tokens in corpus.batches(batch_size, n)]
-        mean, logvar = map(torch.cat, zip(*parts, strict=True))
-        result["mutual_information"] = metrics.mutual_information(mean, logvar, generator=generator)
-        result["mutual_information_texts"] = n
-    if nll_texts:
-        n = min(nll_texts, count)
-        parts = track(corpus.batches(8, n), "importance-weighted NLL", -(-n // 8))
-        nll = torch.cat(
-            [metrics.importance_weighted_nll(model, x, nll_samples, generator) for x in parts]
-        )
-        result["importance_weighted_nll"] = nll.mean().item()
-        result["importance_weighted_nll_texts"] = n
-        result["importance_weighted_nll_samples"] = nll_samples
+    result = measure(
+        model,
+        corpus,
+        limit=count,
+        nll_texts=nll_texts,
+        nll_samples=nll_samples,
+        mi_texts=mi_texts,
+        batch_size=batch_size,
+        seed=seed,
+        track=track,
+    )
     if int8_texts:
         n = min(int8_texts, count)
         parts = track(corpus.batches(batch_size, n), "int8 weights", -(-n // batch_size))
@@ -347,6 +343,68 @@ def encode(
     finally:
         partial.unlink(missing_ok=True)
     console(stderr=True).print(f"{out}: {shape[0]:,} texts, {shape[1]} dimensions")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def experiment(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help=", ".join(NAMES))],
+    data: Annotated[Path | None, typer.Option("--data", help="Text file to train on.")] = None,
+    valid: Annotated[Path | None, typer.Option(help="Text file to evaluate on.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Text file that the tables are of.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of runs and results.")] = Path(
+        "experiments"
+    ),
+    text: Annotated[
+        str | None, typer.Option(help="characters or tweets, where an exhibit has both.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run.")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's 100,000 steps.")] = False,
+    points: Annotated[
+        str | None, typer.Option(help="How many points, or parts of their names.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each point.")] = 1,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first held-out texts.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Run an exhibit of the paper: its grid of models, table and figure.
+
+    Without --data it runs on a synthetic text, to see that it works. --steps scales the run and its
+    decay; the annealing keeps its steps. Every field of models and training is an option too.
+
+    Ctrl-C saves all runs; the same command goes on from there, and finished runs are kept.
+    """
+    if (data is None) != (valid is None) or (test is not None and data is None):
+        raise ValueError("give --data and --valid together, with or without --test")
+    if paper and steps:
+        raise ValueError("--steps and --paper exclude each other")
+    files = {"train": data, "valid": valid, "test": test}
+    options = Options(
+        out=out,
+        files={split: path for split, path in files.items() if path},
+        text=text,
+        steps=PAPER_STEPS if paper else steps,
+        points=points,
+        seeds=seeds,
+        jobs=jobs,
+        device=device,
+        limit=limit,
+        overrides=_options(context.args),
+    )
+    result = run_experiment(name, options, console(stderr=True))
+    if as_json:
+        print_json(result)
+    else:
+        for path in result["written"]:
+            console().print(path, soft_wrap=True)
+        console().print(f"runs of the grid not finished: {result['left']}", soft_wrap=True)
+    if result["interrupted"]:
+        raise typer.Exit(130)
+    if result["failed"]:
+        run, why = next(iter(result["failed"].items()))
+        raise ValueError(f"{len(result['failed'])} runs failed, the first {run}: {why}")
 
 
 @app.command()

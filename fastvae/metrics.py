@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastvae.models.vae import evaluating
-from fastvae.objective import reconstruction_nats
+from fastvae.nn import widen
+from fastvae.objective import gaussian_kl, reconstruction_nats
 
 ACTIVE_VARIANCE = 0.01
 _NOTHING = "there is nothing to evaluate: the data give no sample of the model's length"
@@ -60,6 +61,22 @@ def evaluate(
         "active_units": active_units(torch.cat(means)),
         "samples": count,
     }
+
+
+@torch.no_grad()
+def terms_per_text(model: nn.Module, tokens: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Tokens [B, L] -> reconstruction [B] of one z each and the closed-form KL [B], float64 nats.
+
+    Their means are those of `evaluate`; singly they give the errors of differences between texts.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parameter = next(model.parameters())
+    tokens = tokens.to(parameter.device)
+    with evaluating(model):
+        mean, logvar = map(widen, model.posterior(tokens))
+        z = mean + (logvar / 2).exp() * _row_noise(model, tokens, generator).to(mean)
+        nats = -model.log_likelihood(tokens, z)
+    return nats.cpu().double(), gaussian_kl(mean, logvar).sum(1).cpu().double()
 
 
 @torch.no_grad()
@@ -192,6 +209,13 @@ def unique_share(texts: Sequence[str]) -> float:
 def most_common_share(texts: Sequence[str]) -> float:
     """Share of the text that occurs most often."""
     return Counter(texts).most_common(1)[0][1] / len(texts)
+
+
+def variety(texts: Sequence[str]) -> dict[str, float]:
+    """distinct_1, 2 and 3 of words, unique_share and most_common_share; all depend on how many."""
+    found = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
+    shares = {"unique_share": unique_share(texts), "most_common_share": most_common_share(texts)}
+    return {**found, **shares}
 
 
 def _log_normal(noise: Tensor, logvar: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ PRESETS: dict[str, Preset] = {
     "tweets": Preset(
         "the paper's hybrid for tweets, on lines of bytes",
         length=128,
+        model_arguments={"latent_size": 100},
         text=TWEETS,
         training={
             "steps": 100_000,
@@ -133,20 +134,28 @@ def configure(name: str, overrides: Mapping[str, str]) -> Preset:
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}: there are {', '.join(PRESETS)}")
     preset = PRESETS[name]
-    model, training = _model_fields(preset.model), _training_fields()
-    for key, text in overrides.items():
-        if key == "length":
-            preset = replace(preset, length=_parse(key, text, int))
-        elif key in model:
-            value = _parse(key, text, model[key])
-            preset = replace(preset, model_arguments={**preset.model_arguments, key: value})
-        elif key in training:
-            value = _parse(key, text, training[key])
-            preset = replace(preset, training={**preset.training, key: value})
-        else:
-            there = ", ".join(["length", *model, *training])
-            raise ValueError(f"{name} has no field {key!r}: there are {there}")
-    return preset
+    kinds = field_types(preset)
+    for key in overrides:
+        if key not in kinds:
+            raise ValueError(f"{name} has no field {key!r}: there are {', '.join(kinds)}")
+    return changed(preset, {key: parse(key, text, kinds[key]) for key, text in overrides.items()})
+
+
+def changed(preset: Preset, values: Mapping[str, Any]) -> Preset:
+    """The preset with these fields: `length`, arguments of its model or of `TrainingConfig`."""
+    training = {k: v for k, v in values.items() if k in _training_fields()}
+    model = {k: v for k, v in values.items() if k != "length" and k not in training}
+    return replace(
+        preset,
+        length=values.get("length", preset.length),
+        model_arguments={**preset.model_arguments, **model},
+        training={**preset.training, **training},
+    )
+
+
+def field_types(preset: Preset) -> dict[str, Any]:
+    """Fields of a preset that may be changed -> their types."""
+    return {"length": int, **_model_fields(preset.model), **_training_fields()}
 
 
 def open_corpus(
@@ -190,7 +199,7 @@ def _training_fields() -> dict[str, Any]:
     return {f.name: hints[f.name] for f in fields(TrainingConfig)}
 
 
-def _parse(name: str, text: str, hint: Any) -> Any:
+def parse(name: str, text: str, hint: Any) -> Any:
     """A value of the hinted type from its text: `12`, `0.5`, `true`, `64,128`, `none`."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for kind in kinds:

@@ -1,0 +1,191 @@
+"""The paper's exhibits: grids of runs, their results as JSON, a Markdown page and a figure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fastvae.experiments import (
+    equal_kl,
+    fig3,
+    fig4,
+    fig5,
+    fig6,
+    interpolations,
+    samples,
+    speed,
+    table3,
+)
+from fastvae.experiments.grid import STEPS, Exhibit, Point, Run, pick, runs
+from fastvae.experiments.point import Job, finished
+from fastvae.experiments.report import LONG, markdown, rows_of
+from fastvae.experiments.runner import default_jobs, run_jobs
+from fastvae.files import make_folder, write_bytes, write_json
+from fastvae.inputs import find_device
+from fastvae.text import SyntheticCorpus
+
+EXHIBITS: dict[str, Exhibit] = {
+    "fig3": fig3.EXHIBIT,
+    "fig4": fig4.EXHIBIT,
+    "fig5": fig5.EXHIBIT,
+    "fig6": fig6.EXHIBIT,
+    "table3": table3.EXHIBIT,
+    "samples": samples.EXHIBIT,
+    "interpolations": interpolations.EXHIBIT,
+    "equal-kl": equal_kl.EXHIBIT,
+}
+NAMES = (*EXHIBITS, "speed")
+PAPER_STEPS = 100_000
+SYNTHETIC_LINES = {"train": 20_000, "valid": 2000, "test": 2000}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run an exhibit; None takes the exhibit's own.
+
+    files: split (train, valid, perhaps test) -> path; without any a synthetic text is made.
+    overrides: fields of models and training by name, their values as text. limit: texts of each
+    held-out pass. points: a number, or comma-separated patterns of names.
+    """
+
+    out: Path
+    files: Mapping[str, str] = field(default_factory=dict)
+    text: str | None = None
+    steps: int | None = None
+    points: str | None = None
+    seeds: int = 1
+    jobs: int | None = None
+    device: str | None = None
+    limit: int | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+
+def experiment(name: str, options: Options, console: Console) -> dict[str, Any]:
+    """Run or go on with an exhibit and write NAME.json, NAME.md and NAME.png to `options.out`.
+
+    -> the written paths, `failed` (run -> why), `left` (runs not finished) and `interrupted`.
+    Raises ValueError for a name, point or field that there is not.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no exhibit {name!r}: there are {', '.join(NAMES)}")
+    grids = speed.POINTS if name == "speed" else EXHIBITS[name].grids
+    text = options.text or next(iter(grids))
+    if text not in grids:
+        raise ValueError(f"{name} is not about {text}: there are {', '.join(grids)}")
+    find_device(options.device)
+    make_folder(options.out)
+    files = {split: str(path) for split, path in options.files.items()} or _synthetic(options.out)
+    if name == "speed":
+        return _speed(options, text, files)
+    return _grid(name, EXHIBITS[name], options, text, files, console)
+
+
+def _grid(
+    name: str,
+    exhibit: Exhibit,
+    options: Options,
+    text: str,
+    files: dict[str, str],
+    console: Console,
+) -> dict[str, Any]:
+    points, steps = exhibit.grids[text], options.steps or STEPS[text]
+
+    def jobs(points: Sequence[Point]) -> list[tuple[Run, Job]]:
+        found = runs(points, steps, options.seeds, options.overrides)
+        return [(run, _job(run, options, files)) for run in found]
+
+    todo = [job for _, job in jobs(pick(points, options.points)) if not finished(job)]
+    failed, interrupted = {}, False
+    if todo:
+        at_once = options.jobs or default_jobs(options.device)
+        failed, interrupted = run_jobs(todo, at_once, options.device, console)
+    results = [_labelled(run, result) for run, job in jobs(points) if (result := finished(job))]
+    written = _write(name, exhibit, options, steps, files, results, failed)
+    left = len(points) * options.seeds - len(results)
+    return {"written": written, "failed": failed, "left": left, "interrupted": interrupted}
+
+
+def _job(run: Run, options: Options, files: dict[str, str]) -> Job:
+    return Job(
+        preset=run.preset,
+        folder=options.out / "runs" / run.name,
+        files=files,
+        cache=str(options.out / "cache"),
+        device=options.device,
+        limit=options.limit,
+    )
+
+
+def _labelled(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    point = run.point
+    label = {"series": point.series, "x": point.x, "mode": point.mode}
+    return {"run": run.name, **label, "seed": run.seed, **result}
+
+
+def _write(
+    name: str,
+    exhibit: Exhibit,
+    options: Options,
+    steps: int,
+    files: dict[str, str],
+    results: list[dict[str, Any]],
+    failed: dict[str, str],
+) -> list[str]:
+    rows, out = rows_of(results), options.out
+    written = [out / f"{name}.json", out / f"{name}.md"]
+    if rows and exhibit.draw:
+        written.append(out / f"{name}.png")
+        unit = results[0]["unit"]
+        exhibit.draw(rows, written[-1], unit=unit, axis=exhibit.axis)
+    left_out = {*LONG} - {exhibit.shows}
+    kept = [{k: v for k, v in r.items() if k not in left_out} for r in results]
+    notes = _notes(options, files, f"{steps:,} of the paper's {PAPER_STEPS:,} steps")
+    if any(result["kl_weight"] < 1 for result in results if result["kl_weight"]):
+        notes.append("some runs end before their annealing does: see the KL's weight")
+    document = {"exhibit": name, "title": exhibit.title, "notes": notes, "results": kept}
+    write_json(written[0], document)
+    page = markdown(exhibit, rows, notes, failed, f"{name}.png" if len(written) > 2 else None)
+    write_bytes(written[1], page.encode())
+    return [str(path) for path in written]
+
+
+def _notes(options: Options, files: Mapping[str, str], steps: str) -> list[str]:
+    """What a reader must know: how long, on what, with what changed."""
+    data = ", ".join(Path(path).name for path in files.values())
+    notes = [steps, f"data: {data}" if options.files else "synthetic text, not the paper's"]
+    if options.overrides:
+        fields = ", ".join(f"{key} = {value}" for key, value in options.overrides.items())
+        notes.append(f"changed from the paper's settings: {fields}")
+    return notes
+
+
+def _speed(options: Options, text: str, files: dict[str, str]) -> dict[str, Any]:
+    steps, out = options.steps or speed.STEPS, options.out
+    result = speed.measure_speed(
+        text, files["train"], out / "cache", steps, options.device, options.overrides
+    )
+    where = find_device(options.device)
+    on = torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU"
+    machine = f"{on}, {torch.get_num_threads()} threads"
+    notes = [*_notes(options, files, f"medians of {steps} steps of each, taken in turns"), machine]
+    written = [out / "speed.json", out / "speed.md"]
+    write_json(written[0], {"exhibit": "speed", "notes": notes, **result})
+    write_bytes(written[1], speed.page(result, notes).encode())
+    return {"written": list(map(str, written)), "failed": {}, "left": 0, "interrupted": False}
+
+
+def _synthetic(out: Path) -> dict[str, str]:
+    """Lines of the synthetic corpus as files, where no text is given."""
+    folder, corpus = out / "synthetic", SyntheticCorpus()
+    make_folder(folder)
+    files = {}
+    for seed, (split, count) in enumerate(SYNTHETIC_LINES.items()):
+        path = folder / f"{split}.txt"
+        if not path.exists():
+            lines = corpus.lines(count, torch.Generator().manual_seed(seed))
+            write_bytes(path, ("\n".join(lines) + "\n").encode())
+        files[split] = str(path)
+    return files

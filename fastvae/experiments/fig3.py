@@ -1,0 +1,51 @@
+"""Figure 3: training curves of historyless autoencoders, feed-forward and LSTM, by length.
+
+w = 0 and no history: all that is written has come through z. As released, the LSTM has 500 units
+and comes near the other's size only at the largest length; matched, it is as large at each.
+"""
+
+from fastvae.experiments.figures import curves
+from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Claim, Exhibit, Point
+from fastvae.experiments.report import trace
+from fastvae.presets import CHARACTERS
+
+AUTOENCODER = {"kl_floor": 0.0, "kl_start": 0, "kl_end": 0, "kl_target": 0.0}
+# Length -> LSTM units that make the recurrent model as large as the feed-forward one.
+EQUAL_SIZE = {20: 244, 32: 288, 52: 352, 100: 476}
+CONV, LSTM = "feed-forward", "LSTM"
+
+
+def _points(length: int) -> tuple[Point, ...]:
+    setting = {"length": length, **AUTOENCODER}
+    lstm = {"word_dropout": 1.0, **setting}
+    same_size = {"hidden_size": EQUAL_SIZE[length], **lstm}
+    return (
+        Point(CONV, length, "ptb-conv", setting, BOTH),
+        Point(LSTM, length, "ptb-lstm-vae", lstm, RELEASED),
+        Point(LSTM, length, "ptb-lstm-vae", same_size, MATCHED, match="ptb-conv"),
+    )
+
+
+EXHIBIT = Exhibit(
+    title="Figure 3: training curves of autoencoders",
+    claims=(
+        Claim(
+            "the feed-forward model converges at every length",
+            lambda rows: (
+                "bits of reconstruction at length "
+                + trace(rows, "reconstruction_bpc", ".2f", series=CONV)
+            ),
+        ),
+        Claim(
+            "the LSTM stalls from a length of about 30",
+            lambda rows: (
+                "bits of reconstruction at length "
+                + trace(rows, "reconstruction_bpc", ".2f", series=LSTM)
+            ),
+        ),
+    ),
+    grids={CHARACTERS: tuple(p for length in EQUAL_SIZE for p in _points(length))},
+    axis="length",
+    draw=curves,
+    shows="curves",
+)

@@ -1,0 +1,174 @@
+"""An exhibit of the paper as data: the points of its grid, and how their runs are shortened.
+
+A point is a preset with some fields changed; a run is a point at a number of steps and a seed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from fastvae.presets import CHARACTERS, PRESETS, TWEETS, Preset, changed, field_types, parse
+from fastvae.training_config import TrainingConfig
+
+RELEASED, MATCHED, BOTH = "as released", "matched", "both"
+# What a matched baseline takes from the model that it is compared with, besides the latent size.
+MATCHED_FIELDS = (
+    "kl_floor", "kl_start", "kl_end", "lr_decay", "lr_decay_every", "lr_decay_start", "clip_norm"
+)  # fmt: skip
+# Steps where neither --steps nor --paper says otherwise: every annealing has ended by then.
+STEPS = {CHARACTERS: 20_000, TWEETS: 70_000}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model of a grid: a preset with `changes`, at `x` of the line `series` of a figure.
+
+    mode: the comparison that it stands in, "as released", "matched" or both. match: the preset
+    whose latent size, KL schedule, decay and clipping it takes; None keeps its own.
+    """
+
+    series: str
+    x: float
+    preset: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    mode: str = BOTH
+    match: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Different for different settings: `ptb-lstm_length-48_aux-weight-0.2`."""
+        matched = f"_as-{self.match}" if self.match else ""
+        return self.preset + matched + _suffix(self.changes)
+
+    @property
+    def settings(self) -> Preset:
+        """The paper's settings of this point, with the paper's number of steps."""
+        preset = PRESETS[self.preset]
+        if self.match:
+            other = PRESETS[self.match]
+            training = TrainingConfig(**other.training)
+            taken = {name: getattr(training, name) for name in MATCHED_FIELDS}
+            taken["latent_size"] = other.model_arguments["latent_size"]
+            preset = changed(preset, taken)
+        return changed(preset, self.changes)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper shows, and the function that says in numbers what rows of ours show."""
+
+    text: str
+    ours: Callable[[Sequence[Any]], str]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A figure or table of the paper: kinds of text -> points, the first kind by default.
+
+    draw(rows, path, unit=, axis=) makes the figure; details(results) adds Markdown made of texts.
+    shows: the long part of results that these need.
+    """
+
+    title: str
+    claims: tuple[Claim, ...]
+    grids: Mapping[str, tuple[Point, ...]]
+    axis: str = ""
+    draw: Callable[..., None] | None = None
+    details: Callable[[Sequence[dict[str, Any]]], str] | None = None
+    shows: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A point to be trained: all that its folder's name and its training follow from."""
+
+    point: Point
+    preset: Preset
+    seed: int
+    name: str
+
+    @property
+    def steps(self) -> int:
+        return self.preset.training["steps"]
+
+
+def runs(
+    points: Sequence[Point], steps: int, seeds: int, overrides: Mapping[str, str]
+) -> list[Run]:
+    """Every point with seed 0, then with seed 1 and so on.
+
+    `overrides` are fields by name with their values as text; each reaches the points that have it.
+    Raises ValueError for a field that no point has, and for one that the points differ in.
+    """
+    _check_overrides(points, overrides)
+    found = []
+    for point in points:
+        kinds = field_types(point.settings)
+        values = {k: parse(k, v, kinds[k]) for k, v in overrides.items() if k in kinds}
+        preset = shortened(changed(point.settings, values), steps)
+        found.append((point, preset, f"{point.name}{_suffix(values)}_steps-{steps}"))
+    return [
+        Run(
+            point,
+            changed(preset, {"seed": seed}),
+            seed,
+            f"{name}_seed-{seed}",
+        )
+        for seed in range(seeds)
+        for point, preset, name in found
+    ]
+
+
+def shortened(preset: Preset, steps: int) -> Preset:
+    """The preset for `steps` steps: the decay shrinks with them, the annealing stays as it is.
+
+    An annealing squeezed into fewer steps collapses for reasons that are not the paper's.
+    """
+    config = TrainingConfig(**preset.training)
+    share = steps / config.steps
+    looks = {
+        "log_every": max(1, steps // 200),
+        "eval_every": max(1, steps // 20),
+        "eval_samples": 512,
+        "sample_every": 0,
+    }
+    values = {"steps": steps, **looks}
+    if config.lr_decay != 1:
+        values["lr_decay_start"] = round(config.lr_decay_start * share)
+        values["lr_decay_every"] = max(1, round(config.lr_decay_every * share))
+    training = {**preset.training, **values}
+    return replace(preset, training=training)
+
+
+def pick(points: Sequence[Point], wanted: str | None) -> list[Point]:
+    """The first N points, or those with one of the comma-separated patterns in their names."""
+    if wanted is None:
+        return list(points)
+    if wanted.isdecimal():
+        if int(wanted) < 1:
+            raise ValueError("--points must be at least 1")
+        return list(points[: int(wanted)])
+    patterns = [f"*{part.strip()}*" for part in wanted.split(",")]
+    for pattern in patterns:
+        if not any(fnmatchcase(point.name, pattern) for point in points):
+            names = ", ".join(point.name for point in points)
+            raise ValueError(f"no point is named like {pattern.strip('*')!r}: there are {names}")
+    return [p for p in points if any(fnmatchcase(p.name, pattern) for pattern in patterns)]
+
+
+def _check_overrides(points: Sequence[Point], overrides: Mapping[str, str]) -> None:
+    known = dict.fromkeys(name for p in points for name in field_types(p.settings))
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"no point has a field {name!r}: there are {', '.join(known)}")
+        if name in ("steps", "seed") or any(name in p.changes for p in points):
+            raise ValueError(f"{name} is set by the grid: choose among its points with --points")
+
+
+def _suffix(values: Mapping[str, Any]) -> str:
+    return "".join(f"_{k.replace('_', '-')}-{_word(v)}" for k, v in values.items())
+
+
+def _word(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

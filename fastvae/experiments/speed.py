@@ -1,0 +1,102 @@
+"""Training speed: the hybrid beside the LSTM VAE, step by step in turns, and plain PyTorch's."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastvae import reference
+from fastvae.experiments import fig4, table3
+from fastvae.experiments.grid import RELEASED, Point, runs
+from fastvae.inputs import find_device
+from fastvae.presets import CHARACTERS, TWEETS, build_model, open_corpus
+from fastvae.terminal import track
+
+TITLE = "Speed: training steps a second"
+CLAIM = "the hybrid trains about 2x faster than the LSTM VAE"
+STEPS = 20
+POINTS: dict[str, tuple[Point, ...]] = {
+    TWEETS: (table3.HYBRID, table3.lstm(0.5, RELEASED)),
+    CHARACTERS: tuple(
+        point
+        for point in fig4.EXHIBIT.grids[CHARACTERS]
+        if point.x == 48 and point.series in (fig4.HYBRID, "LSTM VAE, p = 0.5")
+    )[:2],
+}
+
+
+def measure_speed(
+    text: str, data: str, cache: Path, steps: int, device: str | None, overrides: Mapping[str, str]
+) -> dict[str, Any]:
+    """Median seconds of `steps` steps of each model, ours and plain PyTorch's, taken in turns."""
+    where = find_device(device)
+    trainers, sizes = {}, {}
+    for run in runs(POINTS[text], steps, 1, overrides):
+        corpus = open_corpus(Path(data), run.preset.length, text=text, cache=cache)
+        torch.manual_seed(0)
+        model = build_model(run.preset, corpus.vocabulary).to(where)
+        twin = getattr(reference, run.preset.model)(**model.config).to(where)
+        twin.load_state_dict(model.state_dict())
+        batch = run.preset.training["batch_size"]
+        tokens = corpus.batch(batch, torch.Generator().manual_seed(0)).to(where)
+        trainers[run.point.series, "fastvae"] = _trainer(model, tokens)
+        trainers[run.point.series, "plain PyTorch"] = _trainer(twin, tokens)
+        sizes[run.point.series] = sum(p.numel() for p in model.parameters())
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in trainers}
+    for turn in track(range(steps + 1), "steps in turns", steps + 1):
+        for key, step in trainers.items():
+            begin = time.perf_counter()
+            step()
+            if where.type == "cuda":
+                torch.cuda.synchronize(where)
+            if turn:  # the first warms up
+                times[key].append(time.perf_counter() - begin)
+    rows = [
+        {
+            "model": name,
+            "by": by,
+            "parameters": sizes[name],
+            "steps": steps,
+            "seconds_per_step": median(found),
+            "steps_per_second": 1 / median(found),
+        }
+        for (name, by), found in times.items()
+    ]
+    found = {(row["model"], row["by"]): row["steps_per_second"] for row in rows}
+    names = list(sizes)
+    ratios = {by: found[names[0], by] / found[names[1], by] for by in ("fastvae", "plain PyTorch")}
+    return {"rows": rows, "ratios": ratios}
+
+
+def page(result: Mapping[str, Any], notes: list[str]) -> str:
+    """The measured speeds as Markdown."""
+    ours = ", ".join(f"{ratio:.2f}x ({by})" for by, ratio in result["ratios"].items())
+    lines = [
+        f"| {r['model']} | {r['by']} | {r['parameters']:,} | {r['steps_per_second']:.3g} |"
+        for r in result["rows"]
+    ]
+    parts = [
+        f"# {TITLE}",
+        "\n".join(f"- {note}" for note in notes),
+        f"| the paper | ours |\n| --- | --- |\n| {CLAIM} | {ours} |",
+        "| model | by | parameters | steps a second |\n| --- | --- | --- | --- |\n"
+        + "\n".join(lines),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _trainer(model: nn.Module, tokens: Tensor):
+    """A training step: forward, backward, Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
+    model.train()
+
+    def step() -> None:
+        model(tokens, 0.5).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
