@@ -1,0 +1,343 @@
+"""The paper's exhibits: settings of every point, shortened runs, grids that go on, their pages."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from rich.console import Console
+
+from fastvae import cli
+from fastvae.experiments import EXHIBITS, NAMES, Options, experiment
+from fastvae.experiments.fig3 import EQUAL_SIZE
+from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Point, pick, runs, shortened
+from fastvae.experiments.report import code, in_mode, markdown, rows_of, trace
+from fastvae.presets import PRESETS, TWEETS, build_model
+from fastvae.text import ByteVocabulary, CharVocabulary
+from fastvae.training_config import TrainingConfig
+
+PTB = CharVocabulary("".join(map(chr, range(33, 83))))  # 50 characters, as in the paper
+TINY = {
+    "encoder_channels": "8,8",
+    "latent_size": "4",
+    "feature_channels": "8",
+    "conv_channels": "16",
+    "hidden_size": "8",
+}
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+FIG6 = ["experiment", "fig6", "--steps=200", "--points=2", "--jobs=2", *FLAGS]
+GRIDS = [(name, text) for name, exhibit in EXHIBITS.items() for text in exhibit.grids]
+
+
+def points(name, text=None):
+    grids = EXHIBITS[name].grids
+    return grids[text or next(iter(grids))]
+
+
+def built(preset):
+    with torch.device("meta"):
+        return build_model(preset, ByteVocabulary() if preset.text == TWEETS else PTB)
+
+
+def size(point):
+    return sum(p.numel() for p in built(point.settings).parameters())
+
+
+def config(point):
+    return TrainingConfig(**point.settings.training)
+
+
+@pytest.mark.parametrize(("name", "text"), GRIDS)
+def test_every_point_is_a_model_of_its_own(name, text):
+    grid = points(name, text)
+    assert len({point.name for point in grid}) == len(grid)
+    assert len({(p.series, p.x, p.mode) for p in grid}) == len(grid)
+    for run in runs(grid, 200, 1, {}):
+        assert run.preset.text == text
+        assert built(run.preset).length == run.preset.length
+        TrainingConfig(**run.preset.training)
+
+
+def test_figure_3_trains_autoencoders_without_history():
+    for point in points("fig3"):
+        schedule = config(point).kl_schedule
+        assert {schedule(step) for step in (0, 1, 10_000, 99_999)} == {0.0}
+        model = built(point.settings)
+        assert model.decoder is None or model.word_dropout == 1
+        assert model.latent_size == 100
+    assert {p.x for p in points("fig3")} == {20, 32, 52, 100}
+
+
+@pytest.mark.parametrize("length", EQUAL_SIZE)
+def test_figure_3_matched_models_are_of_equal_size(length):
+    at = [p for p in points("fig3") if p.x == length]
+    conv, released, matched = (size(p) for p in at)
+    assert [p.mode for p in at] == [BOTH, RELEASED, MATCHED]
+    assert matched == pytest.approx(conv, rel=0.01)
+    assert (released == pytest.approx(conv, rel=0.1)) == (length == 100)
+
+
+@pytest.mark.parametrize(("name", "hybrid"), [("fig4", "ptb-lstm"), ("table3", "tweets")])
+def test_matched_baselines_are_trained_as_the_hybrid(name, hybrid):
+    own = PRESETS[hybrid]
+    for point in points(name):
+        preset, c, wanted = point.settings, config(point), TrainingConfig(**own.training)
+        if point.mode == RELEASED:
+            assert preset.model_arguments["latent_size"] == 100
+            assert (c.kl_floor, c.kl_start, c.kl_end, c.lr_decay) == (0, 10_000, 17_000, 1)
+            assert c.clip_norm == (None if "conv" in point.preset else 100)
+            continue
+        assert preset.model_arguments["latent_size"] == own.model_arguments["latent_size"]
+        for step in (0, 1000, 5000, 8000, 55_000, 60_000, 99_999):
+            assert c.kl_schedule(step) == wanted.kl_schedule(step)
+            assert c.learning_rate_at(step) == wanted.learning_rate_at(step)
+        assert (c.clip_norm, c.batch_size, c.steps) == (None, wanted.batch_size, 100_000)
+
+
+def test_figure_5_anneals_or_does_not():
+    for point in points("fig5"):
+        schedule = config(point).kl_schedule
+        weights = schedule(0), schedule(999), schedule(8000)
+        assert weights == ((1, 1, 1) if point.series == "not annealed" else (0.001, 0.001, 1))
+        assert point.settings.length == 52
+
+
+def test_shorter_runs_keep_the_annealing_and_shrink_the_decay():
+    preset = PRESETS["ptb-lstm"]
+    whole, part = (TrainingConfig(**p.training) for p in (preset, shortened(preset, 10_000)))
+    assert part.steps == 10_000
+    assert all(part.kl_schedule(n) == whole.kl_schedule(n) for n in range(0, 10_000, 500))
+    for step in (0, 1999, 2100, 5000, 9999):
+        assert part.learning_rate_at(step) == whole.learning_rate_at(10 * step)
+    baseline = TrainingConfig(**shortened(PRESETS["ptb-lstm-vae"], 300).training)
+    assert {baseline.learning_rate_at(n) for n in range(300)} == {1e-3}
+    whole = TrainingConfig(**shortened(preset, 100_000).training)
+    assert (whole.lr_decay_start, whole.lr_decay_every) == (20_000, 1000)
+
+
+def test_runs_are_seed_by_seed_and_named_by_their_settings():
+    grid = points("fig6")[:2]
+    found = runs(grid, 50, 2, {"hidden_size": "16"})
+    assert [(r.point, r.seed) for r in found] == [(p, s) for s in (0, 1) for p in grid]
+    assert [r.preset.training["seed"] for r in found] == [0, 0, 1, 1]
+    assert found[3].name == (
+        "ptb-bytenet_conv-layers-1_aux-weight-0.2_hidden-size-16_steps-50_seed-1"
+    )
+    assert found[0].preset.model_arguments["hidden_size"] == 16
+
+
+def test_points_are_picked_by_number_or_name():
+    grid = points("fig6")
+    assert pick(grid, None) == list(grid)
+    assert pick(grid, "3") == list(grid[:3])
+    picked = pick(grid, "layers-10_aux-weight-0.0, layers-2_")
+    assert [(p.x, p.series) for p in picked] == [
+        (2, "α = 0"), (2, "α = 0.2"), (2, "α = 0.5"), (10, "α = 0")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"points": "layers-4"}, r"no point is named like 'layers-4': there are ptb-bytenet_conv-"),
+        ({"points": "0"}, "at least 1"),
+        ({"overrides": {"speed": "1"}}, r"no point has a field 'speed': there are length, "),
+        ({"overrides": {"conv_layers": "1"}}, r"conv_layers is set by the grid: .*--points"),
+        ({"overrides": {"kl_end": "soon"}}, r"kl_end = 'soon': expected a whole number"),
+        ({"text": "tweets"}, r"fig6 is not about tweets: there are characters"),
+    ],
+)
+def test_senseless_options_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        experiment("fig6", Options(tmp_path, **options), Console(quiet=True))
+
+
+def test_an_override_reaches_the_points_that_have_it():
+    found = runs(points("fig4"), 50, 1, {"encoder_channels": "8,8"})
+    for run in found:
+        has = run.point.preset != "ptb-lstm-vae"
+        assert ("encoder-channels-8-8" in run.name) == has
+        assert (run.preset.model_arguments.get("encoder_channels") == (8, 8)) == has
+
+
+def fake(point, seed, kl):
+    measured = {
+        "reconstruction": 30.0, "kl": kl, "bound": 30.0 + kl, "bpc": (30 + kl) / 40,
+        "active_units": 3, "mutual_information": 1.0, "mutual_information_texts": 9,
+        "importance_weighted_nll": 29.0, "importance_weighted_nll_texts": 9,
+        "importance_weighted_nll_samples": 8,
+    }  # fmt: skip
+    variety = {f"distinct_{n}": 0.5 for n in (1, 2, 3)}
+    variety |= {"unique_share": 0.9, "most_common_share": 0.1, "texts": 10}
+    record = {"step": 1, "reconstruction": 30.0, "kl": kl, "bound": 30.0 + kl, "bpc": 1.0}
+    return {
+        "series": point.series, "x": point.x, "mode": point.mode, "seed": seed, "unit": "byte",
+        "valid": {**measured, "kl": 99.0}, "test": measured, "variety": variety,
+        "variety_of_held_out": variety, "parameters": 5, "kl_weight": 1.0, "steps_per_second": 2.0,
+        "samples": ["a|b", "*c*"], "interpolations": [["`x`", "b", "c"]],
+        "curves": {"train": [record, {**record, "step": 2}], "valid": [record]},
+    }  # fmt: skip
+
+
+def test_rows_are_means_over_seeds_of_the_test_file():
+    one, other = Point("a", 2, "small"), Point("b", 2, "small")
+    rows = rows_of([fake(one, 0, 4.0), fake(other, 0, 9.0), fake(one, 1, 6.0)])
+    assert [(r.series, len(r.results)) for r in rows] == [("a", 2), ("b", 1)]
+    assert rows[0]["kl"] == 5 and rows[0].text("kl") == "5.00 ± 1.00"
+    assert rows[1].text("kl") == "9.00"
+    assert rows[1]["kl_share"] == pytest.approx(9 / 39)
+    assert rows[1]["kl_bpc"] == pytest.approx(9 / 40)
+    assert rows[1]["reconstruction_bpc"] == pytest.approx(30 / 40)
+    assert rows[0]["unique_share"] == 0.9
+
+
+@pytest.mark.parametrize(("name", "text"), GRIDS)
+def test_every_exhibit_has_its_page_and_figure(name, text, tmp_path):
+    exhibit = EXHIBITS[name]
+    results = [fake(p, s, 10.0 + n) for n, p in enumerate(points(name, text)) for s in (0, 1)]
+    rows = rows_of(results)
+    page = markdown(exhibit, rows, ["a note"], {"run": "out of `luck`"}, None)
+    assert "not run" not in page
+    assert all(claim.text in page for claim in exhibit.claims)
+    if any(point.mode == MATCHED for point in points(name, text)):
+        assert "| ours, as released | ours, matched |" in page
+    assert "- run: `` out of `luck` ``" in page
+    if exhibit.draw:
+        exhibit.draw(rows, tmp_path / "figure.png", unit="byte", axis=exhibit.axis)
+        assert (tmp_path / "figure.png").stat().st_size > 10_000
+    empty = markdown(exhibit, [], [], {}, None)
+    assert all("not run" in line or "---" in line or "ours" in line
+               for line in empty.splitlines() if line.startswith("|"))  # fmt: skip
+
+
+def test_claims_tell_the_comparisons_and_series_apart():
+    p = {p.mode: p for p in points("fig4") if p.series == "LSTM VAE, p = 0.2" and p.x == 48}
+    rows = rows_of([fake(p[RELEASED], 0, 1.0), fake(p[MATCHED], 0, 2.0)])
+    page = markdown(EXHIBITS["fig4"], rows, [], {}, None)
+    line = next(x for x in page.splitlines() if "falls to 0" in x)
+    assert "(p = 0.2) 48: 1.0; (p = 0.5) not run" in line and "(p = 0.2) 48: 2.0" in line
+    assert line.index("48: 1.0") < line.index("48: 2.0")
+    alphas = rows_of([fake(Point(f"α = {a:g}", 1, "small"), 0, a) for a in (0.0, 0.2)])
+    assert trace(alphas, "kl", series="α = 0") == "1: 0.0"
+    assert in_mode(rows, MATCHED) == rows[1:]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\nb", "`a⏎b`"),
+        ("`", "`` ` ``"),
+        ("a``b", "```a``b```"),
+        ("", "`  `"),
+        ("\x1b", r"`\x1b`"),
+    ],
+)
+def test_generated_text_as_markdown(text, expected):
+    assert code(text) == expected
+
+
+@pytest.fixture
+def fastvae(capsys):
+    """Run a command in this process -> exit status, standard output, standard error."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(a) for a in arguments])
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.slow
+def test_smoke(fastvae, tmp_path):
+    status, out, err = fastvae(*FIG6, "--limit=64", "--out", tmp_path, "--json")
+    assert status == 0, err
+    written = [str(tmp_path / f"fig6.{kind}") for kind in ("json", "md", "png")]
+    assert json.loads(out) == {
+        "written": written, "failed": {}, "left": 16, "interrupted": False
+    }  # fmt: skip
+    results = json.loads((tmp_path / "fig6.json").read_text())["results"]
+    assert [(r["series"], r["x"]) for r in results] == [("α = 0", 1), ("α = 0.2", 1)]
+    for result in results:
+        assert result["test"]["samples"] == result["valid"]["samples"] == 64
+        assert result["settings"]["training"]["kl_end"] == 8000
+        assert result["test"]["bound"] < 170  # 190 before the first step
+        assert result["variety"]["texts"] == 1000
+        assert "samples" not in result and "curves" not in result
+    page = (tmp_path / "fig6.md").read_text()
+    assert "synthetic text" in page and "200 of the paper's 100,000 steps" in page
+    assert "before their annealing does" in page
+
+    # Again: nothing is trained; another number of points keeps what is there.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
+    assert fastvae(*FIG6, "--limit=64", "--out", tmp_path, "--points=1")[0] == 0
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/result.json")}
+    assert len(json.loads((tmp_path / "fig6.json").read_text())["results"]) == 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_runs_and_the_same_command_goes_on(tmp_path):
+    program = [sys.executable, "-P", "-c", "from fastvae.cli import main; main()"]
+    command = [*program, *FIG6, "--steps=300", "--limit=64", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("runs/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert err.count("stopped: ptb-bytenet") == 2
+    assert not list(tmp_path.glob("runs/*/result.json"))
+    logs = [path.read_text() for path in tmp_path.glob("runs/*/log.txt")]
+    assert all("stopped and saved at step" in log for log in logs)
+
+    subprocess.run(command, check=True, capture_output=True)
+    for folder in tmp_path.glob("runs/*"):
+        assert "going on from step" in (folder / "log.txt").read_text()
+        records = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [r["step"] for r in records if r["split"] == "train"] == [*range(1, 301)]
+        assert (folder / "result.json").exists()
+
+
+def test_a_failed_run_is_told_and_leaves_the_others(fastvae, tmp_path):
+    blocked = "ptb-bytenet_conv-layers-1_aux-weight-0.0"
+    arguments = [*FIG6, "--steps=2", "--limit=8", "--out", tmp_path]
+    run = runs(points("fig6")[:1], 2, 1, TINY)[0]
+    (tmp_path / "runs" / run.name).mkdir(parents=True)
+    (tmp_path / "runs" / run.name / "metrics.jsonl").write_text("")
+    status, _, err = fastvae(*arguments)
+    assert status == 2
+    assert f"1 runs failed, the first {blocked}" in err and "choose another folder" in err
+    assert "## Failed" in (tmp_path / "fig6.md").read_text()
+    assert len(json.loads((tmp_path / "fig6.json").read_text())["results"]) == 1
+
+
+def test_speed_compares_steps_in_turns(tmp_path):
+    tiny = {k: v for k, v in TINY.items() if k != "conv_channels"}
+    options = Options(tmp_path, text="characters", steps=2, overrides=tiny)
+    result = experiment("speed", options, Console(file=io.StringIO()))
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert [(r["model"], r["by"]) for r in found["rows"]] == [
+        (name, by)
+        for name in ("hybrid, α = 0.2", "LSTM VAE, p = 0.5")
+        for by in ("fastvae", "plain PyTorch")
+    ]
+    assert found["ratios"]["fastvae"] == pytest.approx(
+        found["rows"][2]["seconds_per_step"] / found["rows"][0]["seconds_per_step"]
+    )
+    assert "2x faster" in (tmp_path / "speed.md").read_text() and len(result["written"]) == 2
+
+
+def test_bad_use_is_one_line(fastvae, tmp_path):
+    for arguments, message in (
+        (["fig7"], f"there are {', '.join(NAMES)}"),
+        (["fig6", "--data", "x"], "--data and --valid together"),
+        (["fig6", "--steps=3", "--paper"], "exclude each other"),
+    ):
+        status, _, err = fastvae("experiment", *arguments, "--out", tmp_path / "out")
+        assert status == 2 and message in err and err.count("\n") == 1
