@@ -25,6 +25,7 @@ TINY = [
     *("--hidden-size=8", "--feature-channels=4", "--log-every=2", "--eval-every=2"),
 ]
 COMMANDS = ["demo", "train", "evaluate", "sample", "reconstruct", "interpolate", "encode", "info"]
+COMMANDS += ["experiment"]
 PROGRAM = str(Path(sys.executable).with_name("fastvae"))
 
 

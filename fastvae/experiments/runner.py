@@ -18,7 +18,7 @@ from fastvae.experiments.point import Job
 from fastvae.processes import stop_signals
 from fastvae.run_folder import METRICS
 
-LOG = "log.txt"
+LOG, MOST = "log.txt", 8
 POLL, SPEAK = 0.2, 60  # seconds; between lines where there is no terminal for a bar
 
 
@@ -31,10 +31,14 @@ class _Worker:
 
 
 def default_jobs(device: str | None) -> int:
-    """Runs at a time: one a GPU, or on the CPU one for every two cores."""
+    """Runs at a time: one a GPU, or on the CPU one a core, at most MOST for the memory's sake.
+
+    Two runs on a core each are 5 to 20 % faster than one after the other on both, and do not wait
+    for a core that another program holds.
+    """
     if device is None and torch.cuda.is_available():
         return torch.cuda.device_count()
-    return 1 if (device or "cpu") != "cpu" else max(1, _cores() // 2)
+    return min(MOST, _cores()) if (device or "cpu") == "cpu" else 1
 
 
 def run_jobs(
