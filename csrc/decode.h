@@ -66,6 +66,28 @@ inline void check_decode(const Tensor& features, const Tensor& feature_weight, c
   CHECK(end_id < 0 || pad_id >= 0, "pad_id must be given where end_id is");
 }
 
+// What all decoders share, made of contiguous tensors that check_decode has seen.
+template <class T, class Q>
+Decode<T, Q> shared_decode(const Tensor& features, const Tensor& symbol_rows, const Tensor& classifier_weight,
+                           const Tensor& classifier_bias, const std::optional<Tensor>& noise, int64_t end_id,
+                           int64_t pad_id, char* packed, Tensor& tokens, int threads) {
+  return {.steps = features.size(0),
+          .B = features.size(1),
+          .D = features.size(2),
+          .V = classifier_weight.size(0),
+          .width = symbol_rows.size(1),
+          .hidden = classifier_weight.size(1),
+          .end_id = end_id,
+          .pad_id = pad_id,
+          .features = in<T>(features),
+          .symbol_rows = in<T>(symbol_rows),
+          .classifier_bias = in<T>(classifier_bias),
+          .noise = noise ? in<Wide<T>>(*noise) : nullptr,
+          .packed = packed,
+          .tokens = out<int64_t>(tokens),
+          .threads = threads};
+}
+
 // A weight that decoding multiplies by: output j of input i at p[j · sn + i · sk].
 template <class T>
 struct Weight {

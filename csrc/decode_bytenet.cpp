@@ -63,8 +63,7 @@ Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor symbol_rows
   CHECK_DIM(features, 3, "[T, B, D]");
   CHECK_DIM(conv_weight, 4, "[N, 3C, C, 2]");
   CHECK_DIM(classifier_weight, 2, "[V, C]");
-  const int64_t steps = features.size(0), B = features.size(1), D = features.size(2);
-  const int64_t N = conv_weight.size(0), V = classifier_weight.size(0), C = classifier_weight.size(1);
+  const int64_t steps = features.size(0), B = features.size(1), N = conv_weight.size(0), C = classifier_weight.size(1);
   check_decode(features, feature_weight, symbol_rows, classifier_weight, classifier_bias, noise, 2 * C, C, end_id,
                pad_id);
   CHECK_SHAPE(conv_weight, N, 3 * C, C, 2);
@@ -84,21 +83,8 @@ Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor symbol_rows
     // Where there are fewer sequences than threads, each thread rounds all rows to integers for itself.
     const int64_t sets = (int8 && B < threads ? threads : 1) * (N + 1);
     Buffer<S> rows(sets * operand_room(B, C)), scales(sets * B), before(N * B * 3 * (C + 15)), x(2 * B * C);
-    Decode<T, Q> shared{steps,
-                        B,
-                        D,
-                        V,
-                        2 * C,
-                        C,
-                        end_id,
-                        pad_id,
-                        in<T>(features),
-                        in<T>(symbol_rows),
-                        in<T>(classifier_bias),
-                        noise ? in<S>(*noise) : nullptr,
-                        find_packed(packed, header, features, weights),
-                        out<int64_t>(tokens),
-                        threads};
+    Decode<T, Q> shared = shared_decode<T, Q>(features, symbol_rows, classifier_weight, classifier_bias, noise, end_id,
+                                              pad_id, find_packed(packed, header, features, weights), tokens, threads);
     const DecodeBytenet<T> net{N, in<T>(conv_bias), carry, rows, scales, before, x};
     parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_bytenet, team, shared, net); });
   });

@@ -71,11 +71,10 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, T
   CHECK_DIM(features, 3, "[T, B, D]");
   CHECK_DIM(h0, 2, "[B, H]");
   CHECK_DIM(classifier_weight, 2, "[V, H]");
-  const int64_t steps = features.size(0), B = features.size(1), D = features.size(2), H = h0.size(1);
+  const int64_t steps = features.size(0), B = features.size(1), H = h0.size(1);
   check_decode(features, feature_weight, symbol_rows, classifier_weight, classifier_bias, noise, 4 * H, H, end_id,
                pad_id);
   check_lstm(features, weight_hh, norm_weight, norm_bias, h0, c0, B, H);
-  const int64_t V = classifier_weight.size(0);
   make_contiguous(features, symbol_rows, norm_weight, norm_bias, classifier_bias, h0, c0);
   if (noise) make_contiguous(*noise);
   const Isa level = current_isa.load();
@@ -88,21 +87,8 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, T
     const int threads = team_size(4.0 * B * H * H);
     Buffer<S> rows(operand_room(B, H)), scales(B), c(B * H);
     Buffer<Moments<S>> moments(threads * B);
-    Decode<T, Q> shared{steps,
-                        B,
-                        D,
-                        V,
-                        4 * H,
-                        H,
-                        end_id,
-                        pad_id,
-                        in<T>(features),
-                        in<T>(symbol_rows),
-                        in<T>(classifier_bias),
-                        noise ? in<S>(*noise) : nullptr,
-                        find_packed(packed, header, features, weights),
-                        out<int64_t>(tokens),
-                        threads};
+    Decode<T, Q> shared = shared_decode<T, Q>(features, symbol_rows, classifier_weight, classifier_bias, noise, end_id,
+                                              pad_id, find_packed(packed, header, features, weights), tokens, threads);
     const DecodeLstm<T> lstm{in<T>(norm_weight), in<T>(norm_bias), in<T>(h0), in<T>(c0), eps, rows, scales, c, moments};
     parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_lstm, team, shared, lstm); });
   });
