@@ -1,7 +1,6 @@
 """decode_bytenet: whole sequences of tokens, on every path, against its reference."""
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import torch.nn.functional as F
 
 from fastvae import testing
 from fastvae.ops.decode_bytenet import decode_bytenet, decode_bytenet_reference
-from fastvae.ops.decode_lstm import pack_reference
 from fastvae.ops.highway_conv import highway_conv_reference
 
 NAMES = ("features", "feature_weight", "symbol_rows", "conv_weight", "conv_bias")
@@ -77,145 +75,6 @@ def test_equals_the_reference(shape, dtype, carry, noisy):
     inputs, noise = make(shape, dtype), gumbel(shape, dtype) if noisy else None
     tokens = decode_bytenet(*inputs, noise, carry)
     assert torch.equal(tokens, decode_bytenet_reference(*inputs, noise, carry))
-
-
-@pytest.fixture
-def kernels(monkeypatch):
-    """The GPU's; chunks of two steps."""
-    kernels = pytest.importorskip("fastvae.kernels.decode_bytenet")
-    monkeypatch.setattr("fastvae.kernels.decode.STEPS", 2)
-    return kernels
-
-
-@pytest.fixture(params=["whole", "chunks"])
-def triton_decode(request, kernels, monkeypatch):
-    """The GPU's two ways to decode, in the interpreter where there is no GPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if request.param == "chunks":
-        monkeypatch.setattr(kernels, "launch", lambda *_: None)
-
-    def run(inputs, noise=None, carry=True, end_id=-1, pad_id=-1, packed=None):
-        tensors = [t if t is None else t.to(device) for t in (*inputs, noise)]
-        return kernels.decode_bytenet(*tensors, carry, end_id, pad_id, packed).cpu()
-
-    return run
-
-
-# More sequences than a program takes; channels that are padded, several passes over the symbols.
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 1, 1, 1), (5, 17, 3, 7, 4, 2), (3, 2, 0, 17, 65, 1), (3, 2, 4, 5, 6, 0)]
-)
-@pytest.mark.parametrize("noisy", [False, True], ids=["greedy", "noise"])
-def test_triton(triton_decode, shape, noisy):
-    inputs, noise = make(shape), gumbel(shape) if noisy else None
-    for carry in (True, False) if noisy else (True,):
-        tokens = triton_decode(inputs, noise, carry)
-        assert torch.equal(tokens, decode_bytenet_reference(*inputs, noise, carry))
-
-
-def test_triton_end_id(triton_decode):
-    shape = (7, 6, 4, 5, 4, 2)
-    inputs, noise = make(shape), gumbel(shape)
-    inputs[5] /= 4
-    ends = {"end_id": 2, "pad_id": 1}
-    tokens = triton_decode(inputs, noise, **ends)
-    assert torch.equal(tokens, decode_bytenet_reference(*inputs, noise, True, 2, 1))
-    inputs[6][2] = 1e6  # all end at once: features after it are never read
-    inputs[0][1:] = float("nan")
-    assert triton_decode(inputs, **ends).tolist() == [[2] + [1] * 6] * 6
-
-
-def test_triton_chooses_as_torch(triton_decode):
-    """Ties go to the first, 0 equals −0, NaN is largest, and −inf may be all there is."""
-    inf, nan = float("inf"), float("nan")
-    rows = [[0, -0.0, 0], [-0.0, 0, 0], [1, 3, 3], [-3, -1, -2], [-1e-40, -1e-30, -1e-35]]
-    rows += [[inf, nan, nan], [-nan, inf, 0], [-inf, -inf, -inf], [-inf, -1, inf], [nan, 9, nan]]
-    noise = torch.tensor(rows).unsqueeze(1)
-    inputs = make((len(rows), 1, 2, 3, 3, 1))
-    inputs[5].zero_()
-    inputs[6].zero_()
-    assert torch.equal(triton_decode(inputs, noise)[0], noise.argmax(-1)[:, 0])
-
-
-@pytest.mark.parametrize("name", [*NAMES, "noise"])
-def test_triton_rejects(triton_decode, name):
-    n = [*NAMES, "noise"].index(name)
-    for wrong in (lambda t: t[..., None], lambda t: torch.cat([t, t]), lambda t: t.double()):
-        inputs = [*make(), gumbel((6, 3, 4, 5, 7, 2))]
-        inputs[n] = wrong(inputs[n])
-        with pytest.raises(RuntimeError, match=r"\b\w+ must have"):
-            triton_decode(inputs[:-1], inputs[-1])
-    for ids, message in (((7, 0), "end_id must be below"), ((2, -1), "pad_id must be given")):
-        with pytest.raises(RuntimeError, match=message):
-            triton_decode(make(), None, True, *ids)
-
-
-def test_triton_packed(triton_decode):
-    """Packed weights change nothing; integers are for the reference."""
-    inputs = make()
-    packed = pack_reference(inputs[1], inputs[3], inputs[5])
-    assert torch.equal(triton_decode(inputs, packed=packed), triton_decode(inputs))
-    packed = pack_reference(inputs[1], inputs[3], inputs[5], int8=True)
-    tokens = triton_decode(inputs, packed=packed)
-    assert torch.equal(tokens, decode_bytenet_reference(*inputs, packed=packed))
-
-
-def test_triton_launch(kernels):
-    """Which shapes one program can serve, and what it takes at once."""
-    for dtype, largest in ((torch.float32, 64), (torch.bfloat16, 256), (torch.float16, 256)):
-        for C in (1, 16, 17, 48, 64, 256):
-            launch = kernels.launch(64, C, dtype, False)
-            assert (launch is not None) == (largest >= C)
-            if launch:
-                assert launch["COLS"] >= kernels.padded(C) >= C and launch["ROWS"] >= 16
-            assert kernels.launch(64, C, dtype, True) is None
-        assert kernels.launch(2049, 16, dtype, False) is None
-
-
-def test_triton_grid(kernels, monkeypatch):
-    """The launch alone: a program for each rows of the batch, tensors in the layout it reads."""
-    launches = []
-
-    class Stub:
-        def __getitem__(self, grid):
-            return lambda *args, **options: launches.append((grid, args, options))
-
-    monkeypatch.setattr(kernels, "sequence_kernel", Stub())
-    inputs = make((6, 33, 4, 20, 7, 2), torch.bfloat16)
-    kernels.decode_bytenet(*inputs, None, True, 2, 1)
-    ((grid, args, options),) = launches
-    projected, rows, weight, bias, classifier, _, noise, state, tokens, *sizes = args
-    assert grid == (3,) and sizes == [6, 33, 32, 7, 2, 2, 1] and noise is None
-    assert not options["NOISE"] and options["CARRY"] and options["COLS"] == 32
-    assert all(t.is_contiguous() for t in args if isinstance(t, torch.Tensor))
-    assert projected.shape == (6, 33, 64) and rows.shape == (8, 64)
-    assert state.shape == (2, 3, 33, 32) and not state.any() and (tokens == 1).all()
-    assert torch.equal(weight[1, 2, :20, 0, :20], inputs[3][1, 40:60, :, 0])
-    assert torch.equal(bias[:, 1, :20], inputs[4][:, 20:40])
-    padding = (weight[:, :, 20:], weight[..., 20:], bias[..., 20:], classifier[:, 20:])
-    assert not any(t.any() for t in padding)
-
-
-@pytest.mark.parametrize("triton_decode", ["chunks"], indirect=True)
-def test_triton_chunks_stop_early(triton_decode, monkeypatch):
-    """Work stops after the chunk in which the last sequence ends."""
-    from fastvae.kernels import decode
-
-    chunks, held = [], decode.held
-
-    @contextmanager
-    def counted(*args):
-        with held(*args) as (own, run):
-            yield own, lambda: chunks.append(len(own[0])) or run()
-
-    monkeypatch.setattr(decode, "held", counted)
-    monkeypatch.setattr(decode, "STEPS", 4)
-    inputs = make((10, 2, 3, 4, 5, 1))
-    triton_decode(inputs)
-    assert chunks == [4, 4, 4]
-    inputs[6][3] = 1e6
-    triton_decode(inputs, end_id=3, pad_id=0)
-    assert chunks == [4, 4, 4, 4]
 
 
 def test_the_rule_can_fail():

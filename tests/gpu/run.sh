@@ -20,7 +20,7 @@ build() {
 
 tests() { python3 -P -m pytest -q -rs --durations=10 -p no:cacheprovider --junitxml "$out/$1.xml" "${@:2}"; }
 ops() { tests ops tests/gpu/test_ops.py tests/gpu/test_replay.py; }
-models() { tests models tests/gpu/test_models.py tests/test_{layer_norm_lstm,highway_conv,decode_lstm,decode_bytenet}.py -k "gpu or triton"; }
+models() { tests models tests/gpu/test_models.py tests/test_{layer_norm_lstm,highway_conv_triton,decode_lstm,decode_bytenet_triton}.py -k "gpu or triton"; }
 sanitize() { tests sanitize tests/gpu/test_sanitize.py; }
 bench() {
   python3 -P -c 'import pytest_benchmark' || return

@@ -3,10 +3,12 @@
 Sizes are the paper's, and the small ones of the CPU's tests in float32.
 """
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+import test_decode_bytenet as decode_bytenet
+import test_decode_lstm as decode_lstm
+import test_highway_conv as highway
+import test_layer_norm_lstm as lstm
+import test_linear as linear
 import torch
 import torch.nn.functional as F
 
@@ -20,18 +22,6 @@ from fastvae.testing import assert_accurate, gradients
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
-
-def cases(stem: str):
-    """tests/test_<stem>.py, whose lists of cases and references serve here too."""
-    path = Path(__file__).parents[1] / f"test_{stem}.py"
-    spec = importlib.util.spec_from_file_location(f"cases_{stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-lstm, highway, linear = cases("layer_norm_lstm"), cases("highway_conv"), cases("linear")
-decode_lstm, decode_bytenet = cases("decode_lstm"), cases("decode_bytenet")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LSTM = [(128, 32, 1000), (60, 128, 1000), (48, 64, 500)]
 HIGHWAY = (56, 64, 256)
