@@ -8,11 +8,15 @@ import torch
 import fastvae
 from fastvae import _C
 
+TRITON = "Triton kernel, untried"
+NO_TRITON = "nothing: this torch is for CPUs"
+
 
 def facts() -> dict[str, Any]:
     """Names and values for people and programs; `ops` maps each op to what serves it per device."""
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     backends = ("CUDA", torch.version.cuda), ("ROCm", torch.version.hip)
+    cuda = _server if _registers_triton() else lambda *_: NO_TRITON
     backend = next((f"{name} {version}" for name, version in backends if version), "CPU only")
     return {
         "fastvae": fastvae.__version__,
@@ -22,7 +26,8 @@ def facts() -> dict[str, Any]:
         "CPU": f"{_cpu_name()}, {_C.cpu_capability()}",
         "threads": torch.get_num_threads(),
         "GPU": ", ".join(gpus) or "none",
-        "ops": {name: {k: _server(name, k.upper()) for k in ("cpu", "cuda")} for name in _ops()},
+        "Triton kernels": "compiled and interpreter-tested, not yet run on hardware",
+        "ops": {op: {"cpu": _server(op, "CPU"), "cuda": cuda(op, "CUDA")} for op in _ops()},
     }
 
 
@@ -32,10 +37,21 @@ def _ops() -> list[str]:
 
 
 def _server(op: str, key: str) -> str:
-    """What the dispatcher calls for this op on a device of this kind."""
+    """What the dispatcher calls for this op on a device of this kind, were there one."""
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{op}", key):
-        return "C++ kernel" if key == "CPU" else "Triton kernel, not yet run on hardware"
+        return "C++ kernel" if key == "CPU" else TRITON
     return "PyTorch reference"
+
+
+def _registers_triton() -> bool:
+    """Has the GPU's kernels registered, which a torch for CPUs does not; False without Triton."""
+    try:
+        import fastvae.kernels  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        return False
+    return True
 
 
 def _cpu_name() -> str:

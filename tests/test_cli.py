@@ -221,15 +221,34 @@ def test_tweets_are_normalised_wherever_they_come_from(fastvae, tmp_path):
 
 
 def test_info_names_what_serves_each_op(fastvae):
+    """Where there is no GPU, what would serve one."""
+    pytest.importorskip("triton")
     status, out, _ = fastvae("info", "--json")
     assert status == 0
     found = json.loads(out)
     assert found["torch"].startswith(torch.__version__)
-    servers = {"C++ kernel", "Triton kernel, not yet run on hardware", "PyTorch reference"}
-    for op in ("layer_norm_lstm", "highway_conv", "decode_lstm", "decode_bytenet"):
-        assert set(found["ops"][op]) == {"cpu", "cuda"}
-        assert set(found["ops"][op].values()) <= servers
+    assert found["Triton kernels"] == "compiled and interpreter-tested, not yet run on hardware"
+    for op in ("layer_norm_lstm", "highway_conv_gate_backward", "decode_lstm", "decode_bytenet"):
+        assert found["ops"][op] == {"cpu": "C++ kernel", "cuda": "Triton kernel, untried"}
+    assert found["ops"]["linear"] == {"cpu": "C++ kernel", "cuda": "PyTorch reference"}
     assert "layer_norm_lstm" in fastvae("info")[1]
+
+
+def test_info_without_triton(fastvae, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in [name for name in sys.modules if name.startswith("fastvae.kernels")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("fastvae.kernels", raising=False)
+    servers = json.loads(fastvae("info", "--json")[1])["ops"]["layer_norm_lstm"]
+    assert servers == {"cpu": "C++ kernel", "cuda": "nothing: this torch is for CPUs"}
+
+
+def test_the_package_runs_as_a_program(tmp_path):
+    command = [sys.executable, "-m", "fastvae"]
+    run = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0 and "Usage: fastvae [OPTIONS] COMMAND" in run.stdout
+    run = subprocess.run([*command, "sample", "none"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.startswith("fastvae: ")
 
 
 def test_escape():
