@@ -1,9 +1,13 @@
-"""LayerNorm-LSTM as a module with its input projection, forward and backward.
+"""LayerNorm-LSTM as a module with its input projection, in training and, on a GPU, forward alone.
 
 `compile` compiles the step: the loop unrolled takes minutes. `nn.LSTM` has no norm: another
 function, shown as what the machine's vendor makes of the same products; on a GPU also in float16
-and padded to the sizes that cuDNN is fastest at. `graph` is a CUDA graph of the reference.
+and padded to the sizes that cuDNN is fastest at. `graph` is a CUDA graph of the reference. Where
+FlashRNN (no norm, sizes padded too) and Haste (which normalises W x, W h and c one by one) can be
+imported they have a line on a GPU: other functions again, checked for shape and finiteness alone.
 """
+
+from functools import partial
 
 import pytest
 import torch
@@ -16,8 +20,8 @@ from fastvae.testing import assert_accurate, gradients
 INPUTS = 200
 SHAPES = [(48, 64, 500), (60, 128, 1000), (128, 32, 1000)]
 LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile", "nn.LSTM"
-LINES += "graph", "nn.LSTM fp16"
-PADDED = 1024  # cuDNN keeps weights in registers for such sizes alone
+LINES += "graph", "nn.LSTM fp16", "FlashRNN (no norm) bf16", "Haste (other norms)"
+WORKS = "LayerNorm-LSTM training", "LayerNorm-LSTM forward"
 
 
 class CompiledStep(fastvae.reference.LayerNormLSTM):
@@ -35,13 +39,41 @@ class CompiledStep(fastvae.reference.LayerNormLSTM):
         return torch.stack(outputs), (h, c)
 
 
+class FlashRNN(nn.Module):
+    """https://github.com/NX-AI/flashrnn: an LSTM in bfloat16, weights kept on the chip."""
+
+    def __init__(self, inputs: int, H: int) -> None:
+        super().__init__()
+        self.hidden_size = H
+        self.op = pytest.importorskip("flashrnn", exc_type=ImportError).flashrnn
+        self.project = nn.Linear(inputs, 4 * H, bias=False, dtype=torch.bfloat16)
+        weight = torch.randn(4, 1, H, H, dtype=torch.bfloat16) / H**0.5
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(weight.new_zeros(4, 1, H))
+
+    def forward(self, x: Tensor):
+        """x [T, B, I] -> h [T, B, H], (h_n, c_n) [B, H]."""
+        x = self.project(x).unflatten(-1, (4, 1, -1)).transpose(0, 1)  # [B, T, gates, heads, H]
+        states, _ = self.op(x, self.weight, self.bias, function="lstm", backend="cuda_fused")
+        h, c = states[..., 0, :].transpose(1, 2)
+        return h, (h[-1], c[-1])
+
+
+def haste(inputs: int, H: int) -> nn.Module:
+    """https://github.com/lmnt-com/haste: its LayerNormLSTM, in float32."""
+    return pytest.importorskip("haste_pytorch", exc_type=ImportError).LayerNormLSTM(inputs, H)
+
+
 MODULES = {
     "fastvae": fastvae.nn.LayerNormLSTM,
     "eager": fastvae.reference.LayerNormLSTM,
     "graph": fastvae.reference.LayerNormLSTM,
     "compile": CompiledStep,
     "nn.LSTM": nn.LSTM,
+    "nn.LSTM fp16": partial(nn.LSTM, dtype=torch.float16),
+    "FlashRNN": FlashRNN,
+    "Haste": haste,
 }
+PADDED = "nn.LSTM fp16", "FlashRNN (no norm) bf16"
 
 
 def check(module: nn.Module, B: int, low: bool) -> None:
@@ -65,46 +97,80 @@ def check(module: nn.Module, B: int, low: bool) -> None:
     assert_accurate(gradients(ours), gradients(reference), x)
 
 
+def check_other(line: str, module: nn.Module, x: Tensor) -> None:
+    """What another package computes is its own affair; a line that it refuses is left out."""
+    x = x.to(next(module.parameters()).dtype).requires_grad_()
+    try:
+        y, _ = module(x)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+    except (OSError, RuntimeError, ValueError) as error:
+        pytest.skip(f"{line}: {error}")
+    assert y.shape == (*x.shape[:2], module.hidden_size) and y.isfinite().all()
+    assert dx.shape == x.shape and dx.isfinite().all()
+
+
 def module_of(line: str, H: int, compiled) -> nn.Module:
-    if line == "nn.LSTM fp16":
-        return nn.LSTM(256, PADDED, dtype=torch.float16)
-    module = MODULES[line.split()[0]](INPUTS, H)
+    """The line's module for INPUTS and H, or the sizes next to them that it needs."""
+    make = MODULES[line if line in MODULES else line.split()[0]]
+    module = make(padded(INPUTS), padded(H)) if line in PADDED else make(INPUTS, H)
     if line == "compile":
         module.step = compiled(layer_norm_lstm_cell)
     return module
 
 
-def training(module: nn.Module, T: int, B: int, low: bool):
-    """One step of the module, under autocast where `low`."""
-    half = next(module.parameters()).dtype == torch.float16
-    x = torch.randn(T, B, 256 if half else INPUTS).to(next(module.parameters()).dtype)
-    x.requires_grad_()
+def sequence(line: str, T: int, B: int) -> Tensor:
+    """What the line's module reads: x [T, B, I]."""
+    return torch.randn(T, B, padded(INPUTS) if line in PADDED else INPUTS)
+
+
+def padded(size: int) -> int:
+    """The next multiple of 128: cuDNN keeps weights in registers for such sizes alone."""
+    return -(-size // 128) * 128
+
+
+def running(work: str, module: nn.Module, x: Tensor, low: bool):
+    """The work once, under autocast where `low`."""
+    x = x.to(next(module.parameters()).dtype)
+
+    def forward() -> Tensor:
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=low):
+            return module(x)[0]
 
     def step() -> None:
-        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=low):
-            y, _ = module(x)
-        y.sum().backward()
+        forward().sum().backward()
         module.zero_grad()
         x.grad = None
 
+    if work.endswith("forward"):
+        return torch.no_grad()(forward)
+    x.requires_grad_()
     return step
 
 
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_layer_norm_lstm(time, compiled, graphed, steps, line, shape):
+@pytest.mark.parametrize("work", WORKS)
+def test_layer_norm_lstm(time, compiled, graphed, steps, work, line, shape):
     T, B, H = shape
     module, low = module_of(line, H, compiled), line.endswith("bf16")
     if line.startswith("fastvae") or line == "compile":
         check(module, B, low)
-    beside = None if line == "fastvae" else module_of("fastvae", H, compiled)
-    run = training(module, steps(T), B, low)
+    elif line.startswith(("FlashRNN", "Haste")):
+        check_other(line, module, sequence(line, 3, B))
+    run = running(work, module, sequence(line, steps(T), B), low)
+    beside = None
+    if line != "fastvae":
+        ours = module_of("fastvae", H, compiled)
+        beside = running(work, ours, sequence("fastvae", steps(T), B), False)
+    training = work.endswith("training")
     time(
-        f"LayerNorm-LSTM training, T={T} B={B} H={H}",
+        f"{work}, T={T} B={B} H={H}",
         line,
         graphed(run) if line == "graph" else run,
-        beside and training(beside, steps(T), B, False),
+        beside,
         symbols=T * B,
-        flops=3 * 8 * T * B * H * (H + INPUTS),
+        flops=(3 if training else 1) * 8 * T * B * H * (H + INPUTS),
+        weights=0 if training else 4 * H * H,
+        passes=T,
         rounds=5 if H == 500 else 3,
     )

@@ -19,7 +19,9 @@ from fastvae import _C
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-GPU_ONLY = {"graph", "graph bf16", "nn.LSTM fp16"}
+# Lines, works and batches: what a test's parameters must not hold on the other device.
+GPU_ONLY = {"graph", "graph bf16", "nn.LSTM fp16", "FlashRNN (no norm) bf16", "Haste (other norms)"}
+GPU_ONLY |= {"LayerNorm-LSTM forward", 1024}
 CPU_ONLY = {"fastvae int8", "nn.LSTM int8"}
 
 
@@ -37,20 +39,21 @@ def pytest_configure(config) -> None:
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Leaves out the lines of the other device; on a GPU its events are the clock."""
+    """Leaves out what is the other device's alone; on a GPU its events are the clock."""
     gpu = config.getoption("--device") == "cuda"
     if gpu and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: there is no CUDA device")
     absent = CPU_ONLY if gpu else GPU_ONLY
-    config.hook.pytest_deselected(items=[item for item in items if _line(item) in absent])
-    items[:] = [item for item in items if _line(item) not in absent]
+    left_out = [item for item in items if absent & _parameters(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     for item in items if gpu else ():
         item.add_marker(pytest.mark.benchmark(timer=gpu_clock))
 
 
-def _line(item) -> str | None:
+def _parameters(item) -> set:
     callspec = getattr(item, "callspec", None)
-    return callspec.params.get("line") if callspec else None
+    return set(callspec.params.values()) if callspec else set()
 
 
 @cache
@@ -190,7 +193,7 @@ def time(benchmark, threads, peak, device):
 
     `work` names what all lines of a group do. `beside`, our own op in float32, takes turns with
     `function`, so that a machine's moods touch both; None where `function` is it. `symbols` in one
-    call, `flops` that they need, and `weights` read anew `passes` times make the limits.
+    call, `flops` that they need, and `weights` read anew in each of `passes` steps make the limits.
     """
 
     def run(

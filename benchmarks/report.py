@@ -16,84 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chart import draw
+from targets import CPU_TARGETS, GPU_TARGETS, Target, Time, duration
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 OURS = "fastvae", "fastvae bf16", "fastvae int8"
-GPU_HEADER = "work", "ours", "eager", "best other", "× eager", "× other", "of peak"
-GPU_HEADER += "µs a step", "peak memory"
-HEADER = "work", "ours", "eager", "best other", "× eager", "× other", "of peak", "target", "result"
-
-
-class Target(NamedTuple):
-    """`line` of `work` is `least` times as fast, by symbol, as `over` there, or in `other` work.
-
-    Over "peak", `least` is the share of the machine's limit.
-    """
-
-    work: str
-    line: str
-    over: str
-    least: float
-    other: str | None = None
-
-
-TARGETS = (
-    Target("greedy decoding, LSTM 1000, B=1", "fastvae", "peak", 0.75),
-    Target("greedy decoding, LSTM 1000, B=1", "fastvae bf16", "peak", 0.75),
-    Target("greedy decoding, LSTM 1000, B=1", "fastvae int8", "fastvae bf16", 1.6),
-    Target("greedy decoding, LSTM 1000, B=16", "fastvae", "eager", 5),
-    Target("greedy decoding, LSTM 1000, B=16", "fastvae bf16", "eager", 10),
-    Target("greedy decoding, LSTM 1000, B=128", "fastvae", "eager", 3.5),
-    Target("greedy decoding, LSTM 1000, B=128", "fastvae bf16", "eager", 6),
-    Target("greedy decoding, ByteNet 10, L=56 B=1", "fastvae", "eager", 8),
-    Target("greedy decoding, ByteNet 10, L=56 B=1", "fastvae bf16", "eager", 15),
-    Target("greedy decoding, ByteNet 10, L=56 B=128", "fastvae", "eager", 3),
-    Target("greedy decoding, ByteNet 10, L=56 B=128", "fastvae bf16", "eager", 5),
-    Target(
-        "greedy decoding, ByteNet 10, L=448 B=1",
-        "fastvae",
-        "fastvae",
-        0.95,
-        "greedy decoding, ByteNet 10, L=56 B=1",
-    ),
-    Target(
-        "greedy decoding, ByteNet 10, L=448 B=1",
-        "fastvae bf16",
-        "fastvae bf16",
-        0.95,
-        "greedy decoding, ByteNet 10, L=56 B=1",
-    ),
-    Target("LayerNorm-LSTM training, T=60 B=128 H=1000", "fastvae", "eager", 7),
-    Target("LayerNorm-LSTM training, T=60 B=128 H=1000", "fastvae", "nn.LSTM", 1),
-    Target("LayerNorm-LSTM training, T=60 B=128 H=1000", "fastvae bf16", "fastvae", 1.6),
-    Target("LayerNorm-LSTM training, T=128 B=32 H=1000", "fastvae", "eager", 11),
-    Target("LayerNorm-LSTM training, T=128 B=32 H=1000", "fastvae", "nn.LSTM", 1),
-    Target("LayerNorm-LSTM training, T=128 B=32 H=1000", "fastvae bf16", "fastvae", 1.6),
-    Target("LayerNorm-LSTM training, T=48 B=64 H=500", "fastvae", "eager", 4),
-    Target("LayerNorm-LSTM training, T=48 B=64 H=500", "fastvae", "nn.LSTM", 1),
-    Target("LayerNorm-LSTM training, T=48 B=64 H=500", "fastvae bf16", "fastvae", 1.6),
-    Target("training step, PTB hybrid, ByteNet 3, B=64", "fastvae", "eager", 2),
-    Target("training step, PTB hybrid, ByteNet 3, B=64", "fastvae", "compile", 1.3),
-    Target("training step, PTB hybrid, ByteNet 10, B=64", "fastvae", "eager", 2),
-    Target("training step, PTB hybrid, ByteNet 10, B=64", "fastvae", "compile", 1.3),
-    Target("training step, tweets hybrid, LSTM 1000, B=32", "fastvae", "eager", 9),
-    Target(
-        "training step, tweets hybrid, LSTM 1000, B=32",
-        "fastvae",
-        "fastvae",
-        1.4,
-        "training step, tweets LSTM VAE 1000, B=32",
-    ),
-    Target("training step, PTB hybrid, LSTM 500, B=64", "fastvae", "eager", 4),
-    Target(
-        "training step, PTB hybrid, LSTM 500, B=64",
-        "fastvae",
-        "fastvae",
-        1.2,
-        "training step, PTB LSTM VAE 500, B=64",
-    ),
-)
+HEADER = "work", "ours", "eager", "best other", "× eager", "× other", "of peak"
+GPU_HEADER = "µs a step", "peak memory"
 
 
 class Line(NamedTuple):
@@ -117,6 +46,8 @@ class Run:
         if not entries:
             raise ValueError("no benchmark in it tells its work: save a run of benchmarks/")
         self.machine, self.info = saved["machine_info"]["cpu"], entries[0][1]
+        self.gpu = self.info.get("GPU")
+        self.targets = GPU_TARGETS if self.gpu else CPU_TARGETS
         self.operations: dict[str, float] = {}  # best by dtype, 1e9 a second
         self.reading: dict[float, float] = {}  # best by megabytes, 1e9 bytes a second
         for _, info in entries:
@@ -148,14 +79,17 @@ class Run:
             limits[reads] = info["GB"] / peak
         return limits
 
-    def speedup(self, work: str, line: str, over: str, other: str | None = None) -> float | None:
+    def speedup(
+        self, work: str, line: str, over: str | Time, other: str | None = None
+    ) -> float | None:
         """How many times as fast; in one work from turns taken side by side. None: not measured."""
-        mine, rival = (
-            self.works.get(work, {}).get(line),
-            self.works.get(other or work, {}).get(over),
-        )
+        mine = self.works.get(work, {}).get(line)
         if mine and over == "peak":
             return mine.share
+        if mine and isinstance(over, Time):
+            times = mine.info["passes"] if over.of == "step" else 1
+            return over.microseconds / 1e6 * times / mine.median
+        rival = self.works.get(other or work, {}).get(over)
         if not mine or not rival:
             return None
         if other:
@@ -186,21 +120,10 @@ def _per_symbol(line: Line) -> float:
 
 
 def report(run: Run) -> str:
-    """The table, and under it each shortfall's arithmetic, as markdown.
-
-    A GPU's table has no targets, which are those of two CPUs, but the time of each step.
-    """
-    if "GPU" in run.info:
-        table = [f"| {' | '.join(GPU_HEADER)} |", "|---|" + "---:|" * 8]
-        for work, lines in run.works.items():
-            ours = [(line, lines[line].info) for line in OURS if line in lines]
-            table += [
-                f"| {' | '.join([*row(run, work, line, [])[:7], *steps(lines[line], info)])} |"
-                for line, info in ours
-            ]
-        return "\n\n".join([setting(run), "\n".join(table)])
+    """The table, and under it each shortfall's arithmetic, as markdown."""
     notes: list[str] = []
-    table = [f"| {' | '.join(HEADER)} |", "|---|" + "---:|" * 6 + "---|---|"]
+    header = [*HEADER, *(GPU_HEADER if run.gpu else ()), "target", "result"]
+    table = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 3) + "---|---|"]
     for work, lines in run.works.items():
         table += [
             f"| {' | '.join(row(run, work, line, notes))} |" for line in OURS if line in lines
@@ -210,15 +133,9 @@ def report(run: Run) -> str:
         listed = "\n".join(f"{n}. {note}" for n, note in enumerate(notes, 1))
         folded = f"<summary>What falls short, in numbers</summary>\n\n{listed}\n\n"
         parts.append(f"<details>{folded}</details>")
-    if missing := [f"{t.work}: {t.line} over {t.over}" for t in TARGETS if run.reached(t) is None]:
+    if missing := [f"{t.work}: {t.line} {t}" for t in run.targets if run.reached(t) is None]:
         parts.append("Not measured in this run: " + "; ".join(missing) + ".")
     return "\n\n".join(parts)
-
-
-def steps(line: Line, info: dict[str, Any]) -> list[str]:
-    """Of a line on a GPU: the time of a step, where it has steps, and the most memory in use."""
-    each = f"{line.median / info['passes'] * 1e6:.3g}" if info.get("passes") else ""
-    return [each, f"{info['peak memory, MB']:.0f} MB"]
 
 
 def setting(run: Run) -> str:
@@ -229,11 +146,11 @@ def setting(run: Run) -> str:
     peaks += [f"{peak:.0f} GB/s over {mb:.3g} MB" for mb, peak in sorted(run.reading.items())]
     info, cpu = run.info, run.machine.get("brand_raw") or "unknown CPU"
     threads = f"{info['threads']} thread" + "s" * (info["threads"] != 1)
-    place = info.get("GPU") or f"{cpu}, {info['cpu_capability']}, {threads}"
+    place = run.gpu or f"{cpu}, {info['cpu_capability']}, {threads}"
     return (
         f"{place}, torch {info['torch']}. Medians; speed-ups "
         f"are medians over turns taken side by side; eager is float32. Peaks measured in the same "
-        f"run: {', '.join(peaks)}."
+        f"run: {', '.join(peaks)}." + " Targets are those of an H100." * bool(run.gpu)
     )
 
 
@@ -241,23 +158,7 @@ def row(run: Run, work: str, line: str, notes: list[str]) -> list[str]:
     """One line of ours; what falls short is added to `notes`."""
     mine, other = run.works[work][line], run.best_other(work, line)
     eager = run.works[work].get("eager")
-    targets, results = [], []
-    for target in TARGETS:
-        reached = run.reached(target)
-        if target[:2] != (work, line) or reached is None or "GPU" in mine.info:
-            continue
-        least = amount(target, target.least)
-        targets.append(f"≥ {least} {rival(target)}")
-        if reached >= target.least:
-            results.append(f"met: {amount(target, reached)}")
-            continue
-        limit = run.at_most(target)
-        results.append(
-            f"**short by {1 - reached / target.least:.0%}**: {amount(target, reached)}; at most "
-            f"{amount(target, limit)} {'<' if limit < target.least else '≥'} {least} "
-            f"({len(notes) + 1})"
-        )
-        notes.append(shortfall(run, target))
+    targets = [t for t in run.targets if t[:2] == (work, line) and run.reached(t) is not None]
     return [
         f"{work}, {mine.info['dtype']}",
         duration(mine.median),
@@ -266,9 +167,28 @@ def row(run: Run, work: str, line: str, notes: list[str]) -> list[str]:
         f"{run.speedup(work, line, 'eager'):.2f}" if eager else "",
         f"{run.speedup(work, line, other):.2f}" if other else "",
         f"{mine.share:.0%}" if mine.share else "",
-        "<br>".join(targets),
-        "<br>".join(results),
+        *(on_gpu(mine) if run.gpu else ()),
+        "<br>".join(map(str, targets)),
+        "<br>".join(result(run, target, notes) for target in targets),
     ]
+
+
+def on_gpu(line: Line) -> list[str]:
+    """The time of a step, where a call has steps, and the most memory in use."""
+    steps, memory = line.info["passes"], line.info["peak memory, MB"]
+    return [f"{line.median / steps * 1e6:.3g}" if steps else "", f"{memory:.0f} MB"]
+
+
+def result(run: Run, target: Target, notes: list[str]) -> str:
+    """Whether `target` is met, and if not, whether it can be, with a note on why."""
+    reached = run.reached(target)
+    if reached >= target.least:
+        return f"met: {target.amount(reached)}"
+    short = f"**short by {1 - reached / target.least:.0%}**: {target.amount(reached)}"
+    if not run.works[target.work][target.line].share:
+        return short
+    notes.append(shortfall(run, target))
+    return f"{short}; {target.limit(run.at_most(target))} ({len(notes)})"
 
 
 def shortfall(run: Run, target: Target) -> str:
@@ -282,31 +202,17 @@ def shortfall(run: Run, target: Target) -> str:
     )
     if target.over == "peak":
         return f"{start}; {target.least:.0%} would be {duration(mine.floor / target.least)}."
+    if isinstance(target.over, Time):
+        return f"{start}, which is {target.amount(run.at_most(target))} a {target.over.of}."
     over = run.works[target.other or target.work][target.over]
     reached = run.reached(target)
-    end = f"at {reached:.3g}× {rival(target)} ({duration(over.median)})"
+    end = f"at {reached:.3g}× {target.rival} ({duration(over.median)})"
     if target.other:
         symbols = over.info["symbols"] / mine.info["symbols"]
         operations = over.info["GFLOP"] / mine.info["GFLOP"] / symbols
         end += f", whose operations are {operations:.2f}× ours by symbol,"
     limit = run.at_most(target)
     return f"{start}; {end} that leaves {reached:.3g} / {mine.share:.0%} = {limit:.3g}× at most."
-
-
-def rival(target: Target) -> str:
-    if target.over == "peak":
-        return "of peak"
-    if target.other:
-        return f"ours in {target.other}"
-    return "ours, fp32" if target.over == "fastvae" else target.over.replace("fastvae", "ours,")
-
-
-def amount(target: Target, ratio: float) -> str:
-    return f"{ratio:.0%}" if target.over == "peak" else f"{ratio:.3g}×"
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"
 
 
 def replace_block(readme: str, text: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 DECODING = "greedy decoding, LSTM 1000"
 PTB = "training step, PTB"
+WORKS = "forward", "training"
 FP32 = {"dtype": "fp32", "peak GFLOP/s": 100.0}
 BF16 = {"dtype": "bf16", "peak GFLOP/s": 200.0}
 
@@ -18,7 +19,8 @@ BF16 = {"dtype": "bf16", "peak GFLOP/s": 200.0}
 @pytest.fixture
 def report(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
-    monkeypatch.delitem(sys.modules, "chart", raising=False)
+    for name in ("chart", "targets"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("report", FOLDER / "report.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -95,8 +97,8 @@ def test_arithmetic_of_what_falls_short(report):
         "whose operations are 1.50× ours by symbol, that leaves 1.1 / 50% = 2.2× at most." in text
     )
     assert "Not measured in this run: " in text
-    assert f"{DECODING}, B=1: fastvae bf16 over peak" in text
-    assert f"{DECODING}, B=16: fastvae over eager" not in text
+    assert f"{DECODING}, B=1: fastvae bf16 ≥ 75% of peak" in text
+    assert f"{DECODING}, B=16: fastvae ≥ 5× eager" not in text
 
 
 def test_our_time_is_that_of_all_turns(report):
@@ -124,6 +126,54 @@ def test_without_a_peak(report, tmp_path):
     row = f"| {DECODING}, B=16, int8 | 100 ms | 600 ms | eager bf16 300 ms | 8.00 | 4.00 |  |  |  |"
     assert row in rows(report, data)[1]
     report.draw(report.Run(data), tmp_path / "speed.png")
+
+
+def saved_on_gpu():
+    """The LSTM's two works, in bfloat16 at half the peak, and decoding with two rivals."""
+    forward, training = (f"LayerNorm-LSTM {work}, T=60 B=128 H=1000" for work in WORKS)
+    gpu = {"GPU": "Some GPU", "peak memory, MB": 123.4}
+    benchmarks = [
+        entry(forward, "fastvae bf16", 360e-6, 2.0, 0.036, passes=60, **gpu, **BF16),
+        entry(training, "fastvae bf16", 1e-3, 2.0, 0.16, passes=60, **gpu, **BF16),
+        entry(training, "FlashRNN (no norm) bf16", 8e-4, 2.5, 0.16, passes=60, **gpu, **BF16),
+        entry(f"{DECODING}, B=1", "fastvae bf16", 256e-6, 2.0, 0.02, passes=128, **gpu, **BF16),
+        entry(f"{DECODING}, B=1", "graph bf16", 5e-3, 0.1, 0.02, passes=128, **gpu, **BF16),
+        entry(f"{DECODING}, B=1", "eager bf16", 6e-3, 0.1, 0.02, passes=128, **gpu, **BF16),
+    ]
+    return {**saved(), "benchmarks": benchmarks}
+
+
+def test_rows_on_a_gpu(report):
+    """Targets in seconds beside those in speed-ups, and the columns that only a GPU has."""
+    text, got = rows(report, saved_on_gpu())
+    assert text.startswith("Some GPU, torch 2.13.0. ") and "Targets are those of an H100." in text
+    assert text.splitlines()[2].endswith("| µs a step | peak memory | target | result |")
+    assert got == [
+        "| LayerNorm-LSTM forward, T=60 B=128 H=1000, bf16 | 360 µs |  |  |  |  | 50% | 6 | 123 MB "
+        "| ≤ 7 µs a step<br>≤ 3.5 µs a step, persistent "
+        "| met: 6 µs<br>**short by 42%**: 6 µs; at best 3 µs ≤ 3.5 µs (1) |",
+        "| LayerNorm-LSTM training, T=60 B=128 H=1000, bf16 | 1 ms |  "
+        "| FlashRNN (no norm) bf16 800 µs |  | 0.80 | 80% | 16.7 | 123 MB "
+        "| ≤ 1.2 ms a call<br>≤ 700 µs a call, persistent "
+        "| met: 1 ms<br>**short by 30%**: 1 ms; at best 800 µs > 700 µs (2) |",
+        f"| {DECODING}, B=1, bf16 | 256 µs |  | graph bf16 5 ms |  | 20.00 | 39% | 2 | 123 MB "
+        "| ≤ 2.5 µs a step<br>≥ 5× graph bf16<br>≥ 25× eager bf16 "
+        "| met: 2 µs<br>met: 20×<br>**short by 20%**: 20×; at most 51.2× ≥ 25× (3) |",
+    ]
+    assert (
+        "\n1. LayerNorm-LSTM forward, T=60 B=128 H=1000, bf16: 0.036 GFLOP at 200 GFLOP/s takes "
+        "180 µs; ours takes 360 µs, 50% of the limit, which is 3 µs a step.\n"
+    ) in text
+    assert f"{DECODING}, B=1024: fastvae bf16 ≤ 18 µs a step" in text.split("Not measured")[1]
+    assert "fastvae bf16 ≥ 75% of peak" not in text
+
+
+def test_a_shortfall_without_a_peak(report):
+    data = saved_on_gpu()
+    for benchmark in data["benchmarks"]:
+        benchmark["extra_info"]["peak GFLOP/s"] = None
+    text, got = rows(report, data)
+    assert got[0].endswith("| met: 6 µs<br>**short by 42%**: 6 µs |") and "<details>" not in text
 
 
 def run(report, monkeypatch, *arguments):
@@ -186,6 +236,6 @@ def test_a_real_run(report, tmp_path):
 def test_targets_name_what_is_measured(report):
     """A work spelt otherwise in a benchmark would leave its target unmeasured for ever."""
     sources = "".join(path.read_text("utf-8") for path in FOLDER.glob("bench_*.py"))
-    for target in report.TARGETS:
+    for target in report.CPU_TARGETS + report.GPU_TARGETS:
         kind = target.work.split(",")[0].split(" T=")[0]
         assert kind in sources, target

@@ -1,0 +1,111 @@
+"""benchmarks/: which lines a device has, and those of packages that may be there or not."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+FLASHRNN, HASTE = "FlashRNN (no norm) bf16", "Haste (other norms)"
+ON_CPU = {"fastvae int8", "nn.LSTM int8"}
+ON_GPU = {"graph", "graph bf16", "nn.LSTM fp16", FLASHRNN, HASTE}
+ON_GPU |= {"LayerNorm-LSTM forward", "1024"}
+
+
+@pytest.mark.parametrize(
+    "device, there, absent", [("cpu", ON_CPU, ON_GPU), ("cuda", ON_GPU, ON_CPU)]
+)
+def test_what_a_device_collects(device, there, absent):
+    program = """
+import sys, pytest, torch
+torch.cuda.is_available = lambda: True
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
+"""
+    command = [sys.executable, "-c", program, str(FOLDER), "--device", device]
+    run = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert {value for value in there | absent if value in run.stdout} == there
+
+
+class Haste(nn.Module):
+    """What haste_pytorch.LayerNormLSTM takes and gives, not what it computes."""
+
+    def __init__(self, input_size, hidden_size, batch_first=False, forget_bias=1.0):
+        super().__init__()
+        self.hidden_size, self.linear = hidden_size, nn.Linear(input_size, hidden_size)
+
+    def forward(self, input, state=None, lengths=None):
+        h = self.linear(input)
+        return h, (h[-1:], h[-1:])
+
+
+def flashrnn(Wx, R, b, states=None, function="lstm", config=None, backend="cuda_fused", dtype=None):
+    """What FlashRNN takes and gives: Wx [B, T, G, N, D] -> [S, B, T, N, D], the last of them."""
+    G, N, D = Wx.shape[2:]
+    assert (G, N, D % 16) == (4, 1, 0) and R.shape == (G, N, D, D) and b.shape == (G, N, D)
+    assert Wx.dtype == R.dtype == b.dtype == torch.bfloat16 and function == "lstm"
+    h = (Wx + R.sum(-1) + b).sum(2)
+    states = torch.stack([h, h])
+    return states, states[:, :, -1:]
+
+
+@pytest.fixture
+def lines():
+    """lines(line, work) -> the lines that the benchmark of the LSTM times: one, or none."""
+    spec = importlib.util.spec_from_file_location("bench", FOLDER / "bench_layer_norm_lstm.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+
+    def run(line, work):
+        timed = []
+
+        def time(work, line, function, beside, **_):
+            function()
+            beside()
+            timed.append((work, line))
+
+        fixtures = {"time": time, "compiled": None, "graphed": None, "steps": lambda T: T}
+        bench.test_layer_norm_lstm(**fixtures, line=line, work=work, shape=(3, 2, 20))
+        return timed
+
+    return run
+
+
+PACKAGES = {FLASHRNN: ("flashrnn", {"flashrnn": flashrnn})}
+PACKAGES[HASTE] = "haste_pytorch", {"LayerNormLSTM": Haste}
+
+
+@pytest.mark.parametrize("work", ["LayerNorm-LSTM training", "LayerNorm-LSTM forward"])
+@pytest.mark.parametrize("line", PACKAGES)
+def test_other_packages(lines, monkeypatch, line, work):
+    name, contents = PACKAGES[line]
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(**contents))
+    assert lines(line, work) == [(f"{work}, T=3 B=2 H=20", line)]
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(pytest.skip.Exception, match=name):
+        lines(line, work)
+
+
+@pytest.mark.parametrize("line", PACKAGES)
+def test_other_packages_that_refuse_have_no_line(lines, monkeypatch, line):
+    def refuse(*_, **__):
+        raise ValueError("No working solution of constraints")
+
+    name, contents = PACKAGES[line]
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(**contents))
+    monkeypatch.setattr(Haste, "forward", refuse)
+    monkeypatch.setattr(sys.modules[name], "flashrnn", refuse, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="No working solution"):
+        lines(line, "LayerNorm-LSTM training")
+
+
+def test_other_packages_must_give_finite_numbers(lines, monkeypatch):
+    monkeypatch.setitem(sys.modules, "haste_pytorch", SimpleNamespace(LayerNormLSTM=Haste))
+    monkeypatch.setattr(Haste, "forward", lambda self, x: (self.linear(x) / 0, None))
+    with pytest.raises(AssertionError):
+        lines(HASTE, "LayerNorm-LSTM training")
