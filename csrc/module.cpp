@@ -49,6 +49,21 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
   m.def(
       "decode_bytenet_pack(Tensor feature_weight, Tensor conv_weight, Tensor classifier_weight, bool int8=False) -> "
       "Tensor");
+
+  // One launch a sequence, on GPUs (cuda/); what launches them plans who computes what (kernels/persistent.py).
+  m.def(
+      "layer_norm_lstm_persistent(Tensor x, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor h0, "
+      "Tensor c0, float eps, bool save, int groups, int units, int columns, int threads) "
+      "-> (Tensor h, Tensor c_n, Tensor c, Tensor normalised, Tensor rstd)");
+  m.def(
+      "decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor start_cross, Tensor symbol_rows, "
+      "Tensor row_means, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor classifier_weight, "
+      "Tensor classifier_bias, Tensor cross_weight, Tensor h0, Tensor c0, Tensor? noise, float eps, int end_id, "
+      "int pad_id, int groups, int units, int columns, int threads) -> Tensor");
+  m.def(
+      "decode_bytenet_persistent(Tensor projected, Tensor symbol_rows, Tensor conv_weight, Tensor conv_bias, "
+      "Tensor classifier_weight, Tensor classifier_bias, Tensor? noise, bool carry, int end_id, int pad_id, "
+      "int groups, int units, int voters, int columns, int threads) -> Tensor");
 }
 
 namespace py = pybind11;

@@ -1,0 +1,352 @@
+// Decoding with highway masked convolutions in one launch. Equations: fastvae/ops/decode_bytenet.py.
+//
+// Each layer has blocks of its own, which keep the weights of some channels in shared memory, and so has the
+// classifier. A vector passes one exchange a layer, and the chosen symbol one more; what the step before gives to a
+// layer's sum is made after its vector has been published, while others wait for nothing. Slices of the sequences
+// follow each other through the layers.
+#include "launch.h"
+#include "offer.h"
+
+namespace {
+constexpr int VOTE = 2;  // words: logit, symbol
+constexpr int MOST_VOTERS = 32;
+
+template <class T>
+struct Layers {
+  const T *projected, *symbol_rows;           // [T, B, 2C], [V + 1, 2C]
+  const T *conv_weight, *conv_bias;           // [layers, 2, 3C, C], [layers, 3C]: the step before, then this one
+  const T *classifier_weight, *classifier_bias;
+  const float* noise;                         // [T, B, V] or null
+  int64_t* tokens;                            // [B, T]
+  uint32_t *vectors, *votes;                  // [layers, T, B, exchanged(C)] of T; [T, B, voters, VOTE]
+  int V, end_id, pad_id;
+  bool carry;
+};
+
+template <class T, int N>
+struct Net {
+  int steps, B, C, layers, members, units, voters, symbols, share;  // symbols: of a voter, at most
+
+  HOST_DEVICE Parts channels() const { return {C, members, units}; }
+  HOST_DEVICE int blocks() const { return layers * members + voters; }  // of a group
+  HOST_DEVICE int slices() const { return divide_up(share, N); }
+  HOST_DEVICE int row_words() const { return exchanged(C) / PER_WORD<T>; }
+
+  struct Shared {
+    uint32_t *before, *now, *columns;  // weights of the step before and of this one
+    float *partial, *sums;             // sums [slices, 3 · units, N] of a layer, [symbols, N] of a voter
+    int *symbol, *ended, *stopped;     // [N], [share], [slices]
+  };
+  HOST_DEVICE Shared shared(Arena& arena, int warps, bool voter) const {
+    const Matrix<T, N> m{voter ? symbols : 3 * units, C};
+    Shared s;
+    s.before = arena.take<uint32_t>(voter ? 0 : m.weight_words());
+    s.now = arena.take<uint32_t>(m.weight_words());
+    s.columns = arena.take<uint32_t>(m.columns_words());
+    s.partial = arena.take<float>(m.partial_floats(warps));
+    s.sums = arena.take<float>(voter ? symbols * N : int64_t(slices()) * 3 * units * N);
+    s.symbol = arena.take<int>(N);
+    s.ended = arena.take<int>(share);
+    s.stopped = arena.take<int>(slices());
+    return s;
+  }
+};
+
+template <class T, int N>
+struct NetBlock {
+  Net<T, N> shape;
+  Layers<T> d;
+  typename Net<T, N>::Shared s;
+  Matrix<T, N> matrix;
+  int layer, member, first, sequences;
+
+  DEVICE int in_slice(int slice) const { return least(N, sequences - slice * N); }
+  DEVICE int64_t place(int t, int slice) const { return t * int64_t(shape.B) + first + slice * N; }
+  // The vectors that layer `of` makes for a slice.
+  DEVICE uint32_t* vectors(int of, int t, int slice) const {
+    return d.vectors + (of * int64_t(shape.steps) * shape.B + place(t, slice)) * shape.row_words();
+  }
+
+  // Columns = the vectors of the layer below; or it says that the slice has stopped.
+  DEVICE bool take_vectors(int slice, int t) const {
+    const uint32_t* from = vectors(layer - 1, t, slice);
+    gather<4>(
+        in_slice(slice) * shape.row_words() / 4, [&](int i) { return from + 4 * i; },
+        [&](int i, const uint32_t(&words)[4]) {
+          const int n = 4 * i / shape.row_words();
+          if (i == 0) s.stopped[slice] = words[0] == STOP;
+          matrix.put(s.columns, n, 4 * i - n * shape.row_words(), words);
+        });
+    __syncthreads();
+    return !s.stopped[slice];
+  }
+
+  // The first layer's: x = tanh(p) σ(q) of the features and the symbol before.
+  DEVICE void take_symbols(int slice, int t) const {
+    const int C = shape.C;
+    for (int i = threadIdx.x; i < in_slice(slice) * shape.row_words(); i += blockDim.x) {
+      const int n = i / shape.row_words(), w = i % shape.row_words();
+      const T* projected = d.projected + (place(t, slice) + n) * 2 * C;
+      const T* row = d.symbol_rows + int64_t(s.symbol[n]) * 2 * C;
+      float x[PER_WORD<T>];
+      for (int j = 0; j < PER_WORD<T>; ++j) {
+        const int c = w * PER_WORD<T> + j;
+        x[j] = c < C ? tanhf(float(projected[c]) + float(row[c])) *
+                           sigmoid(float(projected[C + c]) + float(row[C + c]))
+                     : 0;
+      }
+      const uint32_t word[1] = {word_of<T>(x)};
+      matrix.put(s.columns, n, w, word);
+    }
+    __syncthreads();
+  }
+
+  // What voters chose at step t − 1 -> whether any sequence of the slice goes on.
+  DEVICE bool choose(int slice, int t) const {
+    const int lane = threadIdx.x % 32;
+    for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
+      Offer best = Offer::none();
+      if (t == 0) {
+        best.symbol = d.V;
+      } else {
+        if (lane < shape.voters) {
+          const uint32_t* from = d.votes + ((place(t - 1, slice) + n) * shape.voters + lane) * VOTE;
+          uint32_t words[VOTE];
+          load_words(from, words);
+          await(from, words);
+          best = {__uint_as_float(words[0]), int(words[1])};
+        }
+        best.over_warp();
+      }
+      if (lane) continue;
+      s.symbol[n] = best.symbol;
+      if (t == 0) continue;
+      int& ended = s.ended[slice * N + n];
+      if (member == 0) d.tokens[int64_t(first + slice * N + n) * shape.steps + t - 1] = ended ? d.pad_id : best.symbol;
+      ended |= best.symbol == d.end_id;
+    }
+    __syncthreads();
+    bool over = d.end_id >= 0;
+    for (int n = threadIdx.x; n < in_slice(slice); n += blockDim.x) over &= s.ended[slice * N + n] != 0;
+    return !all_threads(over);
+  }
+
+  DEVICE void stop(int slice, int t) const {
+    const int from = shape.channels().first(member) / PER_WORD<T>, words = own_words();
+    for (int i = threadIdx.x; i < in_slice(slice) * words; i += blockDim.x)
+      store_word(vectors(layer, t, slice) + i / words * shape.row_words() + from + i % words, STOP);
+    if (threadIdx.x == 0) s.stopped[slice] = 1;
+    __syncthreads();
+  }
+  // Words of a vector that this member publishes, the last one those past the end too.
+  DEVICE int own_words() const {
+    const int from = shape.channels().first(member);
+    return (member == shape.members - 1 ? exchanged(shape.C) - from : shape.units) / PER_WORD<T>;
+  }
+
+  DEVICE float& sum(int slice, int r, int n) const { return s.sums[(slice * 3 * shape.units + r) * N + n]; }
+
+  DEVICE void publish_vectors(int slice, int t) const {
+    const int C = shape.C, U = shape.units, words = own_words(), from = shape.channels().first(member);
+    const T* bias = d.conv_bias + int64_t(layer) * 3 * C + from;
+    for (int i = threadIdx.x; i < in_slice(slice) * words; i += blockDim.x) {
+      const int n = i / words, w = i % words;
+      float y[PER_WORD<T>];
+      for (int j = 0; j < PER_WORD<T>; ++j) {
+        const int unit = w * PER_WORD<T> + j;
+        y[j] = 0;
+        if (unit >= shape.channels().count(member)) continue;
+        float a[3];
+        for (int gate = 0; gate < 3; ++gate)
+          a[gate] = sum(slice, gate * U + unit, n) + matrix.sum(s.partial, gate * U + unit, n) +
+                    float(bias[gate * C + unit]);
+        y[j] = sigmoid(a[0]) * tanhf(a[2]);
+        if (d.carry) y[j] += sigmoid(a[1]) * matrix.at(s.columns, n, from + unit);
+      }
+      publish(vectors(layer, t, slice) + n * shape.row_words() + from / PER_WORD<T> + w, word_of<T>(y));
+    }
+    __syncthreads();
+  }
+
+  // What this step's vectors will add to the next step's sums.
+  DEVICE void look_ahead(int slice) const {
+    matrix.multiply(s.before, s.columns, s.partial);
+    __syncthreads();
+    for (int i = threadIdx.x; i < 3 * shape.units * N; i += blockDim.x)
+      sum(slice, i / N, i % N) = matrix.sum(s.partial, i / N, i % N);
+    __syncthreads();
+  }
+
+  DEVICE void load_layer() const {
+    const Parts channels = shape.channels();
+    for (int tap = 0; tap < 2; ++tap)
+      matrix.load(tap ? s.now : s.before, [&](int r) -> const T* {
+        const int gate = r / shape.units, unit = r % shape.units;
+        if (unit >= channels.count(member)) return nullptr;
+        const int64_t row = ((layer * 2 + tap) * 3 + gate) * int64_t(shape.C) + channels.first(member) + unit;
+        return d.conv_weight + row * shape.C;
+      });
+    for (int i = threadIdx.x; i < shape.slices() * 3 * shape.units * N; i += blockDim.x) s.sums[i] = 0;
+  }
+
+  DEVICE void run_layer() const {
+    const int slices = divide_up(sequences, N);
+    for (int t = 0, going = slices; t < shape.steps + (layer == 0) && going > 0; ++t) {
+      for (int slice = 0; slice < slices; ++slice) {
+        if (s.stopped[slice]) continue;
+        const bool goes_on = layer ? take_vectors(slice, t) : choose(slice, t);
+        if (t == shape.steps) continue;
+        if (!goes_on) {
+          stop(slice, t);
+          --going;
+          continue;
+        }
+        if (layer == 0) take_symbols(slice, t);
+        matrix.multiply(s.now, s.columns, s.partial);
+        __syncthreads();
+        publish_vectors(slice, t);
+        look_ahead(slice);
+      }
+    }
+  }
+
+  DEVICE Parts symbols() const { return {d.V, shape.voters, shape.symbols}; }
+
+  DEVICE void load_voter() const {
+    matrix.load(s.now, [&](int r) -> const T* {
+      if (r >= symbols().count(member)) return nullptr;
+      return d.classifier_weight + int64_t(symbols().first(member) + r) * shape.C;
+    });
+  }
+
+  // A warp for each sequence.
+  DEVICE void publish_votes(int slice, int t) const {
+    const int lane = threadIdx.x % 32, from = symbols().first(member);
+    for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
+      Offer best = Offer::none();
+      for (int v = lane; v < symbols().count(member); v += 32) {
+        float logit = matrix.sum(s.partial, v, n) + float(d.classifier_bias[from + v]);
+        if (d.noise) logit += d.noise[(place(t, slice) + n) * d.V + from + v];
+        best.better({logit, from + v});
+      }
+      best.over_warp();
+      uint32_t* to = d.votes + ((place(t, slice) + n) * shape.voters + member) * VOTE;
+      if (lane < VOTE) publish(to + lane, lane ? uint32_t(best.symbol) : __float_as_uint(best.logit));
+    }
+    __syncthreads();
+  }
+
+  DEVICE void run_voter() const {
+    const int slices = divide_up(sequences, N);
+    for (int t = 0, going = slices; t < shape.steps && going > 0; ++t) {
+      for (int slice = 0; slice < slices; ++slice) {
+        if (s.stopped[slice]) continue;
+        if (!take_vectors(slice, t)) {
+          --going;
+          continue;
+        }
+        matrix.multiply(s.now, s.columns, s.partial);
+        __syncthreads();
+        publish_votes(slice, t);
+      }
+    }
+  }
+};
+
+template <class T, int N>
+KERNEL(THREADS)
+decode(Net<T, N> shape, Layers<T> d) {
+  const int group = blockIdx.x / shape.blocks(), id = blockIdx.x % shape.blocks(), first = group * shape.share;
+  const bool voter = id >= shape.layers * shape.members;
+  Arena arena{shared_memory()};
+  const NetBlock<T, N> block{shape,
+                             d,
+                             shape.shared(arena, blockDim.x / 32, voter),
+                             {voter ? shape.symbols : 3 * shape.units, shape.C},
+                             voter ? shape.layers : id / shape.members,
+                             voter ? id - shape.layers * shape.members : id % shape.members,
+                             first,
+                             least(shape.share, shape.B - first)};
+  for (int i = threadIdx.x; i < shape.share; i += blockDim.x) block.s.ended[i] = 0;
+  for (int i = threadIdx.x; i < shape.slices(); i += blockDim.x) block.s.stopped[i] = 0;
+  block.matrix.clear(block.s.columns);
+  if (voter)
+    block.load_voter();
+  else
+    block.load_layer();
+  __syncthreads();
+  if (voter)
+    block.run_voter();
+  else
+    block.run_layer();
+}
+
+// The plan (`groups`, `units`, `voters`, `columns`, `threads`) is made by fastvae/kernels/persistent.py.
+Tensor decode_bytenet_persistent(Tensor projected, Tensor symbol_rows, Tensor conv_weight, Tensor conv_bias,
+                                 Tensor classifier_weight, Tensor classifier_bias, std::optional<Tensor> maybe_noise,
+                                 bool carry, int64_t end_id, int64_t pad_id, int64_t groups, int64_t units,
+                                 int64_t voters, int64_t columns, int64_t threads) {
+  CHECK_DIM(projected, 3, "[T, B, 2C]");
+  CHECK_DIM(conv_weight, 4, "[N, 2, 3C, C]");
+  CHECK_DIM(classifier_weight, 2, "[V, C]");
+  const int64_t T = projected.size(0), B = projected.size(1), N = conv_weight.size(0), C = conv_weight.size(3);
+  const int64_t V = classifier_weight.size(0);
+  CHECK_POSITIVE(projected);
+  CHECK_POSITIVE(conv_weight);
+  CHECK_POSITIVE(classifier_weight);
+  CHECK_SHAPE(projected, T, B, 2 * C);
+  CHECK_SHAPE(symbol_rows, V + 1, 2 * C);
+  CHECK_SHAPE(conv_weight, N, 2, 3 * C, C);
+  CHECK_SHAPE(conv_bias, N, 3 * C);
+  CHECK_SHAPE(classifier_weight, V, C);
+  CHECK_SHAPE(classifier_bias, V);
+  CHECK_LIKE(symbol_rows, projected);
+  CHECK_LIKE(conv_weight, projected);
+  CHECK_LIKE(conv_bias, projected);
+  CHECK_LIKE(classifier_weight, projected);
+  CHECK_LIKE(classifier_bias, projected);
+  if (maybe_noise) {
+    const Tensor& noise = *maybe_noise;
+    CHECK_SHAPE(noise, T, B, V);
+    CHECK_WIDE(noise, projected);
+  }
+  CHECK(end_id < V, "end_id must be below V = " + std::to_string(V));
+  const Split split = check_split(C, B, groups, units, threads);
+  const int64_t symbols = (V + voters - 1) / std::max<int64_t>(voters, 1);
+  CHECK(voters > 0 && voters <= MOST_VOTERS && (voters - 1) * symbols < V,
+        "voters must be from 1 to " + std::to_string(MOST_VOTERS) + ", each with a symbol");
+  Tensor noise = maybe_noise ? *maybe_noise : classifier_bias;
+  make_contiguous(projected, symbol_rows, conv_weight, conv_bias, classifier_weight, classifier_bias, noise);
+  Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id);
+  Tensor vectors = emptied(projected, N * T * B * exchanged(C) * int64_t(projected.element_size()) / 4);
+  Tensor votes = emptied(projected, T * B * voters * VOTE);
+  dispatch<BFloat16, float>(projected.scalar_type(), columns, [&]<class S, int COLUMNS>() {
+    const Net<S, COLUMNS> shape{int(T),     int(B),      int(C),       int(N),     split.members,
+                                int(units), int(voters), int(symbols), split.share};
+    const Layers<S> d{in<S>(projected),
+                      in<S>(symbol_rows),
+                      in<S>(conv_weight),
+                      in<S>(conv_bias),
+                      in<S>(classifier_weight),
+                      in<S>(classifier_bias),
+                      maybe_noise ? in<float>(noise) : nullptr,
+                      out<int64_t>(tokens),
+                      words(vectors),
+                      words(votes),
+                      int(V),
+                      int(end_id),
+                      int(pad_id),
+                      carry};
+    Arena layer{nullptr}, voter{nullptr};
+    shape.shared(layer, threads / 32, false);
+    shape.shared(voter, threads / 32, true);
+    launch_cooperative(projected, decode<S, COLUMNS>, groups * shape.blocks(), threads,
+                       std::max(layer.used, voter.used), shape, d);
+  });
+  return tokens;
+}
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastvae, DEVICE_KEY, m) {
+  m.impl("decode_bytenet_persistent", TORCH_BOX(&decode_bytenet_persistent));
+}

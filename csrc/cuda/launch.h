@@ -1,0 +1,93 @@
+// What the launchers of persistent kernels share: checks of a plan, buffers, dispatch, and the launch itself.
+#pragma once
+#include <torch/csrc/stable/accelerator.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "../common.h"
+#include "exchange.h"
+#include "recurrence.h"
+#include "split.h"
+
+using torch::headeronly::Half;
+
+// The blocks of a plan, checked: all sequences and all cells are somebody's.
+struct Split {
+  int members, share;  // of a group: blocks, and sequences
+};
+
+inline Split check_split(int64_t size, int64_t batch, int64_t groups, int64_t units, int64_t threads) {
+  CHECK(units > 0 && units % 4 == 0, "units must be a positive multiple of 4, got " + std::to_string(units));
+  CHECK(groups > 0 && groups <= batch, "groups must be from 1 to B, got " + std::to_string(groups));
+  CHECK(threads > 0 && threads % 32 == 0 && threads <= THREADS,
+        "threads must be a multiple of 32 up to " + std::to_string(THREADS) + ", got " + std::to_string(threads));
+  const Split split{int((size + units - 1) / units), int((batch + groups - 1) / groups)};
+  CHECK(split.members <= MOST_MEMBERS, "units must be larger: " + std::to_string(split.members) +
+                                           " blocks would share a step, of " + std::to_string(MOST_MEMBERS) +
+                                           " at most");
+  CHECK((groups - 1) * split.share < batch, "groups must be fewer: one of " + std::to_string(groups) + " has no sequence");
+  return split;
+}
+
+inline Tensor filled(const Tensor& like, std::initializer_list<int64_t> size, ScalarType dtype, double value) {
+  Tensor t = empty(like, size, dtype);
+  return torch::stable::fill_(t, value);
+}
+// Words that blocks exchange (exchange.h), before a launch.
+inline Tensor emptied(const Tensor& like, int64_t words) { return filled(like, {words}, ScalarType::Int, -1); }
+inline uint32_t* words(Tensor& t) { return reinterpret_cast<uint32_t*>(t.mutable_data_ptr<int32_t>()); }
+
+template <class S>
+constexpr ScalarType dtype_of = std::is_same_v<S, float>      ? ScalarType::Float
+                                : std::is_same_v<S, BFloat16> ? ScalarType::BFloat16
+                                                              : ScalarType::Half;
+
+// fn<S, columns>() for the first of the types that a tensor has, and the columns of a plan.
+template <class S, class... Others, class Fn>
+void dispatch(ScalarType dtype, int64_t columns, Fn fn) {
+  if (dtype != dtype_of<S>) {
+    if constexpr (sizeof...(Others) > 0) return dispatch<Others...>(dtype, columns, fn);
+    CHECK(false, "no persistent kernel has this dtype");
+  } else if constexpr (sizeof(S) == 2) {
+    if (columns == 8) return fn.template operator()<S, 8>();
+    if (columns == 16) return fn.template operator()<S, 16>();
+    if (columns == 32) return fn.template operator()<S, 32>();
+  } else {
+    if (columns == 1) return fn.template operator()<S, 1>();
+    if (columns == 8) return fn.template operator()<S, 8>();
+  }
+  CHECK(false, "columns must be 8, 16 or 32 in 16 bits, 1 or 8 in float32, got " + std::to_string(columns));
+}
+
+#ifdef __CUDACC__
+#define DEVICE_KEY CUDA
+
+inline void check_cuda(cudaError_t error, const char* doing) {
+  CHECK(error == cudaSuccess, std::string(doing) + ": " + cudaGetErrorString(error));
+}
+
+// One launch whose blocks all run at the same time, on the current stream of the device of `like`.
+template <class... Parameters, class... Arguments>
+void launch_cooperative(const Tensor& like, void (*kernel)(Parameters...), int64_t blocks, int64_t threads,
+                        int64_t shared, const Arguments&... arguments) {
+  const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+  void* stream = nullptr;
+  CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream) == 0, "no current stream");
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  check_cuda(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+             "setting the shared memory of a persistent kernel");
+  int each = 0, processors = 0;
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, entry, int(threads), shared),
+             "asking how many blocks run at once");
+  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, like.get_device_index()),
+             "asking for the number of multiprocessors");
+  CHECK(blocks <= int64_t(each) * processors, "the plan has " + std::to_string(blocks) + " blocks, but only " +
+                                                  std::to_string(each * processors) + " can run at once");
+  void* parameters[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
+  check_cuda(cudaLaunchCooperativeKernel(entry, dim3(blocks), dim3(threads), parameters, shared, cudaStream_t(stream)),
+             "launching a persistent kernel");
+}
+#else
+#include "launch_simulator.h"
+#endif

@@ -1,0 +1,39 @@
+// Who computes what in a persistent kernel: plain arithmetic, for the kernels, their launchers and Python's plan.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#ifndef HOST_DEVICE
+#ifdef __CUDACC__
+#define HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define HOST_DEVICE inline
+#endif
+#endif
+
+HOST_DEVICE constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
+HOST_DEVICE constexpr int round_up(int a, int b) { return divide_up(a, b) * b; }
+HOST_DEVICE constexpr int least(int a, int b) { return a < b ? a : b; }
+HOST_DEVICE constexpr int most(int a, int b) { return a > b ? a : b; }
+
+// Parts of `whole` in the hands of `members`, `each` at most: member m has count(m) from first(m) on.
+struct Parts {
+  int whole, members, each;
+  HOST_DEVICE int first(int m) const { return least(m * each, whole); }
+  HOST_DEVICE int count(int m) const { return least(each, whole - first(m)); }
+};
+
+// Vectors that blocks exchange have rows of whole 16-byte words; the last member publishes what is past the end, as 0.
+HOST_DEVICE constexpr int exchanged(int size) { return round_up(size, 8); }
+
+// Hands out shared memory; without a base it measures.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+  template <class T>
+  HOST_DEVICE T* take(int64_t count) {
+    T* p = reinterpret_cast<T*>(base + used);
+    used += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
+    return p;
+  }
+};
