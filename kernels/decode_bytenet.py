@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastvae.kernels import persistent
 from fastvae.kernels.checks import check_decode, check_shapes
 from fastvae.kernels.decode import decode_chunks, runs_plain
 from fastvae.kernels.gates import highway, rank, ranked, sigmoid, tanh
@@ -176,6 +177,11 @@ def decode_bytenet(
     if runs_plain(features, packed):
         rest = noise, carry, end_id, pad_id, packed
         return decode_bytenet_reference(features, *weights.values(), *rest)
+    if machine := persistent.serving("decode_bytenet", features):
+        plan = persistent.plan_bytenet(C, N, V, B, features.dtype.itemsize, machine)
+        if plan:
+            rest = noise, carry, end_id, pad_id, plan
+            return persistent.decode_bytenet(features, *weights.values(), *rest)
     options = launch(B, C, features.dtype)
     if options is None:
         state = (features.new_zeros(N, B, C),)

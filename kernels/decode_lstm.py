@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastvae.kernels import persistent
 from fastvae.kernels.checks import check_decode, check_shapes
 from fastvae.kernels.decode import decode_chunks, runs_plain
 from fastvae.kernels.gates import normalise, rank, ranked, row_launch, update
@@ -135,6 +136,11 @@ def decode_lstm(
     if runs_plain(features, packed) or max(H, V) > LARGEST:
         rest = noise, eps, end_id, pad_id, packed
         return decode_lstm_reference(features, *weights.values(), *rest)
+    if machine := persistent.serving("decode_lstm", features):
+        plan = persistent.plan_lstm(H, B, features.dtype.itemsize, machine, V)
+        if plan:
+            rest = noise, eps, end_id, pad_id, plan
+            return persistent.decode_lstm(features, *weights.values(), *rest)
     # The recurrent weights above the classifier's, [N, H].
     unused = -(4 * H + V) % ALIGNED
     stacked = torch.cat([weight_hh, classifier_weight, weight_hh.new_zeros(unused, H)])

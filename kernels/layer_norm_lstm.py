@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastvae.kernels import persistent
 from fastvae.kernels.checks import check_like, check_shapes
 from fastvae.kernels.gates import normalise, row_launch, sigmoid, tanh, tanh_slope, update
 from fastvae.kernels.graphs import replayed
@@ -139,6 +140,10 @@ def layer_norm_lstm(
     )
     if x.dtype == torch.float64 or H > LARGEST:
         return layer_norm_lstm_loop(*tensors.values(), eps, save)
+    if machine := persistent.serving("layer_norm_lstm", x):
+        plan = persistent.plan_lstm(H, B, x.dtype.itemsize, machine)
+        if plan:
+            return persistent.layer_norm_lstm(*tensors.values(), eps, save, plan=plan)
     return replayed(_forward, tuple(tensors.values()), eps, save)
 
 

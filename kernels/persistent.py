@@ -12,11 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 THREADS = 256
-MOST_MEMBERS = 160  # blocks that share a step
-MOST_HIDDEN, MOST_SYMBOLS = 1024, 512
+MOST_MEMBERS, MOST_VOTERS = 160, 32  # blocks that share a step, and a choice
+MOST_HIDDEN, MOST_CHANNELS, MOST_SYMBOLS = 1024, 512, 512
 BATCH = 128  # sequences of a launch: what they exchange is memory
-OFFERED = 3  # rows of a candidate beside the gates': its logit, and its cross in two parts
 COLUMNS = {2: (8, 16, 32), 4: (1, 8)}  # by bytes of a number
+DTYPES = {
+    "layer_norm_lstm": (torch.bfloat16, torch.float16),
+    "decode_lstm": (torch.bfloat16, torch.float32),
+    "decode_bytenet": (torch.bfloat16, torch.float32),
+}
+# Ops that these kernels serve: those whose results on a GPU are in benchmarks/results.
+SERVING: set[str] = set()
 
 
 class Machine(NamedTuple):
@@ -24,11 +30,6 @@ class Machine(NamedTuple):
 
     processors: int
     shared: int
-
-    @classmethod
-    def of(cls, device: torch.device) -> "Machine":
-        found = torch.cuda.get_device_properties(device)
-        return cls(found.multi_processor_count, found.shared_memory_per_block_optin)
 
 
 class Plan(NamedTuple):
@@ -40,71 +41,153 @@ class Plan(NamedTuple):
     groups: int
     units: int
     columns: int
-    threads: int
+    threads: int = THREADS
+
+
+class NetPlan(NamedTuple):
+    """The same for each layer of a group; its `voters` divide the symbols."""
+
+    groups: int
+    units: int
+    voters: int
+    columns: int
+    threads: int = THREADS
 
 
 class Block(NamedTuple):
-    """What a block holds in shared memory: sizes, and bytes of a number of its weights."""
+    """Bytes of shared memory that a block holds, and words that pass through it at a step."""
 
-    units: int
-    candidates: int
-    hidden: int
-    columns: int
-    sequences: int
-    itemsize: int
+    shared: int
+    work: int
 
-    @property
-    def slices(self) -> int:
-        return -(-self.sequences // self.columns)
 
-    def words(self) -> list[int]:
-        """Of weights, columns and partial sums, which every slice passes through; of the rest."""
-        short = self.itemsize == 2
-        more = (OFFERED if short else OFFERED - 1) * self.candidates
-        rows, deep = 4 * self.units + more, -(-self.hidden // 16)
-        tiles = -(-rows // 16)
-        weights = tiles * deep * 128 if short else rows * self.hidden
-        columns = self.columns * (8 * deep + 4 if short else self.hidden)
-        partial = THREADS // 32 * self.columns * (16 * tiles if short else rows)
-        state = [4 * self.units * self.slices, self.units * self.slices, 1, 1]
-        if self.candidates:
-            state += [self.candidates, self.candidates, 1]
-        rest = [n * self.columns for n in state] + ([self.sequences] if self.candidates else [])
-        return [weights, columns, partial, *rest]
+def serving(op: str, like: Tensor) -> Machine | None:
+    """The machine of a tensor, where a persistent kernel serves the op there."""
+    built = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{op}_persistent", "CUDA")
+    return machine(like.device) if built and op in SERVING and like.dtype in DTYPES[op] else None
 
-    def shared(self) -> int:
-        """Bytes."""
-        return sum(-(-words // 4) * 16 for words in self.words())
 
-    def work(self) -> int:
-        """Words that pass through shared memory at a step."""
-        weights, columns, partial, *_ = self.words()
-        return self.slices * (weights + columns + 2 * partial)
+def machine(device: torch.device) -> Machine:
+    found = torch.cuda.get_device_properties(device)
+    return Machine(found.multi_processor_count, found.shared_memory_per_block_optin)
 
 
 def plan_lstm(H: int, B: int, itemsize: int, machine: Machine, V: int = 0) -> Plan | None:
-    """The plan that moves least in shared memory, or None where the shape is not for these kernels.
+    """The plan with the least work, or None for a shape that these kernels are not made for.
 
-    V is 0 where nothing is decoded. B up to BATCH.
+    V is 0 where nothing is decoded.
     """
-    if H > MOST_HIDDEN or V > MOST_SYMBOLS or B > BATCH or itemsize not in COLUMNS:
+    if H > MOST_HIDDEN or V > MOST_SYMBOLS or itemsize not in COLUMNS:
         return None
-    fitting = [p for p in _plans(H, B, V, itemsize, machine) if p[0].shared() <= machine.shared]
-    return min(fitting, key=lambda p: (p[0].work(), -p[1].groups))[1] if fitting else None
+    plans = {}
+    for columns, groups, share in _shares(min(B, BATCH), itemsize, machine.processors):
+        units = _units(H, min(machine.processors // groups, MOST_MEMBERS))
+        candidates = -(-V // -(-H // units))
+        block = lstm_block(units, candidates, H, columns, share, itemsize)
+        if block.shared <= machine.shared:
+            plans[block.work, -groups] = Plan(groups, units, columns)
+    return plans[min(plans)] if plans else None
 
 
-def _plans(
-    H: int, B: int, V: int, itemsize: int, machine: Machine
-) -> Iterator[tuple[Block, Plan]]:
-    for columns in COLUMNS[itemsize]:
-        for groups in range(1, min(B, machine.processors) + 1):
-            share = -(-B // groups)
-            if share * (groups - 1) >= B:
+def plan_bytenet(
+    C: int, layers: int, V: int, B: int, itemsize: int, machine: Machine
+) -> NetPlan | None:
+    """The same for a decoder of masked convolutions."""
+    if not layers or C > MOST_CHANNELS or V > MOST_SYMBOLS or itemsize not in COLUMNS:
+        return None
+    plans = {}
+    most = machine.processors // (layers + 1)
+    for columns, groups, share in _shares(min(B, BATCH), itemsize, most):
+        for voters in range(1, min(V, MOST_VOTERS) + 1):
+            symbols = -(-V // voters)
+            members = min((machine.processors // groups - voters) // layers, MOST_MEMBERS)
+            if members < 1 or symbols * (voters - 1) >= V:
                 continue
-            units = -(-H // min(machine.processors // groups, MOST_MEMBERS) // 4) * 4
-            candidates = -(-V // -(-H // units))
-            block = Block(units, candidates, H, columns, share, itemsize)
-            yield block, Plan(groups, units, columns, THREADS)
+            units = _units(C, members)
+            blocks = net_blocks(units, symbols, C, columns, share, itemsize)
+            if max(block.shared for block in blocks) <= machine.shared:
+                work = max(block.work for block in blocks), -groups, voters
+                plans[work] = NetPlan(groups, units, voters, columns)
+    return plans[min(plans)] if plans else None
+
+
+def _shares(B: int, itemsize: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """Columns, groups, and a group's sequences, such that each group has one."""
+    for columns in COLUMNS[itemsize]:
+        for groups in range(1, min(B, most) + 1):
+            share = -(-B // groups)
+            if share * (groups - 1) < B:
+                yield columns, groups, share
+
+
+def _units(size: int, members: int) -> int:
+    return -(-size // members // 4) * 4
+
+
+def lstm_block(
+    units: int, candidates: int, H: int, columns: int, share: int, itemsize: int, warps: int = 8
+) -> Block:
+    """Gates of `units` cells and, of each candidate, its logit and its cross in one part or two."""
+    slices = -(-share // columns)
+    rows = 4 * units + (3 if itemsize == 2 else 2) * candidates
+    product = _product(rows, H, columns, itemsize, warps)
+    state = [4 * units * slices * columns, units * slices * columns, columns, columns]
+    if candidates:
+        state += [candidates * columns, candidates * columns, columns, share]
+    return Block(_bytes([*product, *state]), slices * _work(*product))
+
+
+def net_blocks(
+    units: int, symbols: int, C: int, columns: int, share: int, itemsize: int, warps: int = 8
+) -> tuple[Block, Block]:
+    """A layer's block, whose weights of the step before are as many again, and a voter's."""
+    slices = -(-share // columns)
+    both = [columns, share, slices]
+    product = _product(3 * units, C, columns, itemsize, warps)
+    shared = _bytes([product[0], *product, slices * 3 * units * columns, *both])
+    layer = Block(shared, 2 * slices * _work(*product))
+    product = _product(symbols, C, columns, itemsize, warps)
+    voter = Block(_bytes([*product, symbols * columns, *both]), slices * _work(*product))
+    return layer, voter
+
+
+def _product(rows: int, depth: int, columns: int, itemsize: int, warps: int) -> list[int]:
+    """Words of weights, columns and partial sums (csrc/cuda/matrix.h)."""
+    if itemsize == 4:
+        return [rows * depth, columns * depth, warps * columns * rows]
+    tiles, deep = -(-rows // 16), -(-depth // 16)
+    return [tiles * deep * 128, columns * (8 * deep + 4), warps * columns * 16 * tiles]
+
+
+def _work(weights: int, columns: int, partial: int) -> int:
+    return weights + columns + 2 * partial
+
+
+def _bytes(words: list[int]) -> int:
+    return sum(-(-n // 4) * 16 for n in words)
+
+
+def layer_norm_lstm(*inputs, plan: Plan) -> tuple[Tensor, ...]:
+    """The op `layer_norm_lstm`, in launches of BATCH sequences: its tensors, eps and save."""
+    x, *weights, h0, c0, eps, save = inputs
+    parts = [
+        torch.ops.fastvae.layer_norm_lstm_persistent(
+            x[:, part], *weights, h0[part], c0[part], eps, save, *plan
+        )
+        for part in _batches(len(h0))
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    h, c_n, *saved = zip(*parts, strict=True)
+    return (
+        torch.cat(h, 1),
+        torch.cat(c_n),
+        *(torch.cat(t, 1) if save else t[0] for t in saved),
+    )
+
+
+def _batches(B: int) -> list[slice]:
+    return [slice(first, first + BATCH) for first in range(0, B, BATCH)]
 
 
 def decode_lstm(
@@ -124,7 +207,7 @@ def decode_lstm(
     pad_id: int,
     plan: Plan,
 ) -> Tensor:
-    """`fastvae.ops.decode_lstm` in launches of BATCH sequences."""
+    """The op `decode_lstm`, in launches of BATCH sequences."""
     wide, recurrent = symbol_rows.float(), weight_hh.float()
     means = wide.mean(1)
     centred = wide - means[:, None]
@@ -137,8 +220,7 @@ def decode_lstm(
     fixed = symbol_rows, means, weight_hh, norm_weight, norm_bias, classifier_weight
     fixed = *fixed, classifier_bias, torch.stack(cross_weight)
     tokens = []
-    for first in range(0, len(h0), BATCH):
-        part = slice(first, first + BATCH)
+    for part in _batches(len(h0)):
         d, h, c = features[:, part], h0[part], c0[part]
         projected = F.linear(d, feature_weight)
         before = projected[0].float() + h.float() @ recurrent.T
@@ -157,4 +239,39 @@ def decode_lstm(
                 *plan,
             )
         )
+    return torch.cat(tokens)
+
+
+def decode_bytenet(
+    features: Tensor,
+    feature_weight: Tensor,
+    symbol_rows: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor,
+    noise: Tensor | None,
+    carry: bool,
+    end_id: int,
+    pad_id: int,
+    plan: NetPlan,
+) -> Tensor:
+    """The op `decode_bytenet`, in launches of BATCH sequences."""
+    taps = conv_weight.permute(0, 3, 1, 2).contiguous()
+    tokens = [
+        torch.ops.fastvae.decode_bytenet_persistent(
+            F.linear(features[:, part], feature_weight),
+            symbol_rows,
+            taps,
+            conv_bias,
+            classifier_weight,
+            classifier_bias,
+            None if noise is None else noise[:, part],
+            carry,
+            end_id,
+            pad_id,
+            *plan,
+        )
+        for part in _batches(features.shape[1])
+    ]
     return torch.cat(tokens)

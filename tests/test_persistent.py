@@ -1,66 +1,303 @@
-"""The persistent kernels of csrc/cuda, run on the host by tests/simulator in many orders of their threads.
+"""The persistent kernels of csrc/cuda, run on the host by tests/simulator.
 
-The sources are those that nvcc compiles, launchers included: their launches run as fibers, and words
-that blocks exchange arrive late and in any order.
+The sources are those that nvcc compiles, launchers included. A launch runs as fibers whose order is
+drawn at random, and so is when a word that blocks exchange arrives.
 """
 
 import ctypes
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import test_decode_lstm as decoding
+import test_decode_bytenet as bytenet
+import test_decode_lstm as decode
 import test_layer_norm_lstm as lstm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fastvae.ops.layer_norm_lstm import layer_norm_lstm_reference
+from fastvae.ops.decode_bytenet import decode_bytenet_reference
+from fastvae.ops.decode_lstm import decode_lstm_reference
+from fastvae.ops.layer_norm_lstm import layer_norm_lstm_loop
 from fastvae.testing import assert_accurate
 
 persistent = pytest.importorskip("fastvae.kernels.persistent")
+Plan, NetPlan = persistent.Plan, persistent.NetPlan
 ROOT = Path(__file__).parents[1]
 THREADS = 64
-SEEDS = range(8)
+ORDERS = range(8)  # each way that words travel, with two draws of the threads' order
+SHORT = [torch.bfloat16, torch.float16]
+COLUMNS = [(torch.float32, 1), (torch.float32, 8), (torch.bfloat16, 8), (torch.bfloat16, 16)]
+# (T, B, H), groups, units: one block; several; a last one with little; groups; slices; all of them
+LSTM = [((1, 1, 1), 1, 4), ((4, 3, 7), 1, 4), ((2, 2, 49), 1, 16), ((3, 5, 16), 2, 8)]
+LSTM += [((3, 19, 20), 1, 8), ((4, 11, 26), 3, 12)]
+# (T, B, D, H, V), groups, units; blocks without a symbol too
+DECODE_LSTM = [((1, 1, 1, 1, 1), 1, 4), ((5, 2, 3, 15, 17), 1, 4), ((4, 5, 13, 17, 3), 2, 8)]
+DECODE_LSTM += [((4, 11, 0, 26, 51), 1, 8)]
+# (T, B, D, C, V, N), groups, units, voters
+DECODE_BYTENET = [((1, 1, 1, 1, 1, 1), 1, 4, 1), ((5, 2, 4, 15, 17, 2), 1, 8, 2)]
+DECODE_BYTENET += [((4, 5, 0, 24, 51, 2), 1, 12, 4), ((3, 11, 13, 17, 15, 3), 2, 8, 3)]
 
 
-@pytest.fixture(scope="session")
+def compiled(folder: Path) -> Path:
+    """The kernels and the simulator as a library."""
+    headers = f"-I{Path(torch.__file__).parent / 'include'}", f"-I{ROOT / 'tests/simulator'}"
+    flags = "-std=c++20", "-O1", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000", *headers
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        command = "g++", *flags, "-x", "c++", "-Wno-unknown-pragmas", "-c", source, "-o", target
+        subprocess.run(command, check=True)
+        return target
+
+    sources = [*(ROOT / "csrc/cuda").glob("*.cu"), ROOT / "tests/simulator/simulator.cpp"]
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    library = folder / "simulator.so"
+    torch_libraries = f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"
+    subprocess.run(["g++", "-shared", *objects, "-o", library, *torch_libraries], check=True)
+    return library
+
+
+@pytest.fixture(scope="module")
 def simulator(tmp_path_factory):
-    """The kernels as CPU ops, and their library."""
-    compiler = shutil.which("g++")
-    if not compiler:
+    """The kernels as ops of the CPU; what they share passes in the order of a seed."""
+    if not shutil.which("g++"):
         pytest.skip("the simulator is compiled with g++")
-    torch_folder, library = Path(torch.__file__).parent, tmp_path_factory.mktemp("so") / "so.so"
-    subprocess.run(
-        [
-            *(compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-o", library),
-            *("-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{torch_folder / 'include'}"),
-            *(f"-I{ROOT / 'tests/simulator'}", ROOT / "tests/simulator/simulator.cpp"),
-            *(f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"),
-        ],
-        check=True,
-    )
+    library = compiled(tmp_path_factory.mktemp("simulator"))
     torch.ops.load_library(library)
     loaded = ctypes.CDLL(library)
     loaded.shared_memory_of_last_launch.restype = ctypes.c_int64
-    return loaded
+    loaded.run_fault.restype = ctypes.c_char_p
+    yield loaded
+    loaded.set_seed(0)
 
 
-def plan(groups, units, columns):
-    return persistent.Plan(groups, units, columns, THREADS)
+def in_every_order(simulator, run):
+    """The outputs of run(), which no order may change by a bit."""
+    outputs = []
+    for seed in ORDERS:
+        simulator.set_seed(seed)
+        outputs.append(run())
+    for other in outputs[1:]:
+        for got, want in zip(other, outputs[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    return outputs[0]
 
 
-# (T, B, H), groups, units: one block, several, a last one with less, several groups, several slices
-LSTM = [((1, 1, 1), 1, 4), ((4, 3, 7), 1, 4), ((3, 5, 16), 2, 8), ((3, 19, 20), 1, 8)]
-LSTM += [((3, 11, 26), 3, 12), ((2, 2, 49), 2, 16)]
-
-
-@pytest.mark.parametrize("columns", [8, 16])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype, columns", [(SHORT[0], 8), (SHORT[1], 8), (SHORT[0], 16)], ids=str)
 @pytest.mark.parametrize("shape, groups, units", LSTM, ids=str)
 def test_layer_norm_lstm(simulator, shape, groups, units, dtype, columns):
-    def op(*inputs):
-        return torch.ops.fastvae.layer_norm_lstm_persistent(
-            *inputs, 1e-4, False, *plan(groups, units, columns)
-        )[:2]
+    plan = Plan(groups, units, columns, THREADS)
 
-    assert_accurate(op, layer_norm_lstm_reference, *lstm.make(shape, dtype))
+    def op(*inputs):
+        return persistent.layer_norm_lstm(*inputs, 1e-4, True, plan=plan)
+
+    inputs = lstm.make(shape, dtype)
+    assert_accurate(op, lambda *t: layer_norm_lstm_loop(*t, 1e-4, True), *inputs)
+    saving = in_every_order(simulator, lambda: op(*inputs))
+    plain = persistent.layer_norm_lstm(*inputs, 1e-4, False, plan=plan)
+    assert torch.equal(plain[0], saving[0]) and torch.equal(plain[1], saving[1])
+    assert [t.numel() for t in plain[2:]] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("noisy", [False, True], ids=["greedy", "noise"])
+@pytest.mark.parametrize("dtype, columns", COLUMNS, ids=str)
+@pytest.mark.parametrize("shape, groups, units", DECODE_LSTM, ids=str)
+def test_decode_lstm(simulator, shape, groups, units, dtype, columns, noisy):
+    inputs, noise = decode.make(shape, dtype), decode.gumbel(shape) if noisy else None
+    plan = Plan(groups, units, columns, THREADS)
+    run = lambda: [persistent.decode_lstm(*inputs, noise, 1e-4, -1, -1, plan)]  # noqa: E731
+    (tokens,) = in_every_order(simulator, run)
+    decode.assert_best(tokens, noise, inputs)
+    if dtype == torch.float32:
+        assert torch.equal(tokens, decode_lstm_reference(*inputs, noise))
+
+
+@pytest.mark.parametrize("carry", [True, False], ids=["carry", "no-carry"])
+@pytest.mark.parametrize("dtype, columns", COLUMNS, ids=str)
+@pytest.mark.parametrize("shape, groups, units, voters", DECODE_BYTENET, ids=str)
+def test_decode_bytenet(simulator, shape, groups, units, voters, dtype, columns, carry):
+    inputs, noise = bytenet.make(shape, dtype), bytenet.gumbel(shape) if carry else None
+    plan = NetPlan(groups, units, voters, columns, THREADS)
+    run = lambda: [persistent.decode_bytenet(*inputs, noise, carry, -1, -1, plan)]  # noqa: E731
+    (tokens,) = in_every_order(simulator, run)
+    bytenet.assert_best(tokens, noise, inputs, carry)
+    if dtype == torch.float32:
+        assert torch.equal(tokens, decode_bytenet_reference(*inputs, noise, carry))
+
+
+def lstm_tokens(inputs, noise=None, end_id=-1, pad_id=-1):
+    return persistent.decode_lstm(*inputs, noise, 1e-4, end_id, pad_id, Plan(1, 8, 8, THREADS))
+
+
+def bytenet_tokens(inputs, noise=None, end_id=-1, pad_id=-1):
+    plan = NetPlan(1, 8, 2, 8, THREADS)
+    return persistent.decode_bytenet(*inputs, noise, True, end_id, pad_id, plan)
+
+
+@pytest.mark.parametrize("tokens_of, make", [(lstm_tokens, decode), (bytenet_tokens, bytenet)])
+def test_ends(simulator, tokens_of, make):
+    """Up to its first end_id a sequence is as without; after it, pads; a launch ends with them."""
+    shape = (9, 10, 2, 17, 4, *[2][: make is bytenet])
+    inputs, noise = make.make(shape), make.gumbel(shape)
+    free = tokens_of(inputs, noise).tolist()
+    (tokens,) = in_every_order(simulator, lambda: [tokens_of(inputs, noise, 2, 1)])
+    lengths = [row.index(2) + 1 if 2 in row else 9 for row in free]
+    assert len(set(lengths)) > 2
+    for got, want, length in zip(tokens.tolist(), free, lengths, strict=True):
+        assert got == want[:length] + [1] * (9 - length)
+    noise[2:, :, 2] = 1e4
+    noise[:2, :, 2] = -1e4
+    noise[4:] = float("nan")  # never read: all have ended
+    tokens = tokens_of(inputs, noise, 2, 1)
+    assert (tokens[:, 2] == 2).all() and (tokens[:, :2] != 2).all() and (tokens[:, 3:] == 1).all()
+
+
+def test_ties_and_nan(simulator):
+    """As torch.argmax: NaN before all, the first of the largest."""
+    inf, nan = float("inf"), float("nan")
+    rows = [[0.0, 1, 3, 3], [-0.0, 0, -1, -2], [1, nan, inf, nan], [-inf] * 4, [-3, -2, -9, -2]]
+    noise = torch.tensor(rows).unsqueeze(1)
+    inputs = decode.make((len(rows), 1, 2, 33, 4))
+    inputs[6].zero_()
+    inputs[7].zero_()
+    assert lstm_tokens(inputs, noise).tolist() == [[2, 0, 1, 0, 1]]
+    inputs = bytenet.make((len(rows), 1, 2, 17, 4, 2))
+    inputs[5].zero_()
+    inputs[6].zero_()
+    assert bytenet_tokens(inputs, noise).tolist() == [[2, 0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_values_stay_in_their_sequence(simulator, value):
+    """And a NaN of all ones, which looks like a word that has not come, is no reason to wait."""
+    inputs = lstm.make((4, 3, 17), torch.bfloat16)
+    inputs[0][1, 2, 5] = value
+    inputs[4].view(torch.int16)[1] = -1
+    plan = Plan(1, 8, 8, THREADS)
+    h, c_n, *_ = persistent.layer_norm_lstm(*inputs, 1e-4, False, plan=plan)
+    assert h[1:, 2].isnan().all() and c_n[2].isnan().all() and h[:, 1].isnan().all()
+    assert h[0, 2].isfinite().all() and h[:, 0].isfinite().all() and c_n[0].isfinite().all()
+    symbols = bytenet.make((3, 2, 4, 9, 5, 2))
+    want = bytenet_tokens(symbols)
+    symbols[0][0, 1] = value
+    assert torch.equal(bytenet_tokens(symbols)[0], want[0])
+
+
+def test_batches_of_a_launch(simulator, monkeypatch):
+    monkeypatch.setattr(persistent, "BATCH", 2)
+    plan = Plan(1, 8, 8, THREADS)
+    inputs = lstm.make((3, 5, 9), torch.bfloat16)
+    many = persistent.layer_norm_lstm(*inputs, 1e-4, True, plan=plan)
+    monkeypatch.setattr(persistent, "BATCH", 8)
+    for got, want in zip(
+        many, persistent.layer_norm_lstm(*inputs, 1e-4, True, plan=plan), strict=True
+    ):
+        assert torch.equal(got, want)
+    inputs = decode.make((4, 5, 3, 9, 7))
+    whole = lstm_tokens(inputs)
+    monkeypatch.setattr(persistent, "BATCH", 3)
+    assert torch.equal(lstm_tokens(inputs), whole)
+
+
+WRONG = {
+    "x must have shape": lambda t: t.update(x=t["x"][..., 1:]),
+    "weight_hh must have shape": lambda t: t.update(weight_hh=t["weight_hh"][1:]),
+    "h0 must have the dtype of x": lambda t: t.update(h0=t["h0"].float()),
+    "units must be a positive multiple of 4, got 6": lambda t: t.update(units=6),
+    "groups must be from 1 to B, got 4": lambda t: t.update(groups=4),
+    "threads must be a multiple of 32": lambda t: t.update(threads=48),
+    "columns must be 8, 16 or 32": lambda t: t.update(columns=12),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_arguments_are_named(simulator, message):
+    names = "x", "weight_hh", "norm_weight", "norm_bias", "h0", "c0"
+    arguments = dict(zip(names, lstm.make((2, 3, 8), torch.bfloat16), strict=True))
+    arguments |= {"eps": 1e-4, "save": False, "groups": 1, "units": 4, "columns": 8, "threads": 32}
+    WRONG[message](arguments)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastvae.layer_norm_lstm_persistent(**arguments)
+
+
+HANGS = "the launch hangs: every thread waits for another"
+FAULTS = ["", HANGS, "a word was published twice", HANGS, "a kernel wrote past its shared memory"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("which", range(len(FAULTS)))
+def test_simulator_finds_faults(simulator, which, seed):
+    simulator.set_seed(seed)
+    assert simulator.run_fault(which).decode() == FAULTS[which]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    H=st.integers(1, 40),
+    B=st.integers(1, 12),
+    V=st.integers(1, 40),
+    itemsize=st.sampled_from([2, 4]),
+    processors=st.integers(1, 9),
+)
+def test_plans_fit_what_is_launched(simulator, H, B, V, itemsize, processors):
+    """The bytes that a plan counts on are those that its launch asks for, and it has the blocks."""
+    machine = persistent.Machine(processors, 100_000)
+    dtype = torch.bfloat16 if itemsize == 2 else torch.float32
+    plan = persistent.plan_lstm(H, B, itemsize, machine, V)._replace(threads=THREADS)
+    members, share = -(-H // plan.units), -(-B // plan.groups)
+    assert members * plan.groups <= processors
+    tokens = persistent.decode_lstm(*decode.make((1, B, 2, H, V), dtype), None, 1e-4, -1, -1, plan)
+    assert tokens.shape == (B, 1)
+    rest = plan.columns, share, itemsize, THREADS // 32
+    block = persistent.lstm_block(plan.units, -(-V // members), H, *rest)
+    assert simulator.shared_memory_of_last_launch() == block.shared <= machine.shared
+    net = persistent.plan_bytenet(H, 2, V, B, itemsize, machine)
+    assert (net is None) == (processors < 3)
+    if net:
+        net = net._replace(threads=THREADS)
+        inputs = bytenet.make((1, B, 2, H, V, 2), dtype)
+        persistent.decode_bytenet(*inputs, None, True, -1, -1, net)
+        members, share = -(-H // net.units), -(-B // net.groups)
+        assert (2 * members + net.voters) * net.groups <= processors
+        rest = H, net.columns, share, itemsize, THREADS // 32
+        blocks = persistent.net_blocks(net.units, -(-V // net.voters), *rest)
+        assert simulator.shared_memory_of_last_launch() == max(b.shared for b in blocks)
+
+
+H100, A100 = persistent.Machine(132, 232_448), persistent.Machine(108, 166_912)
+
+
+@pytest.mark.parametrize("machine", [H100, A100], ids=["132", "108"])
+@pytest.mark.parametrize("B", [1, 7, 32, 128, 1024])
+def test_plans_at_the_papers_sizes(machine, B):
+    for H, V in ((1000, 259), (500, 51), (1000, 0), (1024, 512)):
+        plan = persistent.plan_lstm(H, B, 2, machine, V)
+        if plan is None:
+            assert machine is A100 and V and (B > 7 or V == 512)
+            continue
+        members, share = -(-H // plan.units), -(-min(B, persistent.BATCH) // plan.groups)
+        assert members * plan.groups <= machine.processors
+        candidates = -(-V // members)
+        rest = plan.columns, share, 2
+        assert persistent.lstm_block(plan.units, candidates, H, *rest).shared <= machine.shared
+    assert persistent.plan_bytenet(256, 10, 51, min(B, 64), 2, machine)
+
+
+def test_shapes_that_are_not_for_these_kernels():
+    assert persistent.plan_lstm(1025, 1, 2, H100) is None
+    assert persistent.plan_lstm(500, 1, 2, H100, 513) is None
+    assert persistent.plan_lstm(500, 1, 8, H100) is None
+    assert persistent.plan_lstm(1000, 1, 4, A100, 259) is None  # 16 MB of weights
+    assert persistent.plan_bytenet(256, 0, 51, 1, 2, H100) is None
+    assert persistent.plan_bytenet(513, 2, 51, 1, 2, H100) is None
+    assert persistent.plan_bytenet(256, 200, 51, 1, 2, H100) is None
+
+
+def test_serves_nothing_that_has_not_been_proved():
+    """These kernels serve once their results on a GPU are recorded."""
+    assert set() == persistent.SERVING
+    assert persistent.serving("decode_lstm", torch.zeros(1, dtype=torch.bfloat16)) is None

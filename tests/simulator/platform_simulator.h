@@ -2,6 +2,7 @@
 // when a stored word arrives in memory, is drawn at random. So one source runs in any order that a GPU may choose, and
 // the same seed gives the same order again.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -55,6 +56,8 @@ class Launch {
     fibers_.clear();
     for (int i = 0; i < blocks_ * threads_; ++i) start(i);
     pending_.clear();
+    looking_.clear();
+    failure_ = nullptr;
     schedule();
     while (!pending_.empty()) deliver();
     for (const auto& memory : shared_)
@@ -92,6 +95,7 @@ class Launch {
 
   void wait() {
     fibers_[now_]->state = LOOKING;
+    looking_.push_back(now_);
     pause();
   }
 
@@ -100,8 +104,11 @@ class Launch {
   static constexpr uint64_t UNTOUCHED = 0xfff8dead7ff8dead;  // NaN as float, double and two 16-bit floats
   enum State { READY, MEETING, LOOKING, DONE };
 
+  // A fiber starts by its context and goes on by jumps, which ask nothing of the system.
   struct Fiber {
     ucontext_t context;
+    jmp_buf here;
+    bool started = false;
     std::unique_ptr<char[]> stack;
     Index thread, block;
     State state = READY;
@@ -159,10 +166,16 @@ class Launch {
     now_ = i;
     thread = fibers_[i]->thread;
     block = fibers_[i]->block;
-    swapcontext(&home_, &fibers_[i]->context);
+    if (!_setjmp(home_)) {
+      if (fibers_[i]->started) _longjmp(fibers_[i]->here, 1);
+      fibers_[i]->started = true;
+      setcontext(&fibers_[i]->context);
+    }
     if (failure_) std::rethrow_exception(failure_);
   }
-  void pause() { swapcontext(&fibers_[now_]->context, &home_); }
+  void pause() {
+    if (!_setjmp(fibers_[now_]->here)) _longjmp(home_, 1);
+  }
 
   void meet(Barrier& barrier, int count, int first) {
     if (++barrier.arrived < count) {
@@ -184,8 +197,8 @@ class Launch {
     pending_.pop_back();
     if (*store.place != 0xffffffff) throw std::runtime_error("a word was published twice");
     *store.place = store.word;
-    for (auto& f : fibers_)
-      if (f->state == LOOKING) f->state = READY;
+    for (int i : looking_) fibers_[i]->state = READY;
+    looking_.clear();
   }
 
   std::mt19937 random_;
@@ -197,8 +210,9 @@ class Launch {
   std::vector<Barrier> barriers_;
   std::vector<Warp> warps_;
   std::vector<Store> pending_;
+  std::vector<int> looking_;
   std::exception_ptr failure_;
-  ucontext_t home_;
+  jmp_buf home_;
   int now_;
 };
 inline Launch launch;
