@@ -13,12 +13,12 @@ constexpr int MOST_VOTERS = 32;
 
 template <class T>
 struct Layers {
-  const T *projected, *symbol_rows;           // [T, B, 2C], [V + 1, 2C]
-  const T *conv_weight, *conv_bias;           // [layers, 2, 3C, C], [layers, 3C]: the step before, then this one
+  const T *projected, *symbol_rows;  // [T, B, 2C], [V + 1, 2C]
+  const T *conv_weight, *conv_bias;  // [layers, 2, 3C, C], [layers, 3C]: the step before, then this one
   const T *classifier_weight, *classifier_bias;
-  const float* noise;                         // [T, B, V] or null
-  int64_t* tokens;                            // [B, T]
-  uint32_t *vectors, *votes;                  // [layers, T, B, exchanged(C)] of T; [T, B, voters, VOTE]
+  const float* noise;         // [T, B, V] or null
+  int64_t* tokens;            // [B, T]
+  uint32_t *vectors, *votes;  // [layers, T, B, exchanged(C)] of T; [T, B, voters, VOTE]
   int V, end_id, pad_id;
   bool carry;
 };
@@ -72,7 +72,7 @@ struct NetBlock {
     const uint32_t* from = vectors(layer - 1, t, slice);
     gather<4>(
         in_slice(slice) * shape.row_words() / 4, [&](int i) { return from + 4 * i; },
-        [&](int i, const uint32_t(&words)[4]) {
+        [&](int i, const uint32_t (&words)[4]) {
           const int n = 4 * i / shape.row_words();
           if (i == 0) s.stopped[slice] = words[0] == STOP;
           matrix.put(s.columns, n, 4 * i - n * shape.row_words(), words);
@@ -91,8 +91,7 @@ struct NetBlock {
       float x[PER_WORD<T>];
       for (int j = 0; j < PER_WORD<T>; ++j) {
         const int c = w * PER_WORD<T> + j;
-        x[j] = c < C ? tanhf(float(projected[c]) + float(row[c])) *
-                           sigmoid(float(projected[C + c]) + float(row[C + c]))
+        x[j] = c < C ? tanhf(float(projected[c]) + float(row[c])) * sigmoid(float(projected[C + c]) + float(row[C + c]))
                      : 0;
       }
       const uint32_t word[1] = {word_of<T>(x)};
@@ -158,8 +157,8 @@ struct NetBlock {
         if (unit >= shape.channels().count(member)) continue;
         float a[3];
         for (int gate = 0; gate < 3; ++gate)
-          a[gate] = sum(slice, gate * U + unit, n) + matrix.sum(s.partial, gate * U + unit, n) +
-                    float(bias[gate * C + unit]);
+          a[gate] =
+              sum(slice, gate * U + unit, n) + matrix.sum(s.partial, gate * U + unit, n) + float(bias[gate * C + unit]);
         y[j] = sigmoid(a[0]) * tanhf(a[2]);
         if (d.carry) y[j] += sigmoid(a[1]) * matrix.at(s.columns, n, from + unit);
       }

@@ -112,12 +112,12 @@ struct DecodeBlock : LstmBlock<T, N> {
       const int64_t b = first + slice * N + n;
       float mean, m2;
       Offer best = Offer::none();
-      this->template all_moments<OFFER>([&](int m) { return offer(t, slice, n, m); },
-                                        [&](int, const uint32_t(&words)[OFFER]) {
-                                          best.better({__uint_as_float(words[2]), int(words[3]),
-                                                       __uint_as_float(words[4])});
-                                        },
-                                        mean, m2);
+      this->template all_moments<OFFER>(
+          [&](int m) { return offer(t, slice, n, m); },
+          [&](int, const uint32_t (&words)[OFFER]) {
+            best.better({__uint_as_float(words[2]), int(words[3]), __uint_as_float(words[4])});
+          },
+          mean, m2);
       best.over_warp();
       if (t == 0) best = {0, d.V, d.start_cross[b]};
       const float squares = m2 + best.cross;
@@ -138,7 +138,7 @@ struct DecodeBlock : LstmBlock<T, N> {
         [&](int r, int n, int k) {
           return this->u(slice)[r * N + n] + float(d.symbol_rows[int64_t(own.symbol[n]) * 4 * shape.H + k]);
         },
-        [](int, int, const float(&)[4], float, float) {});
+        [](int, int, const float (&)[4], float, float) {});
   }
 
   DEVICE bool all_ended() const {
@@ -151,12 +151,10 @@ struct DecodeBlock : LstmBlock<T, N> {
 template <class T, int N>
 KERNEL(THREADS)
 decode(Lstm<T, N> shape, Decoding<T> d, int candidates) {
-  const int group = blockIdx.x / shape.members, first = group * shape.share;
   Arena arena{shared_memory()};
   DecodeBlock<T, N> block;
   block.own = carve(arena, shape, candidates, blockDim.x / 32);
-  static_cast<LstmBlock<T, N>&>(block) = {shape, d, block.own, int(blockIdx.x) % shape.members, first,
-                                         least(shape.share, shape.B - first)};
+  block.join(shape, d, block.own);
   block.d = d;
   block.candidates = candidates;
   for (int i = threadIdx.x; i < shape.share; i += blockDim.x) block.own.ended[i] = 0;

@@ -26,7 +26,8 @@ inline Split check_split(int64_t size, int64_t batch, int64_t groups, int64_t un
   CHECK(split.members <= MOST_MEMBERS, "units must be larger: " + std::to_string(split.members) +
                                            " blocks would share a step, of " + std::to_string(MOST_MEMBERS) +
                                            " at most");
-  CHECK((groups - 1) * split.share < batch, "groups must be fewer: one of " + std::to_string(groups) + " has no sequence");
+  CHECK((groups - 1) * split.share < batch,
+        "groups must be fewer: one of " + std::to_string(groups) + " has no sequence");
   return split;
 }
 

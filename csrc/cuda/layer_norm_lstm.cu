@@ -35,7 +35,7 @@ struct ForwardBlock : LstmBlock<T, N> {
     for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
       float mean, m2;
       this->template all_moments<MOMENTS>([&](int m) { return offer(t, slice, n, m); },
-                                          [](int, const uint32_t(&)[MOMENTS]) {}, mean, m2);
+                                          [](int, const uint32_t (&)[MOMENTS]) {}, mean, m2);
       if (threadIdx.x % 32) continue;
       this->s.mean[n] = mean;
       this->s.rstd[n] = 1 / sqrtf(m2 / (4 * shape.H) + d.eps);
@@ -47,7 +47,7 @@ struct ForwardBlock : LstmBlock<T, N> {
     const int H = shape.H;
     this->update(
         slice, t, [&](int r, int n, int) { return this->u(slice)[r * N + n]; },
-        [&](int n, int k, const float(&normalised)[4], float c, float h) {
+        [&](int n, int k, const float (&normalised)[4], float c, float h) {
           const int64_t at = place(t, slice, n);
           d.h[at * H + k] = T(h);
           if (t == shape.steps - 1) d.c_n[(first + slice * N + n) * int64_t(H) + k] = T(c);
@@ -61,12 +61,9 @@ struct ForwardBlock : LstmBlock<T, N> {
 template <class T, int N>
 KERNEL(THREADS)
 forward(Lstm<T, N> shape, Saving<T> d) {
-  const int group = blockIdx.x / shape.members, first = group * shape.share;
   Arena arena{shared_memory()};
   ForwardBlock<T, N> block;
-  static_cast<LstmBlock<T, N>&>(block) = {
-      shape, d, shape.shared(arena, blockDim.x / 32), int(blockIdx.x) % shape.members, first,
-      least(shape.share, shape.B - first)};
+  block.join(shape, d, shape.shared(arena, blockDim.x / 32));
   block.d = d;
   shape.matrix().load(block.s.weights, [&](int r) { return block.row(r); });
   block.start();
@@ -93,9 +90,11 @@ forward(Lstm<T, N> shape, Saving<T> d) {
 }
 
 // The plan (`groups`, `units`, `columns`, `threads`) is made by fastvae/kernels/persistent.py.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(
-    Tensor x, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor h0, Tensor c0, double eps, bool save,
-    int64_t groups, int64_t units, int64_t columns, int64_t threads) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(Tensor x, Tensor weight_hh,
+                                                                              Tensor norm_weight, Tensor norm_bias,
+                                                                              Tensor h0, Tensor c0, double eps,
+                                                                              bool save, int64_t groups, int64_t units,
+                                                                              int64_t columns, int64_t threads) {
   CHECK_DIM(x, 3, "[T, B, 4H]");
   CHECK_DIM(h0, 2, "[B, H]");
   const int64_t T = x.size(0), B = x.size(1), H = h0.size(1);

@@ -43,7 +43,8 @@ struct Matrix {
   HOST_DEVICE int columns_words() const { return SHORT ? N * column_words() : N * depth; }
   HOST_DEVICE int partial_floats(int warps) const { return warps * padded_rows() * N; }
 
-  // row(r) -> the row's numbers in global memory, or null for zeros. A lane's four words of a 16 x 16 tile lie together.
+  // row(r) -> the row's numbers in global memory, or null for zeros. A lane's four words of a 16 x 16 tile lie
+  // together.
   template <class Row>
   DEVICE void load(uint32_t* weights, Row row) const {
     for (int i = threadIdx.x; i < weight_words(); i += blockDim.x) {
@@ -110,8 +111,7 @@ struct Matrix {
     for (int k = warp; k < deep(); k += blockDim.x / 32) {
       uint4 a[M];
 #pragma unroll
-      for (int m = 0; m < M; ++m)
-        a[m] = reinterpret_cast<const uint4*>(weights)[((tile + m) * deep() + k) * 32 + lane];
+      for (int m = 0; m < M; ++m) a[m] = reinterpret_cast<const uint4*>(weights)[((tile + m) * deep() + k) * 32 + lane];
 #pragma unroll
       for (int j = 0; j < N / 8; ++j) {
         const uint32_t* column = columns + (8 * j + g) * column_words() + 8 * k + q;

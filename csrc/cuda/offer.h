@@ -22,7 +22,6 @@ struct Offer {
     if (other.before(*this)) *this = other;
   }
   DEVICE void over_warp() {
-    for (int mask = 16; mask; mask /= 2)
-      better({warp_xor(logit, mask), warp_xor(symbol, mask), warp_xor(cross, mask)});
+    for (int mask = 16; mask; mask /= 2) better({warp_xor(logit, mask), warp_xor(symbol, mask), warp_xor(cross, mask)});
   }
 };

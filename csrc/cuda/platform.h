@@ -50,7 +50,8 @@ DEVICE void load_words(const uint32_t* p, uint32_t (&w)[4]) {
                : "memory");
 }
 DEVICE void load_words(const uint32_t* p, uint32_t (&w)[8]) {
-  uint32_t(&first)[4] = reinterpret_cast<uint32_t(&)[4]>(w[0]), (&second)[4] = reinterpret_cast<uint32_t(&)[4]>(w[4]);
+  uint32_t (&first)[4] = reinterpret_cast<uint32_t (&)[4]>(w[0]),
+           (&second)[4] = reinterpret_cast<uint32_t (&)[4]>(w[4]);
   load_words(p, first);
   load_words(p + 4, second);
 }

@@ -61,15 +61,23 @@ struct LstmBlock {
   typename Lstm<T, N>::Shared s;
   int member, first, sequences;  // of this group: the first sequence, and how many
 
+  DEVICE void join(const Lstm<T, N>& whole, const LstmTensors<T>& given, const typename Lstm<T, N>::Shared& shared) {
+    shape = whole;
+    tensors = given;
+    s = shared;
+    member = int(blockIdx.x) % shape.members;
+    first = int(blockIdx.x) / shape.members * shape.share;
+    sequences = least(shape.share, shape.B - first);
+  }
+
   DEVICE int in_slice(int slice) const { return least(N, sequences - slice * N); }
   DEVICE float* u(int slice) const { return s.u + slice * 4 * shape.units * N; }
 
   // Row r of the block's weights: the gates of its cells, gate by gate.
   DEVICE const T* row(int r) const {
     const int gate = r / shape.units, unit = r % shape.units;
-    return unit < shape.cells().count(member)
-               ? tensors.weight_hh + int64_t(gate * shape.H + cell(unit)) * shape.H
-               : nullptr;
+    return unit < shape.cells().count(member) ? tensors.weight_hh + int64_t(gate * shape.H + cell(unit)) * shape.H
+                                              : nullptr;
   }
   DEVICE int cell(int unit) const { return shape.cells().first(member) + unit; }
 
@@ -114,7 +122,7 @@ struct LstmBlock {
     const uint32_t* from = tensors.vectors + ((t - 1) * int64_t(shape.B) + b) * shape.row_words();
     gather<4>(
         in_slice(slice) * shape.row_words() / 4, [&](int i) { return from + 4 * i; },
-        [&](int i, const uint32_t(&words)[4]) {
+        [&](int i, const uint32_t (&words)[4]) {
           const int n = 4 * i / shape.row_words();
           m.put(s.columns, n, 4 * i - n * shape.row_words(), words);
         });

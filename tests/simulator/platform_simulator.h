@@ -36,7 +36,8 @@ struct Index {
   int x;
 };
 
-// How words travel: at once; at random; late, the last first; or at random, with the first block slower than all others.
+// How words travel: at once; at random; late, the last first; or at random, with the first block slower than all
+// others.
 enum Order { AT_ONCE, RANDOM, LATE, SLOW_BLOCK, ORDERS };
 
 class Launch {
@@ -149,7 +150,8 @@ class Launch {
         if (fibers_[i]->state == READY) ready.push_back(i);
       }
       if (done) return;
-      if (ready.empty() && pending_.empty()) throw std::runtime_error("the launch hangs: every thread waits for another");
+      if (ready.empty() && pending_.empty())
+        throw std::runtime_error("the launch hangs: every thread waits for another");
       // A batch of turns in random order, some of which make others ready for the next batch.
       std::shuffle(ready.begin(), ready.end(), random_);
       if (order_ == SLOW_BLOCK)
