@@ -189,8 +189,8 @@ class Limits {
     std::vector<uint32_t> sums(threads), buffer(words), all;
     std::iota(sums.begin(), sums.end(), 0);
     for (int round = 0; round < rounds; ++round) {
-      for (int w = 0; w < words; ++w) buffer[w] = published(mix(w, sums[w % share % threads]));
-      for (int w = 0; w < words; ++w) sums[w / 4 % threads] += buffer[w];
+      for (int w = 0; w < words; ++w) buffer[w] = mix(w, sums[w % share % threads]);
+      for (int w = 0; w < words; ++w) sums[w / 4 % threads] += (buffer[w] == EMPTY ? EMPTY - 1 : buffer[w]);
     }
     for (int block = 0; block < blocks; ++block) all.insert(all.end(), sums.begin(), sums.end());
     return all;

@@ -5,68 +5,28 @@
 
 #include <cstdint>
 
-constexpr uint32_t SPINS = 1u << 24;     // some seconds: then the kernel traps, since a block is missing
-constexpr uint32_t EMPTY = 0xFFFFFFFFu;  // a word that is not published yet
-constexpr int READERS = 1024;            // threads of a block that reads
-constexpr int READS = 2048;              // of 16 bytes by each of them in a round
+#include "../csrc/cuda/exchange.h"
+
+constexpr int READERS = 1024;  // threads of a block that reads
+constexpr int READS = 2048;    // of 16 bytes by each of them in a round
 
 __host__ __device__ inline uint32_t mix(uint32_t at, uint32_t sum) {
   const uint32_t x = (sum ^ at) * 2654435761u;
   return x ^ x >> 15;
 }
-__host__ __device__ inline uint32_t published(uint32_t word) { return word == EMPTY ? EMPTY - 1 : word; }
 __device__ uint32_t total(uint4 v) { return v.x + v.y + v.z + v.w; }
-
-__device__ void publish(uint32_t* at, uint32_t word) {
-  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(published(word)) : "memory");
-}
-__device__ uint32_t load(const uint32_t* at) {
-  uint32_t word;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(at) : "memory");
-  return word;
-}
-__device__ uint4 load(const uint4* at) {
-  uint4 v;
-  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(at)
-               : "memory");
-  return v;
-}
-
-// The sum of N quads, `stride` apart, once all their words are published. No word is inferred from another, so no fence
-// is needed.
-template <int N>
-__device__ uint32_t poll(const uint4* at, int stride) {
-  for (uint32_t spins = 0; spins < SPINS; ++spins) {
-    uint4 v[N];
-#pragma unroll
-    for (int n = 0; n < N; ++n) v[n] = load(at + n * stride);
-    bool ready = true;
-    uint32_t sum = 0;
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      ready &= v[n].x != EMPTY && v[n].y != EMPTY && v[n].z != EMPTY && v[n].w != EMPTY;
-      sum += total(v[n]);
-    }
-    if (ready) return sum;
-  }
-  __trap();
-  return 0;
-}
 
 // Each block publishes its share of the words of a round in a buffer of that round's own, and gathers all of them
 // before the next.
 __global__ void all_gather(uint32_t* buffers, int words, int rounds, uint32_t* sums) {
   const int share = (words + gridDim.x - 1) / gridDim.x, first = blockIdx.x * share, last = min(first + share, words);
-  const int threads = blockDim.x, quads = words / 4;
+  const int threads = blockDim.x;
   uint32_t sum = threadIdx.x;
   for (int round = 0; round < rounds; ++round, buffers += words) {
     for (int w = first + threadIdx.x; w < last; w += threads) publish(buffers + w, mix(w, sum));
-    const uint4* from = reinterpret_cast<const uint4*>(buffers);
-    int q = threadIdx.x;
-    for (; q + 3 * threads < quads; q += 4 * threads) sum += poll<4>(from + q, threads);
-    for (; q < quads; q += threads) sum += poll<1>(from + q, threads);
+    gather<4>(
+        words / 4, [&](int i) { return buffers + 4 * i; },
+        [&](int, const uint32_t (&found)[4]) { sum += found[0] + found[1] + found[2] + found[3]; });
     __syncthreads();
   }
   sums[blockIdx.x * threads + threadIdx.x] = sum;
@@ -82,10 +42,9 @@ __device__ void wait(uint32_t* arrived, uint32_t round) {
     __syncthreads();
     if (threadIdx.x == 0) {
       asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
-      for (uint32_t spins = 0, seen = 0; seen < round * gridDim.x; ++spins) {
-        if (spins == SPINS) __trap();
+      uint32_t seen = 0;
+      for (int looks = 0; seen < round * gridDim.x; wait_for_others(looks))
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrived) : "memory");
-      }
     }
     __syncthreads();
   } else {
@@ -104,7 +63,7 @@ __global__ void meet(int rounds, int peers, bool checked, uint32_t* arrived, uin
     if (checked && threadIdx.x == 0) publish(places + blockIdx.x, round);
     wait<KIND>(arrived, round);
     for (int p = threadIdx.x; checked && p < peers; p += blockDim.x)
-      if (load(peer + p) < round) atomicAdd(result, 1);
+      if (uint32_t found[1]; load_words(peer + p, found), found[0] < round) atomicAdd(result, 1);
   }
   if (threadIdx.x == 0) atomicAdd(result + 1, rounds);
 }

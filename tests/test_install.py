@@ -1,6 +1,7 @@
 """What an installation must get right; .ci/run covers building and installing for real."""
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -49,6 +52,46 @@ def test_missing_compiler_gives_one_clear_sentence(tmp_path):
     assert "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("fastvae needs a C++20 compiler and found no `no-such-compiler`")
+
+
+@pytest.fixture
+def setup():
+    spec = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "cuda, hip, nvcc, reason",
+    [
+        ("13.0", None, "13.0", None),
+        ("12.8", None, "12.4", None),
+        ("13.0", None, "12.4", "nvcc is of CUDA 12.4, but this torch is for CUDA 13.0"),
+        ("13.0", None, None, "found no nvcc of CUDA 13.0, which this torch is for"),
+        (None, None, "13.0", "this torch is for CPUs alone"),
+        (None, "7.1", "13.0", "this torch is for ROCm 7.1"),
+    ],
+)
+def test_cuda_kernels_are_built_or_one_line_says_why_not(setup, cuda, hip, nvcc, reason):
+    assert setup.why_not_cuda(cuda, hip, nvcc) == reason
+
+
+def test_nvcc_tells_its_version_and_libraries(setup, tmp_path):
+    assert setup.find_nvcc(None) == setup.find_nvcc(str(tmp_path)) == (None, [])
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("""#!/bin/sh
+[ "$1" = --version ] && echo 'Cuda compilation tools, release 12.8, V12.8.93' && exit
+echo '#$ LIBRARIES=  "-L/cuda/lib/stubs" "-L/cuda/lib"' >&2
+""")
+    nvcc.chmod(0o755)
+    assert setup.find_nvcc(str(tmp_path)) == ("12.8", ["/cuda/lib/stubs", "/cuda/lib"])
+
+
+def test_kernels_are_built_for_what_limits_are_measured_on(setup):
+    limits = (ROOT / "benchmarks" / "gpu_limits.py").read_text()
+    assert all(gpu.removeprefix("-gencode=") in limits for gpu in setup.GPUS)
 
 
 def test_every_package_of_the_tree_is_installed():

@@ -64,6 +64,9 @@ void dispatch(ScalarType dtype, int64_t columns, Fn fn) {
 #ifdef __CUDACC__
 #define DEVICE_KEY CUDA
 
+// Weak, so that the module can be imported beside a torch without CUDA, which has no such function and no use for it.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
 inline void check_cuda(cudaError_t error, const char* doing) {
   CHECK(error == cudaSuccess, std::string(doing) + ": " + cudaGetErrorString(error));
 }
@@ -74,6 +77,7 @@ void launch_cooperative(const Tensor& like, void (*kernel)(Parameters...), int64
                         int64_t shared, const Arguments&... arguments) {
   const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
   void* stream = nullptr;
+  CHECK(aoti_torch_get_current_cuda_stream, "this torch has no CUDA streams");
   CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream) == 0, "no current stream");
   const void* entry = reinterpret_cast<const void*>(kernel);
   check_cuda(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that a machine with a GPU can show, in phases of at most ten minutes, into a folder that may be kept:
-#   tests/gpu/run.sh OUT [build] [ops] [models] [sanitize] [decode] [train] [report]
+#   tests/gpu/run.sh OUT [build] [limits] [ops] [persistent] [models] [sanitize] [decode] [train] [report]
 # Without phases, all of them. A phase that passed leaves OUT/<phase>.done and is left out the next time;
 # the package is built again where it is not installed. No network is needed.
 set -uo pipefail
@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 out=$(mkdir -p "$1" && cd "$1" && pwd) || exit 2
 shift
 phases=("$@")
-[ ${#phases[@]} -gt 0 ] || phases=(build ops models sanitize decode train report)
+[ ${#phases[@]} -gt 0 ] || phases=(build limits ops persistent models sanitize decode train report)
 export PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8}
 failed=0
 
@@ -19,7 +19,9 @@ build() {
 }
 
 tests() { python3 -P -m pytest -q -rs --durations=10 -p no:cacheprovider --junitxml "$out/$1.xml" "${@:2}"; }
+limits() { python3 -P benchmarks/gpu_limits.py --output "$out/limits.json"; }
 ops() { tests ops tests/gpu/test_ops.py tests/gpu/test_replay.py; }
+persistent() { tests persistent tests/gpu/test_persistent.py; }
 models() { tests models tests/gpu/test_models.py tests/test_{layer_norm_lstm,highway_conv_triton,decode_lstm,decode_bytenet_triton}.py -k "gpu or triton"; }
 sanitize() { tests sanitize tests/gpu/test_sanitize.py; }
 bench() {
@@ -43,7 +45,7 @@ PYTHON
 }
 
 for phase in "${phases[@]}"; do
-  case $phase in build | ops | models | sanitize | decode | train | report) ;; *) echo "no phase $phase" >&2; exit 2 ;; esac
+  case $phase in build | limits | ops | persistent | models | sanitize | decode | train | report) ;; *) echo "no phase $phase" >&2; exit 2 ;; esac
   if [ -e "$out/$phase.done" ] && { [ "$phase" != build ] || installed; }; then
     echo "== $phase: done before"
     continue
