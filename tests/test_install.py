@@ -65,28 +65,38 @@ def setup():
 @pytest.mark.parametrize(
     "cuda, hip, nvcc, reason",
     [
-        ("13.0", None, "13.0", None),
-        ("12.8", None, "12.4", None),
-        ("13.0", None, "12.4", "nvcc is of CUDA 12.4, but this torch is for CUDA 13.0"),
+        ("13.0", None, ("13.0", [], ""), None),
+        ("12.8", None, ("12.4", [], ""), None),
+        (
+            "13.0",
+            None,
+            ("12.4", [], "bad"),
+            "nvcc is of CUDA 12.4, but this torch is for CUDA 13.0",
+        ),
+        ("13.0", None, ("13.1", [], "bad"), "nvcc of CUDA 13.1 does not compile here: bad"),
         ("13.0", None, None, "found no nvcc of CUDA 13.0, which this torch is for"),
-        (None, None, "13.0", "this torch is for CPUs alone"),
-        (None, "7.1", "13.0", "this torch is for ROCm 7.1"),
+        (None, None, ("13.0", [], ""), "this torch is for CPUs alone"),
+        (None, "7.1", ("13.0", [], ""), "this torch is for ROCm 7.1"),
     ],
 )
 def test_cuda_kernels_are_built_or_one_line_says_why_not(setup, cuda, hip, nvcc, reason):
-    assert setup.why_not_cuda(cuda, hip, nvcc) == reason
+    assert setup.why_not_cuda(cuda, hip, nvcc and setup.Nvcc(*nvcc)) == reason
 
 
-def test_nvcc_tells_its_version_and_libraries(setup, tmp_path):
-    assert setup.find_nvcc(None) == setup.find_nvcc(str(tmp_path)) == (None, [])
+@pytest.mark.parametrize("end, complaint", [("", ""), ("echo bad; echo worse; exit 1", "bad")])
+def test_nvcc_is_asked_before_it_is_needed(setup, tmp_path, end, complaint):
+    assert setup.find_nvcc(None) is setup.find_nvcc(str(tmp_path)) is None
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
-    nvcc.write_text("""#!/bin/sh
+    nvcc.write_text(f"""#!/bin/sh
 [ "$1" = --version ] && echo 'Cuda compilation tools, release 12.8, V12.8.93' && exit
-echo '#$ LIBRARIES=  "-L/cuda/lib/stubs" "-L/cuda/lib"' >&2
+exec >&2
+echo '#$ LIBRARIES=  "-L/cuda/lib/stubs" "-L/cuda/lib"'
+{end}
 """)
     nvcc.chmod(0o755)
-    assert setup.find_nvcc(str(tmp_path)) == ("12.8", ["/cuda/lib/stubs", "/cuda/lib"])
+    libraries = ["/cuda/lib/stubs", "/cuda/lib"]
+    assert setup.find_nvcc(str(tmp_path)) == ("12.8", libraries, complaint)
 
 
 def test_kernels_are_built_for_what_limits_are_measured_on(setup):
