@@ -93,8 +93,8 @@ __global__ void read_shared(int rounds, uint32_t* result) {
   for (int round = 0; round < rounds; ++round)
 #pragma unroll 8
     for (int n = 0; n < READS; ++n) {
-      uint4 v;  // volatile: nothing changes in the tile, and yet every read counts
-      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+      uint4 v;  // volatile twice: neither compiler nor assembler may keep what does not change
+      asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                    : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                    : "r"(at + n % 2 * (READERS * 16)));
       sum += total(v);
