@@ -70,9 +70,24 @@ def test_a_wrong_result_fails(gpu_limits, monkeypatch, capsys, more, message):
     assert ("WRONG RESULT" in text) == ("rows" in more)
 
 
-def test_without_a_gpu_one_line_says_so(gpu_limits, tmp_path):
-    program = tmp_path / "gpu_limits"
-    program.write_text("#!/bin/sh\necho no device >&2\nexit 1\n")
-    program.chmod(0o755)
+@pytest.fixture
+def program(tmp_path):
+    path = tmp_path / "gpu_limits"
+
+    def that(does):
+        path.write_text(f"#!/bin/sh\n{does}\nexit 1\n")
+        path.chmod(0o755)
+        return path
+
+    return that
+
+
+def test_without_a_gpu_one_line_says_so(gpu_limits, program):
     with pytest.raises(RuntimeError, match=r"^no device$"):
-        gpu_limits.measure(program)
+        gpu_limits.measure(program("echo no device >&2"))
+
+
+def test_what_was_measured_before_an_error_is_kept(gpu_limits, program):
+    cut_short = LIMITS | {"error": "kernel: unspecified launch failure"}
+    echo = f"echo 'block 3 waited in vain'; echo '{json.dumps(cut_short)}'"
+    assert gpu_limits.measure(program(echo)) == cut_short
