@@ -5,6 +5,7 @@ The equations stand with the ops; how blocks exchange data, in csrc/cuda/exchang
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -63,8 +64,24 @@ class Block(NamedTuple):
 
 def serving(op: str, like: Tensor) -> Machine | None:
     """The machine of a tensor, where a persistent kernel serves the op there."""
-    built = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{op}_persistent", "CUDA")
-    return machine(like.device) if built and op in SERVING and like.dtype in DTYPES[op] else None
+    serves = op in SERVING and built(op) and like.dtype in DTYPES[op]
+    return machine(like.device) if serves else None
+
+
+def built(op: str) -> bool:
+    """Whether the op's kernel was compiled for GPUs."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{op}_persistent", "CUDA")
+
+
+@contextmanager
+def serve(*ops: str) -> Iterator[None]:
+    """Inside it these ops are served too, all where none is named: for tests and benchmarks."""
+    before = set(SERVING)
+    SERVING.update(ops or DTYPES)
+    try:
+        yield
+    finally:
+        SERVING.intersection_update(before)
 
 
 def machine(device: torch.device) -> Machine:
