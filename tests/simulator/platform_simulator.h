@@ -94,9 +94,12 @@ class Launch {
     if (order_ == AT_ONCE) deliver();
   }
 
-  void wait() {
-    fibers_[now_]->state = LOOKING;
-    looking_.push_back(now_);
+  // Until a word arrives; at the first look only until others have had a turn, for what was seen may be old.
+  void wait(bool first) {
+    if (!first) {
+      fibers_[now_]->state = LOOKING;
+      looking_.push_back(now_);
+    }
     pause();
   }
 
@@ -272,4 +275,4 @@ template <int N>
 void load_words(const uint32_t* p, uint32_t (&w)[N]) {
   std::memcpy(w, p, sizeof w);
 }
-inline void wait_for_others(int&) { simulator::launch.wait(); }
+inline void wait_for_others(int& looks) { simulator::launch.wait(looks++ == 0); }
