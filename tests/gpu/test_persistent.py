@@ -59,13 +59,37 @@ def there(tensors):
     return [t if t is None else t.cuda() for t in tensors]
 
 
-def needs(plan):
-    if plan is None:
-        pytest.skip("this GPU has too little shared memory")
+CARD = persistent.machine(torch.device("cuda", 0))
 
 
-def card():
-    return persistent.machine(torch.device("cuda", 0))
+def fitting(shapes, dtypes, plan):
+    """Shapes with dtypes, skipped where plan(shape, bytes of a number) finds no room for them."""
+    return [
+        pytest.param(
+            shape,
+            dtype,
+            marks=pytest.mark.skipif(
+                plan(shape, dtype.itemsize) is None, reason="this GPU has too little shared memory"
+            ),
+        )
+        for shape in shapes
+        for dtype in dtypes
+    ]
+
+
+def lstm_plan(shape, itemsize):
+    _, B, H = shape
+    return persistent.plan_lstm(H, B, itemsize, CARD)
+
+
+def decode_lstm_plan(shape, itemsize):
+    _, B, _, H, V = shape
+    return persistent.plan_lstm(H, B, itemsize, CARD, V)
+
+
+def decode_bytenet_plan(shape, itemsize):
+    _, B, _, C, V, N = shape
+    return persistent.plan_bytenet(C, N, V, B, itemsize, CARD)
 
 
 def assert_equal_where_clear(tokens, want, logits, inputs):
@@ -81,11 +105,8 @@ def assert_equal_where_clear(tokens, want, logits, inputs):
     assert torch.equal(tokens.masked_fill(unclear, -1), want.masked_fill(unclear, -1))
 
 
-@pytest.mark.parametrize("dtype", SHORT, ids=str)
-@pytest.mark.parametrize("shape", [*lstm.SHAPES, *LSTM], ids=str)
+@pytest.mark.parametrize("shape, dtype", fitting([*lstm.SHAPES, *LSTM], SHORT, lstm_plan), ids=str)
 def test_layer_norm_lstm(served, shape, dtype):
-    _, B, H = shape
-    needs(persistent.plan_lstm(H, B, 2, card()))
     inputs = there(lstm.make(shape, dtype))
     assert_accurate(ops.layer_norm_lstm, layer_norm_lstm_reference, *inputs)
     forward = served["layer_norm_lstm"]
@@ -94,11 +115,12 @@ def test_layer_norm_lstm(served, shape, dtype):
 
 
 @pytest.mark.parametrize("noisy", [False, True], ids=["greedy", "noise"])
-@pytest.mark.parametrize("dtype", DECODED, ids=str)
-@pytest.mark.parametrize("shape", [*decode.SHAPES, *DECODE_LSTM], ids=str)
+@pytest.mark.parametrize(
+    "shape, dtype",
+    fitting([*decode.SHAPES, *DECODE_LSTM], DECODED, decode_lstm_plan),
+    ids=str,
+)
 def test_decode_lstm(served, shape, dtype, noisy):
-    _, B, _, H, V = shape
-    needs(persistent.plan_lstm(H, B, dtype.itemsize, card(), V))
     inputs = there(decode.make(shape, dtype))
     noise = decode.gumbel(shape).cuda() if noisy else None
     tokens = ops.decode_lstm(*inputs, noise)
@@ -111,11 +133,12 @@ def test_decode_lstm(served, shape, dtype, noisy):
 
 
 @pytest.mark.parametrize("carry", [True, False], ids=["carry", "no-carry"])
-@pytest.mark.parametrize("dtype", DECODED, ids=str)
-@pytest.mark.parametrize("shape", [*bytenet.SHAPES, *DECODE_BYTENET], ids=str)
+@pytest.mark.parametrize(
+    "shape, dtype",
+    fitting([*bytenet.SHAPES, *DECODE_BYTENET], DECODED, decode_bytenet_plan),
+    ids=str,
+)
 def test_decode_bytenet(served, shape, dtype, carry):
-    _, B, _, C, V, N = shape
-    needs(persistent.plan_bytenet(C, N, V, B, dtype.itemsize, card()))
     inputs = there(bytenet.make(shape, dtype))
     noise = bytenet.gumbel(shape).cuda() if carry else None
     tokens = ops.decode_bytenet(*inputs, noise, carry)
