@@ -21,8 +21,9 @@ from fastvae.testing import assert_best
 
 LENGTH, LONG, D, V, C, N = 56, 448, 200, 51, 256, 10
 LINES = "fastvae", "fastvae bf16", "fastvae int8", "eager", "eager bf16", "compile", "naive"
+LINES += "fastvae persistent", "fastvae persistent bf16"
 CASES = [(LENGTH, B, line) for B in (1, 128) for line in LINES if B == 1 or line != "naive"]
-CASES += [(LONG, 1, "fastvae"), (LONG, 1, "fastvae bf16")]
+CASES += [(LONG, 1, line) for line in LINES if line.startswith("fastvae") and "int8" not in line]
 
 
 def inputs(B: int, T: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -90,12 +91,12 @@ def by_step(step):
     return decode
 
 
-def decoder(line: str, B: int, compiled):
+def decoder(line: str, B: int, compiled, served):
     """The line's function of `inputs`, once it has been checked on a few steps."""
     few, int8 = inputs(B, 3, dtype_of(line)), line.endswith("int8")
     if line.startswith("fastvae"):
         packed = decode_bytenet_pack(few[1], few[3], few[5], int8=int8)
-        function = partial(decode_bytenet, packed=packed)
+        function = served(partial(decode_bytenet, packed=packed))
     else:
         function = (
             naive if line == "naive" else by_step(cell if "eager" in line else compiled(cell))
@@ -106,18 +107,32 @@ def decoder(line: str, B: int, compiled):
     return function
 
 
+def payloads(dtype: torch.dtype, plan, sequences: int) -> list[int]:
+    """Bytes of each layer's vectors, and of what voters offer for the choice."""
+    return [sequences * C * dtype.itemsize] * N + [sequences * plan.voters * 8]
+
+
 @pytest.mark.parametrize("length, B, line", CASES)
 @torch.no_grad()
-def test_decode_bytenet(time, compiled, steps, length, B, line):
-    T = steps(length)
+def test_decode_bytenet(time, compiled, serving, steps, length, B, line):
+    T, served, ours = (
+        steps(length),
+        *(serving(name, "decode_bytenet") for name in (line, "fastvae")),
+    )
+    function = partial(decoder(line, B, compiled, served), *inputs(B, T, dtype_of(line)))
+    beside = None
+    if line != "fastvae":
+        ours = decoder("fastvae", B, compiled, serving("fastvae", "decode_bytenet"))
+        beside = partial(ours, *inputs(B, T))
     time(
         f"greedy decoding, ByteNet {N}, L={length} B={B}",
         line,
-        partial(decoder(line, B, compiled), *inputs(B, T, dtype_of(line))),
-        None if line == "fastvae" else partial(decoder("fastvae", B, compiled), *inputs(B, T)),
+        function,
+        beside,
         symbols=T * B,
         flops=2 * T * B * (2 * C * D + N * 6 * C * C + V * C),
         weights=N * 6 * C * C + V * C,
         passes=T,
+        exchanges=served.exchanges(B, partial(payloads, dtype_of(line))),
         rounds=3 if B > 1 else 5,
     )

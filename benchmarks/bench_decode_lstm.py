@@ -24,6 +24,7 @@ LENGTH, D, V, H = 128, 200, 259, 1000
 EPS = 1e-4
 LINES = "fastvae", "fastvae bf16", "fastvae int8", "eager", "eager bf16", "compile"
 LINES += "nn.LSTM", "nn.LSTM int8", "graph", "graph bf16"
+LINES += "fastvae persistent", "fastvae persistent bf16"
 
 
 def inputs(B: int, T: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -122,12 +123,12 @@ def plain_lstm(line: str) -> nn.Module:
     return module
 
 
-def decoder(line: str, B: int, compiled):
+def decoder(line: str, B: int, compiled, served):
     """The line's function of `inputs`, once it has been checked on a few steps."""
     few, int8 = inputs(B, 3, dtype_of(line)), line.endswith("int8")
     if line.startswith("fastvae"):
         packed = decode_lstm_pack(few[1], few[3], few[6], int8=int8)
-        function = partial(decode_lstm, packed=packed)
+        function = served(partial(decode_lstm, packed=packed))
     elif line.startswith("graph"):
         function = unstopped
     else:
@@ -147,27 +148,37 @@ def unstopped(features, feature_weight, symbol_rows, *rest) -> Tensor:
     return torch.stack(tokens, 1)
 
 
+def payloads(dtype: torch.dtype, plan, sequences: int) -> list[int]:
+    """Bytes of what blocks offer for the choice and the norm, and of h."""
+    return [sequences * -(-H // plan.units) * 32, sequences * H * dtype.itemsize]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("B", [1, 16, 128, 1024])
 @torch.no_grad()
-def test_decode_lstm(time, compiled, graphed, steps, line, B):
-    T = steps(LENGTH)
+def test_decode_lstm(time, compiled, graphed, serving, steps, line, B):
+    T, served = steps(LENGTH), serving(line, "decode_lstm")
     arguments = inputs(B, T, dtype_of(line))
     if line.startswith("nn.LSTM"):
         function = partial(plain_lstm(line), arguments[0])
     else:
-        function = partial(decoder(line, B, compiled), *arguments)
+        function = partial(decoder(line, B, compiled, served), *arguments)
     if line.startswith("graph"):
         function = graphed(function)
+    beside = None
+    if line != "fastvae":
+        ours = decoder("fastvae", B, compiled, serving("fastvae", "decode_lstm"))
+        beside = partial(ours, *inputs(B, T))
     time(
         f"greedy decoding, LSTM {H}, B={B}",
         line,
         function,
-        None if line == "fastvae" else partial(decoder("fastvae", B, compiled), *inputs(B, T)),
+        beside,
         symbols=T * B,
         flops=2 * T * B * (4 * H * (H + D) + V * H),
         weights=4 * H * H + V * H,
         passes=T,
+        exchanges=served.exchanges(B, partial(payloads, dtype_of(line))),
         rounds={1: 9, 16: 5}.get(B, 3),
     )

@@ -20,6 +20,7 @@ from fastvae.testing import assert_accurate, gradients
 INPUTS = 200
 SHAPES = [(48, 64, 500), (60, 128, 1000), (128, 32, 1000)]
 LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile", "nn.LSTM"
+LINES += "fastvae persistent bf16", "fastvae persistent fp16"
 LINES += "graph", "nn.LSTM fp16", "FlashRNN (no norm) bf16", "Haste (other norms)"
 WORKS = "LayerNorm-LSTM training", "LayerNorm-LSTM forward"
 
@@ -76,16 +77,29 @@ MODULES = {
 PADDED = "nn.LSTM fp16", "FlashRNN (no norm) bf16"
 
 
-def check(module: nn.Module, B: int, low: bool) -> None:
-    """The module's output and gradient for x by the accuracy rule, under autocast where `low`."""
+def autocast(low: torch.dtype | None) -> torch.autocast:
+    """Where `low` is a dtype, products in it."""
+    device = torch.get_default_device().type
+    return torch.autocast(device, low or torch.bfloat16, enabled=low is not None)
+
+
+def low_of(line: str) -> torch.dtype | None:
+    """What the line's module runs in under autocast; None where it is not under it."""
+    if line.endswith("bf16"):
+        return torch.bfloat16
+    return torch.float16 if line == "fastvae persistent fp16" else None
+
+
+def check(module: nn.Module, B: int, low: torch.dtype | None) -> None:
+    """The module's output and gradient for x by the accuracy rule, in `low` if it is a dtype."""
     twins = {}
-    for dtype in (torch.float64, torch.bfloat16 if low else torch.float32):
+    for dtype in (torch.float64, low or torch.float32):
         twins[dtype] = fastvae.reference.LayerNormLSTM(INPUTS, module.hidden_size, dtype=dtype)
         twins[dtype].load_state_dict(module.state_dict())
     wide, plain = twins.values()
 
     def ours(x: Tensor) -> Tensor:
-        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=low):
+        with autocast(low):
             return module(x)[0]
 
     def reference(x: Tensor) -> Tensor:
@@ -128,12 +142,12 @@ def padded(size: int) -> int:
     return -(-size // 128) * 128
 
 
-def running(work: str, module: nn.Module, x: Tensor, low: bool):
-    """The work once, under autocast where `low`."""
+def running(work: str, module: nn.Module, x: Tensor, low: torch.dtype | None):
+    """The work once, in `low` if it is a dtype."""
     x = x.to(next(module.parameters()).dtype)
 
     def forward() -> Tensor:
-        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=low):
+        with autocast(low):
             return module(x)[0]
 
     def step() -> None:
@@ -147,21 +161,30 @@ def running(work: str, module: nn.Module, x: Tensor, low: bool):
     return step
 
 
+def payloads(H: int, plan, sequences: int) -> list[int]:
+    """Bytes of moments and of h."""
+    return [sequences * -(-H // plan.units) * 8, sequences * H * 2]
+
+
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("work", WORKS)
-def test_layer_norm_lstm(time, compiled, graphed, steps, work, line, shape):
+def test_layer_norm_lstm(time, compiled, graphed, serving, steps, work, line, shape):
     T, B, H = shape
-    module, low = module_of(line, H, compiled), line.endswith("bf16")
+    served, module, low = (
+        serving(line, "layer_norm_lstm"),
+        module_of(line, H, compiled),
+        low_of(line),
+    )
     if line.startswith("fastvae") or line == "compile":
-        check(module, B, low)
+        served(check)(module, B, low)
     elif line.startswith(("FlashRNN", "Haste")):
         check_other(line, module, sequence(line, 3, B))
-    run = running(work, module, sequence(line, steps(T), B), low)
+    run = served(running(work, module, sequence(line, steps(T), B), low))
     beside = None
     if line != "fastvae":
         ours = module_of("fastvae", H, compiled)
-        beside = running(work, ours, sequence("fastvae", steps(T), B), False)
+        beside = running(work, ours, sequence("fastvae", steps(T), B), None)
     training = work.endswith("training")
     time(
         f"{work}, T={T} B={B} H={H}",
@@ -172,5 +195,6 @@ def test_layer_norm_lstm(time, compiled, graphed, steps, work, line, shape):
         flops=(3 if training else 1) * 8 * T * B * H * (H + INPUTS),
         weights=0 if training else 4 * H * H,
         passes=T,
+        exchanges=served.exchanges(B, partial(payloads, H)),
         rounds=5 if H == 500 else 3,
     )

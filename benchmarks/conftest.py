@@ -5,7 +5,7 @@ With `--device cuda` every tensor is made on the GPU, whose own events are the c
 
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from operator import truediv
 from pathlib import Path
@@ -22,6 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Lines, works and batches: what a test's parameters must not hold on the other device.
 GPU_ONLY = {"graph", "graph bf16", "nn.LSTM fp16", "FlashRNN (no norm) bf16", "Haste (other norms)"}
 GPU_ONLY |= {"LayerNorm-LSTM forward", 1024}
+GPU_ONLY |= {"fastvae persistent", "fastvae persistent bf16", "fastvae persistent fp16"}
 CPU_ONLY = {"fastvae int8", "nn.LSTM int8"}
 
 
@@ -174,6 +175,54 @@ def graphed():
     return capture
 
 
+class Served:
+    """Has a persistent kernel serve what a line's functions call of `op`, if the line says so."""
+
+    def __init__(self, line: str, op: str, monkeypatch) -> None:
+        self.op, self.plan = op, None
+        self.persistent = "persistent" in line
+        if not self.persistent:
+            return
+        self.kernels = pytest.importorskip("fastvae.kernels.persistent", exc_type=ImportError)
+        if not self.kernels.built(op):
+            pytest.skip("csrc/cuda was not built")
+        self.run = getattr(self.kernels, op)
+        monkeypatch.setattr(self.kernels, op, self._note)
+
+    def _note(self, *inputs, **named):
+        self.plan = named.get("plan", inputs[-1])
+        return self.run(*inputs, **named)
+
+    def __call__(self, function: Callable) -> Callable:
+        """The function; the test is skipped when it finds that the kernel is not for its sizes."""
+        if not self.persistent:
+            return function
+
+        def served(*inputs):
+            self.plan = None
+            with self.kernels.serve(self.op):
+                outputs = function(*inputs)
+            if self.plan is None:
+                pytest.skip("the persistent kernel is not for these sizes on this GPU")
+            return outputs
+
+        return served
+
+    def exchanges(self, B: int, payloads: Callable) -> list[int]:
+        """Bytes that a step of all launches exchanges: payloads(plan, sequences), by a slice."""
+        if self.plan is None:
+            return []
+        most = self.kernels.BATCH
+        sequences = min(self.plan.columns, -(-min(B, most) // self.plan.groups))
+        return payloads(self.plan, sequences) * -(-B // most)
+
+
+@pytest.fixture
+def serving(monkeypatch):
+    """serving(line, op): what the line's functions are served by."""
+    return partial(Served, monkeypatch=monkeypatch)
+
+
 @pytest.fixture
 def compiled(benchmark):
     """torch.compile, which generates no code where nothing is timed."""
@@ -193,7 +242,8 @@ def time(benchmark, threads, peak, device):
 
     `work` names what all lines of a group do. `beside`, our own op in float32, takes turns with
     `function`, so that a machine's moods touch both; None where `function` is it. `symbols` in one
-    call, `flops` that they need, and `weights` read anew in each of `passes` steps make the limits.
+    call, `flops` that they need, and `weights` read anew in each of `passes` steps make the limits;
+    `exchanges` are the bytes that blocks pass on in a step, one exchange after the other.
     """
 
     def run(
@@ -206,6 +256,7 @@ def time(benchmark, threads, peak, device):
         flops: float,
         weights: float = 0,
         passes: int = 0,
+        exchanges: Sequence[int] = (),
         rounds: int = 5,
     ) -> None:
         gpu = device == "cuda"
@@ -223,6 +274,7 @@ def time(benchmark, threads, peak, device):
             "cpu_capability": fastvae.cpu_capability(),
             "symbols": symbols,
             "passes": passes,
+            "exchanges": list(exchanges),
             "dtype": kind,
             "GFLOP": flops / 1e9,
             "peak GFLOP/s": peak(device, kind, threads),

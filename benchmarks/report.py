@@ -5,7 +5,8 @@
 
 No call can take less than its floor: its operations at the measured peak, or its bytes at the
 measured bandwidth, whichever is longer. A speed-up divided by our share of that limit is therefore
-the most that anybody could reach on that machine.
+the most that anybody could reach on that machine. With what gpu_limits.py measured on the same GPU
+(`--limits limits.json`) the exchanges of a persistent kernel, one after the other, are a bound too.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from targets import CPU_TARGETS, GPU_TARGETS, Target, Time, duration
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 OURS = "fastvae", "fastvae bf16", "fastvae int8"
+OURS += "fastvae persistent", "fastvae persistent bf16", "fastvae persistent fp16"
+UNITS = {"B": 1, "KB": 1024}
 HEADER = "work", "ours", "eager", "best other", "× eager", "× other", "of peak"
 GPU_HEADER = "µs a step", "peak memory"
 
@@ -40,7 +43,8 @@ class Line(NamedTuple):
 class Run:
     """A saved run: `works[work][line]`, the machine's peaks, and the setting."""
 
-    def __init__(self, saved: dict[str, Any]) -> None:
+    def __init__(self, saved: dict[str, Any], limits: dict[str, Any] | None = None) -> None:
+        self.exchange = exchange_times(limits) if limits else {}
         entries = [(b["stats"]["median"], b["extra_info"]) for b in saved["benchmarks"]]
         entries = [(median, info) for median, info in entries if "work" in info]
         if not entries:
@@ -77,7 +81,21 @@ class Run:
             peak = self.reading[info["MB"]]
             reads = f"{info['GB']:.3g} GB ({info['MB']:.3g} MB over and over) at {peak:.0f} GB/s"
             limits[reads] = info["GB"] / peak
+        if step := self.exchanging(info):
+            count, passes = len(info["exchanges"]), info["passes"]
+            limits[f"{passes} steps of {count} exchanges, {duration(step)} a step,"] = step * passes
         return limits
+
+    def exchanging(self, info: dict[str, Any]) -> float:
+        """The seconds that the exchanges of a step take; 0 where there are none, or no limits."""
+        sent = info.get("exchanges") if self.exchange else None
+        return sum(self._exchange(size) for size in sent or ())
+
+    def _exchange(self, size: int) -> float:
+        """Of the sizes measured the next smaller one's, so that it bounds this one's."""
+        return self.exchange[
+            max((n for n in self.exchange if n <= size), default=min(self.exchange))
+        ]
 
     def speedup(
         self, work: str, line: str, over: str | Time, other: str | None = None
@@ -115,6 +133,17 @@ class Run:
         return max(rivals, key=lambda name: lines[name].info["fastvae takes"], default=None)
 
 
+def exchange_times(limits: dict[str, Any]) -> dict[int, float]:
+    """By bytes that every block sees, the least seconds of an all-gather (gpu_limits.py)."""
+    times: dict[int, float] = {}
+    for row in limits["rows"]:
+        if row["what"] == "all-gather" and "microseconds" in row:
+            number, unit = row["setting"].split(",")[0].split()
+            size, seconds = int(number) * UNITS[unit], row["microseconds"] / 1e6
+            times[size] = min(times.get(size, seconds), seconds)
+    return times
+
+
 def _per_symbol(line: Line) -> float:
     return line.median / line.info["symbols"]
 
@@ -133,9 +162,30 @@ def report(run: Run) -> str:
         listed = "\n".join(f"{n}. {note}" for n, note in enumerate(notes, 1))
         folded = f"<summary>What falls short, in numbers</summary>\n\n{listed}\n\n"
         parts.append(f"<details>{folded}</details>")
+    if bounds := [
+        exchanges(run, work, line)
+        for work, lines in run.works.items()
+        for line in lines
+        if run.exchanging(lines[line].info)
+    ]:
+        parts.append("Exchanges between blocks alone:\n\n" + "\n".join(bounds))
     if missing := [f"{t.work}: {t.line} {t}" for t in run.targets if run.reached(t) is None]:
         parts.append("Not measured in this run: " + "; ".join(missing) + ".")
     return "\n\n".join(parts)
+
+
+def exchanges(run: Run, work: str, line: str) -> str:
+    """What a persistent kernel's exchanges would take on this card beside what it takes, a step."""
+    mine = run.works[work][line]
+    least, takes = run.exchanging(mine.info), mine.median / mine.info["passes"]
+    return (
+        f"- {name(work, line, mine)}: {len(mine.info['exchanges'])} a step, at least "
+        f"{duration(least)}; ours takes {duration(takes)}, of which that is {least / takes:.0%}"
+    )
+
+
+def name(work: str, line: str, mine: Line) -> str:
+    return f"{work}, {mine.info['dtype']}" + ", persistent" * ("persistent" in line)
 
 
 def setting(run: Run) -> str:
@@ -160,7 +210,7 @@ def row(run: Run, work: str, line: str, notes: list[str]) -> list[str]:
     eager = run.works[work].get("eager")
     targets = [t for t in run.targets if t[:2] == (work, line) and run.reached(t) is not None]
     return [
-        f"{work}, {mine.info['dtype']}",
+        name(work, line, mine),
         duration(mine.median),
         duration(eager.median) if eager else "",
         f"{other} {duration(run.works[work][other].median)}" if other else "",
@@ -197,7 +247,7 @@ def shortfall(run: Run, target: Target) -> str:
     limits = run.limits(mine.info)
     bound = max(limits, key=limits.get)
     start = (
-        f"{target.work}, {mine.info['dtype']}: {bound} takes {duration(mine.floor)}; "
+        f"{name(target.work, target.line, mine)}: {bound} takes {duration(mine.floor)}; "
         f"ours takes {duration(mine.median)}, {mine.share:.0%} of the limit"
     )
     if target.over == "peak":
@@ -230,12 +280,16 @@ def replace_block(readme: str, text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="what --benchmark-json wrote")
+    parser.add_argument("--limits", type=Path, help="what gpu_limits.py wrote on the same GPU")
     parser.add_argument("--readme", type=Path, help="file whose marked block is replaced")
     parser.add_argument("--png", type=Path, help="where to draw the chart")
     arguments = parser.parse_args()
-    path = arguments.results
+    path, limits = arguments.limits, None
     try:
-        run = Run(json.loads(path.read_text("utf-8")))
+        if path:
+            limits = json.loads(path.read_text("utf-8"))
+        path = arguments.results
+        run = Run(json.loads(path.read_text("utf-8")), limits)
         text = report(run)
         if arguments.readme:
             path = arguments.readme

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 FLASHRNN, HASTE = "FlashRNN (no norm) bf16", "Haste (other norms)"
 ON_CPU = {"fastvae int8", "nn.LSTM int8"}
 ON_GPU = {"graph", "graph bf16", "nn.LSTM fp16", FLASHRNN, HASTE}
-ON_GPU |= {"LayerNorm-LSTM forward", "1024"}
+ON_GPU |= {"LayerNorm-LSTM forward", "1024", "fastvae persistent bf16", "fastvae persistent fp16"}
 
 
 @pytest.mark.parametrize(
@@ -54,12 +55,49 @@ def flashrnn(Wx, R, b, states=None, function="lstm", config=None, backend="cuda_
     return states, states[:, :, -1:]
 
 
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
-def lines():
+def served(monkeypatch):
+    """served(line, op): what makes a line's functions be served, by kernels that count as built."""
+    persistent = pytest.importorskip("fastvae.kernels.persistent")
+    monkeypatch.setattr(persistent, "built", lambda op: True)
+    return partial(loaded("conftest").Served, monkeypatch=monkeypatch)
+
+
+def test_lines_that_persistent_kernels_serve(served, monkeypatch):
+    """Their functions run with the kernel serving, which must have served; its plan tells bytes."""
+    persistent = sys.modules["fastvae.kernels.persistent"]
+    plan = persistent.Plan(groups=2, units=8, columns=16)
+    monkeypatch.setattr(persistent, "decode_lstm", lambda *inputs: (set(persistent.SERVING), plan))
+    line = served("fastvae persistent bf16", "decode_lstm")
+    assert line.exchanges(300, lambda *_: [1]) == []
+    serves = line(lambda: persistent.decode_lstm("features", plan)[0])
+    assert serves() == {"decode_lstm"} and set() == persistent.SERVING
+    assert line.exchanges(24, lambda plan, sequences: [plan.units, sequences]) == [8, 12]
+    assert line.exchanges(300, lambda plan, sequences: [plan.units, sequences]) == [8, 16] * 3
+    with pytest.raises(pytest.skip.Exception, match="not for these sizes"):
+        line(lambda: None)()
+    plain = served("fastvae bf16", "decode_lstm")
+    assert plain(len) is len and plain.exchanges(300, None) == []
+
+
+def test_persistent_lines_where_none_was_built(served, monkeypatch):
+    monkeypatch.setattr("fastvae.kernels.persistent.built", lambda op: False)
+    with pytest.raises(pytest.skip.Exception, match="csrc/cuda was not built"):
+        served("fastvae persistent", "decode_lstm")
+
+
+@pytest.fixture
+def lines(monkeypatch):
     """lines(line, work) -> the lines that the benchmark of the LSTM times: one, or none."""
-    spec = importlib.util.spec_from_file_location("bench", FOLDER / "bench_layer_norm_lstm.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = loaded("bench_layer_norm_lstm")
+    serving = partial(loaded("conftest").Served, monkeypatch=monkeypatch)
 
     def run(line, work):
         timed = []
@@ -70,6 +108,7 @@ def lines():
             timed.append((work, line))
 
         fixtures = {"time": time, "compiled": None, "graphed": None, "steps": lambda T: T}
+        fixtures["serving"] = serving
         bench.test_layer_norm_lstm(**fixtures, line=line, work=work, shape=(3, 2, 20))
         return timed
 

@@ -41,7 +41,9 @@ runs = [json.loads(path.read_text()) for name in ("decode", "train") if (path :=
 runs[0]["benchmarks"] = [line for run in runs for line in run["benchmarks"]]
 (out / "benchmarks.json").write_text(json.dumps(runs[0]))
 PYTHON
-  python3 benchmarks/report.py "$out/benchmarks.json" --png "$out/speed.png" > "$out/report.md"
+  local limits=()
+  [ ! -e "$out/limits.json" ] || limits=(--limits "$out/limits.json")
+  python3 benchmarks/report.py "$out/benchmarks.json" "${limits[@]}" --png "$out/speed.png" > "$out/report.md"
 }
 
 for phase in "${phases[@]}"; do
