@@ -27,20 +27,49 @@ def facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "GPU": ", ".join(gpus) or "none",
         "Triton kernels": "compiled and interpreter-tested, not yet run on hardware",
+        "persistent CUDA kernels": _persistent(),
         "ops": {op: {"cpu": _server(op, "CPU"), "cuda": cuda(op, "CUDA")} for op in _ops()},
     }
 
 
 def _ops() -> list[str]:
+    """Those that users call."""
+    return [op for op in _registered() if not op.endswith("_persistent")]
+
+
+def _registered() -> list[str]:
     names = torch._C._dispatch_get_all_op_names()
     return sorted(name.removeprefix("fastvae::") for name in names if name.startswith("fastvae::"))
 
 
 def _server(op: str, key: str) -> str:
     """What the dispatcher calls for this op on a device of this kind, were there one."""
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{op}", key):
+    if _has(op, key):
         return "C++ kernel" if key == "CPU" else TRITON
     return "PyTorch reference"
+
+
+def _persistent() -> str:
+    """Whether csrc/cuda was built, and for which ops its kernels come before Triton's."""
+    known = set(_registered())
+    names = {op: f"{op}_persistent" for op in _ops()}
+    built = {op for op, name in names.items() if name in known and _has(name, "CUDA")}
+    if not built:
+        return "not built; `pip install -v` says why"
+    serving = ", ".join(sorted(built & _proved()))
+    return f"built; serving {serving or 'nothing, as they have not yet run on hardware'}"
+
+
+def _proved() -> set[str]:
+    if not _registers_triton():
+        return set()
+    from fastvae.kernels import persistent
+
+    return persistent.SERVING
+
+
+def _has(op: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{op}", key)
 
 
 def _registers_triton() -> bool:

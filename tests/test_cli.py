@@ -230,8 +230,29 @@ def test_info_names_what_serves_each_op(fastvae):
     assert found["Triton kernels"] == "compiled and interpreter-tested, not yet run on hardware"
     for op in ("layer_norm_lstm", "highway_conv_gate_backward", "decode_lstm", "decode_bytenet"):
         assert found["ops"][op] == {"cpu": "C++ kernel", "cuda": "Triton kernel, untried"}
+    assert found["persistent CUDA kernels"] == "not built; `pip install -v` says why"
+    assert not [op for op in found["ops"] if op.endswith("_persistent")]
     assert found["ops"]["linear"] == {"cpu": "C++ kernel", "cuda": "PyTorch reference"}
     assert "layer_norm_lstm" in fastvae("info")[1]
+
+
+def test_info_of_persistent_kernels(fastvae, monkeypatch):
+    """Whether they were built, and for what they serve."""
+    persistent = pytest.importorskip("fastvae.kernels.persistent")
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    built = [f"fastvae::{op}_persistent" for op in persistent.DTYPES]
+    monkeypatch.setattr(
+        torch._C,
+        "_dispatch_has_kernel_for_dispatch_key",
+        lambda op, key: (op in built and key == "CUDA") or has(op, key),
+    )
+
+    def said():
+        return json.loads(fastvae("info", "--json")[1])["persistent CUDA kernels"]
+
+    assert said() == "built; serving nothing, as they have not yet run on hardware"
+    with persistent.serve("decode_lstm", "decode_bytenet"):
+        assert said() == "built; serving decode_bytenet, decode_lstm"
 
 
 def test_info_without_triton(fastvae, monkeypatch):
