@@ -140,10 +140,19 @@ def bytenet_tokens(inputs, noise=None, end_id=-1, pad_id=-1):
     return persistent.decode_bytenet(*inputs, noise, True, end_id, pad_id, plan)
 
 
-@pytest.mark.parametrize("tokens_of, make", [(lstm_tokens, decode), (bytenet_tokens, bytenet)])
+def bytenet_tokens_of_many_words(inputs, noise=None, end_id=-1, pad_id=-1):
+    """A thread takes words of the next slice while others have yet to see that one has stopped."""
+    plan = NetPlan(1, 20, 1, 8, THREADS)
+    return persistent.decode_bytenet(*inputs, noise, True, end_id, pad_id, plan)
+
+
+ENDING = [(lstm_tokens, decode), (bytenet_tokens, bytenet), (bytenet_tokens_of_many_words, bytenet)]
+
+
+@pytest.mark.parametrize("tokens_of, make", ENDING)
 def test_ends(simulator, tokens_of, make):
     """Up to its first end_id a sequence is as without; after it, pads; a launch ends with them."""
-    shape = (9, 10, 2, 17, 4, *[2][: make is bytenet])
+    shape = (9, 20, 4, 33, 4, *[2][: make is bytenet])
     inputs, noise = make.make(shape), make.gumbel(shape)
     free = tokens_of(inputs, noise).tolist()
     (tokens,) = in_every_order(simulator, lambda: [tokens_of(inputs, noise, 2, 1)])

@@ -70,15 +70,15 @@ struct NetBlock {
   // Columns = the vectors of the layer below; or it says that the slice has stopped.
   DEVICE bool take_vectors(int slice, int t) const {
     const uint32_t* from = vectors(layer - 1, t, slice);
+    bool goes_on = true;
     gather<4>(
         in_slice(slice) * shape.row_words() / 4, [&](int i) { return from + 4 * i; },
         [&](int i, const uint32_t (&words)[4]) {
           const int n = 4 * i / shape.row_words();
-          if (i == 0) s.stopped[slice] = words[0] == STOP;
+          if (i == 0) goes_on = words[0] != STOP;
           matrix.put(s.columns, n, 4 * i - n * shape.row_words(), words);
         });
-    __syncthreads();
-    return !s.stopped[slice];
+    return all_threads(goes_on);
   }
 
   // The first layer's: x = tanh(p) σ(q) of the features and the symbol before.
@@ -241,6 +241,7 @@ struct NetBlock {
       for (int slice = 0; slice < slices; ++slice) {
         if (s.stopped[slice]) continue;
         if (!take_vectors(slice, t)) {
+          if (threadIdx.x == 0) s.stopped[slice] = 1;
           --going;
           continue;
         }
