@@ -68,6 +68,7 @@ void dispatch(ScalarType dtype, int64_t columns, Fn fn) {
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 inline void check_cuda(cudaError_t error, const char* doing) {
+  if (error != cudaSuccess) cudaGetLastError();  // forgets it, or PyTorch would find it after a launch of its own
   CHECK(error == cudaSuccess, std::string(doing) + ": " + cudaGetErrorString(error));
 }
 
