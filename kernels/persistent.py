@@ -6,6 +6,7 @@ The equations stand with the ops; how blocks exchange data, in csrc/cuda/exchang
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -89,6 +90,7 @@ def machine(device: torch.device) -> Machine:
     return Machine(found.multi_processor_count, found.shared_memory_per_block_optin)
 
 
+@lru_cache(256)
 def plan_lstm(H: int, B: int, itemsize: int, machine: Machine, V: int = 0) -> Plan | None:
     """The plan with the least work, or None for a shape that these kernels are not made for.
 
@@ -106,6 +108,7 @@ def plan_lstm(H: int, B: int, itemsize: int, machine: Machine, V: int = 0) -> Pl
     return plans[min(plans)] if plans else None
 
 
+@lru_cache(256)
 def plan_bytenet(
     C: int, layers: int, V: int, B: int, itemsize: int, machine: Machine
 ) -> NetPlan | None:
