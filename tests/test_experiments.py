@@ -321,7 +321,7 @@ def test_speed_compares_steps_in_turns(tmp_path):
     tiny = {k: v for k, v in TINY.items() if k != "conv_channels"}
     options = Options(tmp_path, text="characters", steps=2, overrides=tiny)
     result = experiment("speed", options, Console(file=io.StringIO()))
-    found = json.loads((tmp_path / "speed.json").read_text())
+    found = json.loads((tmp_path / "speed-characters.json").read_text())
     assert [(r["model"], r["by"]) for r in found["rows"]] == [
         (name, by)
         for name in ("hybrid, α = 0.2", "LSTM VAE, p = 0.5")
@@ -330,7 +330,8 @@ def test_speed_compares_steps_in_turns(tmp_path):
     assert found["ratios"]["fastvae"] == pytest.approx(
         found["rows"][2]["seconds_per_step"] / found["rows"][0]["seconds_per_step"]
     )
-    assert "2x faster" in (tmp_path / "speed.md").read_text() and len(result["written"]) == 2
+    assert "2x faster" in (tmp_path / "speed-characters.md").read_text()
+    assert len(result["written"]) == 2
 
 
 def test_bad_use_is_one_line(fastvae, tmp_path):

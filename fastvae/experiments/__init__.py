@@ -66,6 +66,7 @@ class Options:
 def experiment(name: str, options: Options, console: Console) -> dict[str, Any]:
     """Run or go on with an exhibit and write NAME.json, NAME.md and NAME.png to `options.out`.
 
+    They are NAME-TEXT.json and so on for a text that is not the exhibit's first.
     -> the written paths, `failed` (run -> why), `left` (runs not finished) and `interrupted`.
     Raises ValueError for a name, point or field that there is not.
     """
@@ -78,13 +79,14 @@ def experiment(name: str, options: Options, console: Console) -> dict[str, Any]:
     find_device(options.device)
     make_folder(options.out)
     files = {split: str(path) for split, path in options.files.items()} or _synthetic(options.out)
+    stem = name if text == next(iter(grids)) else f"{name}-{text}"
     if name == "speed":
-        return _speed(options, text, files)
-    return _grid(name, EXHIBITS[name], options, text, files, console)
+        return _speed(stem, options, text, files)
+    return _grid(stem, EXHIBITS[name], options, text, files, console)
 
 
 def _grid(
-    name: str,
+    stem: str,
     exhibit: Exhibit,
     options: Options,
     text: str,
@@ -103,7 +105,7 @@ def _grid(
         at_once = options.jobs or default_jobs(options.device)
         failed, interrupted = run_jobs(todo, at_once, options.device, console)
     results = [_labelled(run, result) for run, job in jobs(points) if (result := finished(job))]
-    written = _write(name, exhibit, options, steps, files, results, failed)
+    written = _write(stem, exhibit, options, steps, files, results, failed)
     left = len(points) * options.seeds - len(results)
     return {"written": written, "failed": failed, "left": left, "interrupted": interrupted}
 
@@ -126,7 +128,7 @@ def _labelled(run: Run, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(
-    name: str,
+    stem: str,
     exhibit: Exhibit,
     options: Options,
     steps: int,
@@ -135,9 +137,9 @@ def _write(
     failed: dict[str, str],
 ) -> list[str]:
     rows, out = rows_of(results), options.out
-    written = [out / f"{name}.json", out / f"{name}.md"]
+    written = [out / f"{stem}.json", out / f"{stem}.md"]
     if rows and exhibit.draw:
-        written.append(out / f"{name}.png")
+        written.append(out / f"{stem}.png")
         unit = results[0]["unit"]
         exhibit.draw(rows, written[-1], unit=unit, axis=exhibit.axis)
     left_out = {*LONG} - {exhibit.shows}
@@ -145,9 +147,9 @@ def _write(
     notes = _notes(options, files, f"{steps:,} of the paper's {PAPER_STEPS:,} steps")
     if any(result["kl_weight"] < 1 for result in results if result["kl_weight"]):
         notes.append("some runs end before their annealing does: see the KL's weight")
-    document = {"exhibit": name, "title": exhibit.title, "notes": notes, "results": kept}
+    document = {"exhibit": stem, "title": exhibit.title, "notes": notes, "results": kept}
     write_json(written[0], document)
-    page = markdown(exhibit, rows, notes, failed, f"{name}.png" if len(written) > 2 else None)
+    page = markdown(exhibit, rows, notes, failed, f"{stem}.png" if len(written) > 2 else None)
     write_bytes(written[1], page.encode())
     return [str(path) for path in written]
 
@@ -162,7 +164,7 @@ def _notes(options: Options, files: Mapping[str, str], steps: str) -> list[str]:
     return notes
 
 
-def _speed(options: Options, text: str, files: dict[str, str]) -> dict[str, Any]:
+def _speed(stem: str, options: Options, text: str, files: dict[str, str]) -> dict[str, Any]:
     steps, out = options.steps or speed.STEPS, options.out
     result = speed.measure_speed(
         text, files["train"], out / "cache", steps, options.device, options.overrides
@@ -171,8 +173,8 @@ def _speed(options: Options, text: str, files: dict[str, str]) -> dict[str, Any]
     on = torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU"
     machine = f"{on}, {torch.get_num_threads()} threads"
     notes = [*_notes(options, files, f"medians of {steps} steps of each, taken in turns"), machine]
-    written = [out / "speed.json", out / "speed.md"]
-    write_json(written[0], {"exhibit": "speed", "notes": notes, **result})
+    written = [out / f"{stem}.json", out / f"{stem}.md"]
+    write_json(written[0], {"exhibit": stem, "notes": notes, **result})
     write_bytes(written[1], speed.page(result, notes).encode())
     return {"written": list(map(str, written)), "failed": {}, "left": 0, "interrupted": False}
 
