@@ -198,28 +198,30 @@ def test_non_finite_values_stay_in_their_sequence(simulator, value):
     assert torch.equal(bytenet_tokens(symbols)[0], want[0])
 
 
-def test_batches_of_a_launch(simulator, monkeypatch):
-    monkeypatch.setattr(persistent, "BATCH", 2)
-    plan = Plan(1, 8, 8, THREADS)
-    inputs = lstm.make((3, 5, 9), torch.bfloat16)
-    many = persistent.layer_norm_lstm(*inputs, 1e-4, True, plan=plan)
-    monkeypatch.setattr(persistent, "BATCH", 8)
-    for got, want in zip(
-        many, persistent.layer_norm_lstm(*inputs, 1e-4, True, plan=plan), strict=True
-    ):
-        assert torch.equal(got, want)
-    inputs = decode.make((4, 5, 3, 9, 7))
-    whole = lstm_tokens(inputs)
-    monkeypatch.setattr(persistent, "BATCH", 3)
-    assert torch.equal(lstm_tokens(inputs), whole)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_batches_of_a_launch(simulator, monkeypatch, groups):
+    """The last may have fewer sequences than the plan has groups."""
+    plan = Plan(groups, 8, 8, THREADS)
+    inputs, symbols = lstm.make((3, 7, 9), torch.bfloat16), decode.make((4, 7, 3, 9, 7))
+    nets = bytenet.make((4, 7, 3, 9, 7, 2))
+    outputs = []
+    for batch in (8, 3):
+        monkeypatch.setattr(persistent, "BATCH", batch)
+        net = NetPlan(groups, 8, 2, 8, THREADS)
+        tokens = persistent.decode_lstm(*symbols, None, 1e-4, -1, -1, plan)
+        others = persistent.decode_bytenet(*nets, None, True, -1, -1, net)
+        states = persistent.layer_norm_lstm(*inputs, 1e-4, True, plan=plan)
+        outputs.append((tokens, others, *states))
+    assert all(map(torch.equal, *outputs))
 
 
 WRONG = {
     "x must have shape": lambda t: t.update(x=t["x"][..., 1:]),
     "weight_hh must have shape": lambda t: t.update(weight_hh=t["weight_hh"][1:]),
     "h0 must have the dtype of x": lambda t: t.update(h0=t["h0"].float()),
-    "units must be a positive multiple of 4, got 6": lambda t: t.update(units=6),
-    "groups must be from 1 to B, got 4": lambda t: t.update(groups=4),
+    "units must be a positive multiple of 4 up to 11, got 6": lambda t: t.update(units=6),
+    "units must be a positive multiple of 4 up to 11, got 12": lambda t: t.update(units=12),
+    "groups must be positive, got 0": lambda t: t.update(groups=0),
     "threads must be a multiple of 32": lambda t: t.update(threads=48),
     "columns must be 8, 16 or 32": lambda t: t.update(columns=12),
 }

@@ -312,7 +312,7 @@ Tensor decode_bytenet_persistent(Tensor projected, Tensor symbol_rows, Tensor co
   }
   CHECK(end_id < V, "end_id must be below V = " + std::to_string(V));
   const Split split = check_split(C, B, groups, units, threads);
-  const int64_t symbols = (V + voters - 1) / std::max<int64_t>(voters, 1);
+  const int64_t symbols = voters > 0 ? (V - 1) / voters + 1 : 0;
   CHECK(voters > 0 && voters <= MOST_VOTERS && (voters - 1) * symbols < V,
         "voters must be from 1 to " + std::to_string(MOST_VOTERS) + ", each with a symbol");
   Tensor noise = maybe_noise ? *maybe_noise : classifier_bias;
@@ -340,7 +340,7 @@ Tensor decode_bytenet_persistent(Tensor projected, Tensor symbol_rows, Tensor co
     Arena layer{nullptr}, voter{nullptr};
     shape.shared(layer, threads / 32, false);
     shape.shared(voter, threads / 32, true);
-    launch_cooperative(projected, decode<S, COLUMNS>, groups * shape.blocks(), threads,
+    launch_cooperative(projected, decode<S, COLUMNS>, split.groups * shape.blocks(), threads,
                        std::max(layer.used, voter.used), shape, d);
   });
   return tokens;

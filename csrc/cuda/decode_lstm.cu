@@ -261,7 +261,7 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
                         int(end_id),
                         int(pad_id),
                         float(eps)};
-    run<S, N>(projected, {int(T), int(B), int(H), split.members, int(units), split.share}, d, groups, threads);
+    run<S, N>(projected, {int(T), int(B), int(H), split.members, int(units), split.share}, d, split.groups, threads);
   });
   return tokens;
 }

@@ -12,23 +12,21 @@
 
 using torch::headeronly::Half;
 
-// The blocks of a plan, checked: all sequences and all cells are somebody's.
+// The blocks of a plan, checked: all sequences and all cells are somebody's. A small batch needs fewer groups.
 struct Split {
-  int members, share;  // of a group: blocks, and sequences
+  int groups, members, share;  // of a group: blocks, and sequences
 };
 
 inline Split check_split(int64_t size, int64_t batch, int64_t groups, int64_t units, int64_t threads) {
-  CHECK(units > 0 && units % 4 == 0, "units must be a positive multiple of 4, got " + std::to_string(units));
-  CHECK(groups > 0 && groups <= batch, "groups must be from 1 to B, got " + std::to_string(groups));
+  CHECK(units > 0 && units % 4 == 0 && units < size + 4,
+        "units must be a positive multiple of 4 up to " + std::to_string(size + 3) + ", got " + std::to_string(units));
+  CHECK(groups > 0, "groups must be positive, got " + std::to_string(groups));
   CHECK(threads > 0 && threads % 32 == 0 && threads <= THREADS,
         "threads must be a multiple of 32 up to " + std::to_string(THREADS) + ", got " + std::to_string(threads));
-  const Split split{int((size + units - 1) / units), int((batch + groups - 1) / groups)};
-  CHECK(split.members <= MOST_MEMBERS, "units must be larger: " + std::to_string(split.members) +
-                                           " blocks would share a step, of " + std::to_string(MOST_MEMBERS) +
-                                           " at most");
-  CHECK((groups - 1) * split.share < batch,
-        "groups must be fewer: one of " + std::to_string(groups) + " has no sequence");
-  return split;
+  const int64_t members = (size - 1) / units + 1, share = (batch - 1) / groups + 1;
+  CHECK(members <= MOST_MEMBERS, "units must be larger: " + std::to_string(members) +
+                                     " blocks would share a step, of " + std::to_string(MOST_MEMBERS) + " at most");
+  return {int((batch - 1) / share + 1), int(members), int(share)};
 }
 
 inline Tensor filled(const Tensor& like, std::initializer_list<int64_t> size, ScalarType dtype, double value) {

@@ -129,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(Te
     const Lstm<S, N> shape{int(T), int(B), int(H), split.members, int(units), split.share};
     Arena arena{nullptr};
     shape.shared(arena, threads / 32);
-    launch_cooperative(x, forward<S, N>, groups * split.members, threads, arena.used, shape, d);
+    launch_cooperative(x, forward<S, N>, split.groups * split.members, threads, arena.used, shape, d);
   });
   if (save) return {h, c_n, c, normalised, rstd};
   const auto none = [&](ScalarType dtype) { return empty(x, {0}, dtype); };
