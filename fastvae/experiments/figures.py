@@ -24,6 +24,7 @@ def costs(rows: Sequence[Row], path: Path, *, unit: str, axis: str) -> None:
                 _line(panel, line, "bpc", colour, "-", series)
                 _line(panel, line, "kl_bpc", colour, "--", None)
             panel.set_ylim(bottom=0)
+            panel.set_xticks(sorted({row.x for row in rows}))
             if len(modes) > 1:
                 panel.set_title(mode)
         panels[0].plot([], [], color="black", ls="-", label="full cost")
