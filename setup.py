@@ -78,7 +78,7 @@ def main() -> None:
             "(Debian and Ubuntu: apt install g++) or name yours in CXX."
         )
 
-    nvcc = find_nvcc(CUDA_HOME) if building else None
+    nvcc = find_nvcc(CUDA_HOME) if building and torch.version.cuda else None
     reason = why_not_cuda(torch.version.cuda, torch.version.hip, nvcc)
     if reason and building:
         print(f"fastvae is built without its CUDA C++ kernels: {reason}.", file=sys.stderr)

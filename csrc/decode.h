@@ -6,6 +6,7 @@
 #include <string>
 
 #include "common.h"
+#include "decode_checks.h"
 #include "isa.h"
 #include "scratch.h"
 #include "team.h"
@@ -44,26 +45,11 @@ struct Decode {
 
 inline void check_decode(const Tensor& features, const Tensor& feature_weight, const Tensor& symbol_rows,
                          const Tensor& classifier_weight, const Tensor& classifier_bias,
-                         const std::optional<Tensor>& maybe_noise, int64_t width, int64_t hidden, int64_t end_id,
+                         const std::optional<Tensor>& noise, int64_t width, int64_t hidden, int64_t end_id,
                          int64_t pad_id) {
-  const int64_t T = features.size(0), B = features.size(1), D = features.size(2), V = classifier_weight.size(0);
-  CHECK(T > 0 && B > 0, "features must have at least one step and one sequence");
-  CHECK_POSITIVE(classifier_weight);
-  CHECK_SHAPE(feature_weight, width, D);
-  CHECK_SHAPE(symbol_rows, V + 1, width);
-  CHECK_SHAPE(classifier_weight, V, hidden);
-  CHECK_SHAPE(classifier_bias, V);
+  CHECK_SHAPE(feature_weight, width, features.size(2));
   CHECK_LIKE(feature_weight, features);
-  CHECK_LIKE(symbol_rows, features);
-  CHECK_LIKE(classifier_weight, features);
-  CHECK_LIKE(classifier_bias, features);
-  if (maybe_noise) {
-    const Tensor& noise = *maybe_noise;
-    CHECK_SHAPE(noise, T, B, V);
-    CHECK_WIDE(noise, features);
-  }
-  CHECK(end_id < V, "end_id must be below V = " + std::to_string(V));
-  CHECK(end_id < 0 || pad_id >= 0, "pad_id must be given where end_id is");
+  check_choice(features, symbol_rows, classifier_weight, classifier_bias, noise, width, hidden, end_id, pad_id);
 }
 
 // What all decoders share, made of contiguous tensors that check_decode has seen.

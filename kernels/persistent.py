@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-THREADS = 256
+THREADS = 256  # of a block
+WARPS = THREADS // 32
 MOST_MEMBERS, MOST_VOTERS = 160, 32  # blocks that share a step, and a choice
 MOST_HIDDEN, MOST_CHANNELS, MOST_SYMBOLS = 1024, 512, 512
 BATCH = 128  # sequences of a launch: what they exchange is memory
@@ -145,7 +146,7 @@ def _units(size: int, members: int) -> int:
 
 
 def lstm_block(
-    units: int, candidates: int, H: int, columns: int, share: int, itemsize: int, warps: int = 8
+    units: int, candidates: int, H: int, columns: int, share: int, itemsize: int, warps: int = WARPS
 ) -> Block:
     """Gates of `units` cells and, of each candidate, its logit and its cross in one part or two."""
     slices = -(-share // columns)
@@ -158,7 +159,7 @@ def lstm_block(
 
 
 def net_blocks(
-    units: int, symbols: int, C: int, columns: int, share: int, itemsize: int, warps: int = 8
+    units: int, symbols: int, C: int, columns: int, share: int, itemsize: int, warps: int = WARPS
 ) -> tuple[Block, Block]:
     """A layer's block, whose weights of the step before are as many again, and a voter's."""
     slices = -(-share // columns)

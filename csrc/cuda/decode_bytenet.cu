@@ -4,6 +4,9 @@
 // classifier. A vector passes one exchange a layer, and the chosen symbol one more; what the step before gives to a
 // layer's sum is made after its vector has been published, while others wait for nothing. Slices of the sequences
 // follow each other through the layers.
+#include <algorithm>
+
+#include "../decode_checks.h"
 #include "launch.h"
 #include "offer.h"
 
@@ -293,24 +296,12 @@ Tensor decode_bytenet_persistent(Tensor projected, Tensor symbol_rows, Tensor co
   const int64_t V = classifier_weight.size(0);
   CHECK_POSITIVE(projected);
   CHECK_POSITIVE(conv_weight);
-  CHECK_POSITIVE(classifier_weight);
   CHECK_SHAPE(projected, T, B, 2 * C);
-  CHECK_SHAPE(symbol_rows, V + 1, 2 * C);
   CHECK_SHAPE(conv_weight, N, 2, 3 * C, C);
   CHECK_SHAPE(conv_bias, N, 3 * C);
-  CHECK_SHAPE(classifier_weight, V, C);
-  CHECK_SHAPE(classifier_bias, V);
-  CHECK_LIKE(symbol_rows, projected);
   CHECK_LIKE(conv_weight, projected);
   CHECK_LIKE(conv_bias, projected);
-  CHECK_LIKE(classifier_weight, projected);
-  CHECK_LIKE(classifier_bias, projected);
-  if (maybe_noise) {
-    const Tensor& noise = *maybe_noise;
-    CHECK_SHAPE(noise, T, B, V);
-    CHECK_WIDE(noise, projected);
-  }
-  CHECK(end_id < V, "end_id must be below V = " + std::to_string(V));
+  check_choice(projected, symbol_rows, classifier_weight, classifier_bias, maybe_noise, 2 * C, C, end_id, pad_id);
   const Split split = check_split(C, B, groups, units, threads);
   const int64_t symbols = voters > 0 ? (V - 1) / voters + 1 : 0;
   CHECK(voters > 0 && voters <= MOST_VOTERS && (voters - 1) * symbols < V,

@@ -4,6 +4,8 @@
 //   mean(a) = mean(u) + mean(E_y),   Σ (a − mean)² = Σ (u − mean)² + 2 u·Ẽ_y + |Ẽ_y|²,   Ẽ_y = E_y − mean(E_y),
 // and u·Ẽ_y = x_t·Ẽ_y + (Ẽ W h)_y is a product with h like a logit. So every block offers, with its best symbol, that
 // symbol's part of the squares ("cross"), and the step passes two exchanges: these offers, and h.
+#include "../decode_checks.h"
+#include "../layer_norm_lstm.h"
 #include "launch.h"
 #include "offer.h"
 
@@ -206,38 +208,17 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
   const int64_t T = projected.size(0), B = projected.size(1), H = h0.size(1), V = classifier_weight.size(0);
   const int64_t parts = projected.scalar_type() == ScalarType::Float ? 1 : 2;
   CHECK_POSITIVE(projected);
-  CHECK_POSITIVE(classifier_weight);
   CHECK_SHAPE(projected, T, B, 4 * H);
-  CHECK_SHAPE(symbol_rows, V + 1, 4 * H);
-  CHECK_SHAPE(weight_hh, 4 * H, H);
-  CHECK_SHAPE(norm_weight, 4 * H);
-  CHECK_SHAPE(norm_bias, 4 * H);
-  CHECK_SHAPE(classifier_weight, V, H);
-  CHECK_SHAPE(classifier_bias, V);
+  check_lstm(projected, weight_hh, norm_weight, norm_bias, h0, c0, B, H);
+  check_choice(projected, symbol_rows, classifier_weight, classifier_bias, maybe_noise, 4 * H, H, end_id, pad_id);
   CHECK_SHAPE(cross_weight, parts, V, H);
-  CHECK_SHAPE(h0, B, H);
-  CHECK_SHAPE(c0, B, H);
   CHECK_SHAPE(projected_cross, T, B, V);
   CHECK_SHAPE(start_cross, B);
   CHECK_SHAPE(row_means, V + 1);
-  CHECK_LIKE(symbol_rows, projected);
-  CHECK_LIKE(weight_hh, projected);
-  CHECK_LIKE(norm_weight, projected);
-  CHECK_LIKE(norm_bias, projected);
-  CHECK_LIKE(classifier_weight, projected);
-  CHECK_LIKE(classifier_bias, projected);
   CHECK_LIKE(cross_weight, projected);
-  CHECK_LIKE(h0, projected);
-  CHECK_LIKE(c0, projected);
   CHECK_WIDE(projected_cross, projected);
   CHECK_WIDE(start_cross, projected);
   CHECK_WIDE(row_means, projected);
-  if (maybe_noise) {
-    const Tensor& noise = *maybe_noise;
-    CHECK_SHAPE(noise, T, B, V);
-    CHECK_WIDE(noise, projected);
-  }
-  CHECK(end_id < V, "end_id must be below V = " + std::to_string(V));
   const Split split = check_split(H, B, groups, units, threads);
   Tensor noise = maybe_noise ? *maybe_noise : start_cross;
   make_contiguous(projected, projected_cross, start_cross, symbol_rows, row_means, weight_hh, norm_weight, norm_bias,

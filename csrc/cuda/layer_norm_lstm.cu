@@ -1,4 +1,5 @@
 // LayerNorm-LSTM over a sequence in one launch, forward. Equations: fastvae/ops/layer_norm_lstm.py.
+#include "../layer_norm_lstm.h"
 #include "launch.h"
 
 namespace {
@@ -100,16 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(Te
   const int64_t T = x.size(0), B = x.size(1), H = h0.size(1);
   CHECK_POSITIVE(x);
   CHECK_SHAPE(x, T, B, 4 * H);
-  CHECK_SHAPE(weight_hh, 4 * H, H);
-  CHECK_SHAPE(norm_weight, 4 * H);
-  CHECK_SHAPE(norm_bias, 4 * H);
-  CHECK_SHAPE(h0, B, H);
-  CHECK_SHAPE(c0, B, H);
-  CHECK_LIKE(weight_hh, x);
-  CHECK_LIKE(norm_weight, x);
-  CHECK_LIKE(norm_bias, x);
-  CHECK_LIKE(h0, x);
-  CHECK_LIKE(c0, x);
+  check_lstm(x, weight_hh, norm_weight, norm_bias, h0, c0, B, H);
   const Split split = check_split(H, B, groups, units, threads);
   make_contiguous(x, weight_hh, norm_weight, norm_bias, h0, c0);
   const int64_t kept = save ? T : 0;

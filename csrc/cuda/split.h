@@ -1,20 +1,10 @@
-// Who computes what in a persistent kernel: plain arithmetic, for the kernels, their launchers and Python's plan.
+// Who computes what in a persistent kernel, and where in shared memory: plain arithmetic, for kernels and launchers.
 #pragma once
-#include <algorithm>
-#include <cstdint>
-
-#ifndef HOST_DEVICE
-#ifdef __CUDACC__
-#define HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define HOST_DEVICE inline
-#endif
-#endif
+#include "platform.h"
 
 HOST_DEVICE constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
 HOST_DEVICE constexpr int round_up(int a, int b) { return divide_up(a, b) * b; }
 HOST_DEVICE constexpr int least(int a, int b) { return a < b ? a : b; }
-HOST_DEVICE constexpr int most(int a, int b) { return a > b ? a : b; }
 
 // Parts of `whole` in the hands of `members`, `each` at most: member m has count(m) from first(m) on.
 struct Parts {

@@ -51,7 +51,6 @@ class Launch {
     blocks.x = blocks_;
     kernel_ = std::move(kernel);
     shared_.assign(blocks_, std::vector<uint64_t>((shared + GUARD) / 8, UNTOUCHED));
-    shared_bytes_ = shared;
     barriers_.assign(blocks_, Barrier{});
     warps_.assign(blocks_ * threads_ / 32, Warp{});
     fibers_.clear();
@@ -211,7 +210,6 @@ class Launch {
   std::function<void()> kernel_;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<std::vector<uint64_t>> shared_;
-  int64_t shared_bytes_;
   std::vector<Barrier> barriers_;
   std::vector<Warp> warps_;
   std::vector<Store> pending_;
