@@ -108,15 +108,29 @@ def test_figure_5_anneals_or_does_not():
 
 def test_shorter_runs_keep_the_annealing_and_shrink_the_decay():
     preset = PRESETS["ptb-lstm"]
-    whole, part = (TrainingConfig(**p.training) for p in (preset, shortened(preset, 10_000)))
-    assert part.steps == 10_000
-    assert all(part.kl_schedule(n) == whole.kl_schedule(n) for n in range(0, 10_000, 500))
-    for step in (0, 1999, 2100, 5000, 9999):
-        assert part.learning_rate_at(step) == whole.learning_rate_at(10 * step)
+    whole, long, part = (
+        TrainingConfig(**p.training)
+        for p in (preset, shortened(preset, 50_000), shortened(preset, 12_000))
+    )
+    assert (long.steps, part.steps) == (50_000, 12_000)
+    for shorter in (long, part):
+        assert all(shorter.kl_schedule(n) == whole.kl_schedule(n) for n in range(0, 12_000, 500))
+    for step in (0, 9_999, 10_000, 10_499, 10_500, 49_999):
+        assert long.learning_rate_at(step) == whole.learning_rate_at(2 * step)
+    for after in (-1, 0, 49, 50, 3_999):  # after the annealing's 8,000 steps
+        assert part.learning_rate_at(8_000 + after) == whole.learning_rate_at(20_000 + 20 * after)
+    within = TrainingConfig(**shortened(preset, 300).training)
     baseline = TrainingConfig(**shortened(PRESETS["ptb-lstm-vae"], 300).training)
-    assert {baseline.learning_rate_at(n) for n in range(300)} == {1e-3}
-    whole = TrainingConfig(**shortened(preset, 100_000).training)
-    assert (whole.lr_decay_start, whole.lr_decay_every) == (20_000, 1000)
+    for constant in (within, baseline):
+        assert {constant.learning_rate_at(n) for n in range(300)} == {1e-3}
+    unchanged = TrainingConfig(**shortened(preset, 100_000).training)
+    assert (unchanged.lr_decay_start, unchanged.lr_decay_every) == (20_000, 1000)
+
+
+def test_every_point_of_a_comparison_decays_alike():
+    """Whether it anneals or not: another learning rate would be another cause."""
+    short = [TrainingConfig(**shortened(p.settings, 12_000).training) for p in points("fig5")]
+    assert len({tuple(c.learning_rate_at(n) for n in range(0, 12_000, 50)) for c in short}) == 1
 
 
 def test_runs_are_seed_by_seed_and_named_by_their_settings():

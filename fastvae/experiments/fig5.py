@@ -6,7 +6,7 @@ from fastvae.experiments.report import trace
 from fastvae.presets import CHARACTERS
 
 WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-AT_ONCE = {"kl_start": 0, "kl_end": 0}  # the whole weight of the KL from the first step
+AT_ONCE = {"kl_floor": 1.0}  # the whole weight of the KL from the first step
 ANNEALED, CONSTANT = "annealed", "not annealed"
 
 

@@ -123,10 +123,10 @@ def runs(
 def shortened(preset: Preset, steps: int) -> Preset:
     """The preset for `steps` steps: the decay shrinks with them, the annealing stays as it is.
 
-    An annealing squeezed into fewer steps collapses for reasons that are not the paper's.
+    An annealing squeezed into fewer steps collapses for reasons that are not the paper's. The decay
+    starts after the annealing, as the paper's does, and ends at the paper's learning rate.
     """
     config = TrainingConfig(**preset.training)
-    share = steps / config.steps
     looks = {
         "log_every": max(1, steps // 200),
         "eval_every": max(1, steps // 20),
@@ -135,7 +135,9 @@ def shortened(preset: Preset, steps: int) -> Preset:
     }
     values = {"steps": steps, **looks}
     if config.lr_decay != 1:
-        values["lr_decay_start"] = round(config.lr_decay_start * share)
+        start = max(round(config.lr_decay_start * steps / config.steps), config.kl_end)
+        share = (steps - start) / (config.steps - config.lr_decay_start)
+        values["lr_decay_start"] = start
         values["lr_decay_every"] = max(1, round(config.lr_decay_every * share))
     training = {**preset.training, **values}
     return replace(preset, training=training)
