@@ -56,3 +56,9 @@ def level(request):
     _C.set_cpu_capability(request.param)
     yield request.param
     _C.set_cpu_capability(before)
+
+
+@pytest.fixture
+def no_power_cuts(monkeypatch):
+    """Waiting for the disk is most of a small run's time."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)

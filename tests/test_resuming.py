@@ -1,0 +1,197 @@
+"""Resuming: bit for bit after signals, kills, damage and full disks; two processes are one."""
+
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
+from test_training import WORKER, Interrupting, Letters, make_model, quiet, records, run, worker
+
+pytestmark = pytest.mark.usefixtures("no_power_cuts")
+
+
+def content(path):
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def assert_same_run(a, b, names=("last", "previous", "best", "model")):
+    """Bit for bit: weights, optimiser, step, best, window and every record but its speed."""
+    assert records(a) == records(b)
+    for name in names:
+        (one, about_one), (two, about_two) = (content(p / f"{name}.safetensors") for p in (a, b))
+        assert about_one == about_two and one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, number):
+    before = signal.getsignal(number)
+    console = quiet()
+    # The first batch drawn is the one that identifies the data: the 8th is that of step 7.
+    _, result = run(tmp_path / "parts", corpus=Interrupting(8, number), console=console)
+    assert result["interrupted"] and result["step"] == 7
+    assert "--resume" in console.file.getvalue() and signal.getsignal(number) is before
+    _, result = run(tmp_path / "parts", resume=True)
+    assert not result["interrupted"] and result["step"] == 20
+    # The checkpoint before is another one, that of the interruption or after it.
+    assert_same_run(whole, tmp_path / "parts", ("last", "best", "model"))
+    assert result["valid"] == [r for r in records(whole) if r["split"] == "valid"][-1]
+
+
+def test_metrics_after_the_checkpoint_are_cut(whole, tmp_path):
+    run(tmp_path / "parts", corpus=Interrupting(9))
+    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "split": "train", "loss": 0}\n{"step": 12, "spl')
+    run(tmp_path / "parts", resume=True)
+    assert records(whole) == records(tmp_path / "parts")
+
+
+def test_a_longer_run_is_the_shorter_one_gone_on(tmp_path):
+    run(tmp_path / "whole", log_every=4, eval_every=4)
+    run(tmp_path / "parts", log_every=4, eval_every=4, steps=12)
+    run(tmp_path / "parts", log_every=4, eval_every=4, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    console = quiet()
+    _, result = run(tmp_path / "parts", log_every=4, eval_every=4, resume=True, console=console)
+    assert "raise steps" in console.file.getvalue() and result["step"] == 20
+    assert result["train"]["step"] == 20
+
+
+def test_damaged_last_checkpoint(whole, tmp_path):
+    run(tmp_path / "parts", corpus=Interrupting(11))
+    last = tmp_path / "parts" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-7])
+    console = Console(file=io.StringIO(), width=300)
+    run(tmp_path / "parts", resume=True, console=console)
+    said = [line for line in console.file.getvalue().splitlines() if "damaged" in line]
+    assert len(said) == 1 and "step 8" in said[0]
+    assert_same_run(whole, tmp_path / "parts")
+
+
+def spawn(*command, **environment):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_at_random_moments(tmp_path):
+    output = spawn(sys.executable, str(WORKER), "killed_at_random", str(tmp_path))
+    assert json.loads(output.splitlines()[-1])["attempts"] > 2
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_between_any_two_file_operations(tmp_path):
+    output = spawn(sys.executable, str(WORKER), "killed_at_files", str(tmp_path))
+    kills = json.loads(output.splitlines()[-1])["kills"]
+    assert kills > 20
+    for n in range(1, kills + 1):
+        assert_same_run(tmp_path / "whole", tmp_path / str(n))
+
+
+def test_two_processes_are_one(tmp_path):
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    spawn(*launch, str(WORKER), "shared", str(tmp_path / "two"))
+    worker.shared(tmp_path / "one")
+    for name in ("last", "best"):
+        one, two = (load_file(tmp_path / n / f"{name}.safetensors") for n in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key in one:
+            torch.testing.assert_close(two[key], one[key], msg=lambda m, key=key: f"{key}: {m}")
+    for a, b in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
+        assert a.keys() == b.keys() and a["split"] == b["split"]
+        numbers = [k for k in a if k != "split"]
+        assert [b[k] for k in numbers] == pytest.approx([a[k] for k in numbers])
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"learning_rate": 0.1}, "learning_rate = 0.001, not 0.1"),
+        ({"seed": 1}, "seed"),
+        ({"model": "aux_weight"}, "aux_weight = 0.2, not 0.5"),
+        ({"model": "lstm_vae"}, "holds a HybridVAE, not a LSTMVAE"),
+        ({"corpus": Letters(stride=3)}, "other training data"),
+    ],
+)
+def test_resuming_something_else_is_refused(tmp_path, changes, name):
+    run(tmp_path, steps=4)
+    models = {
+        "aux_weight": lambda: make_model(aux_weight=0.5),
+        "lstm_vae": lambda: make_model("lstm_vae"),
+    }
+    if "model" in changes:
+        changes = {"model": models[changes["model"]]()}
+    before = {p: p.read_bytes() for p in tmp_path.glob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=name):
+        run(tmp_path, resume=True, **changes)
+    assert before == {p: p.read_bytes() for p in tmp_path.glob("*") if p.is_file()}
+
+
+def test_resuming_nothing_begins_a_run(tmp_path):
+    console = quiet()
+    _, result = run(tmp_path, resume=True, steps=2, console=console)
+    assert result["step"] == 2 and "no run" in console.file.getvalue()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path):
+    class Poisoned(Letters):
+        """Makes the model produce an infinity at the batch of step 10."""
+
+        calls = -1
+
+        def batch(self, count, generator):
+            self.calls += 1
+            if self.calls == 10:
+                with torch.no_grad():
+                    model.head.bias[0] = float("inf")
+            return super().batch(count, generator)
+
+    model = make_model()
+    with pytest.raises(ValueError, match=r"step 10 .*auxiliary nan.*checkpoint is that of step 8"):
+        run(tmp_path / "poisoned", model, Poisoned())
+    run(tmp_path / "poisoned", resume=True)
+    assert_same_run(whole, tmp_path / "poisoned")
+
+
+def test_full_disk_keeps_the_last_checkpoint(whole, tmp_path):
+    class Filling(Letters):
+        """From step 9 on, no file may grow beyond what the small ones need."""
+
+        calls = -1
+
+        def batch(self, count, generator):
+            self.calls += 1
+            if self.calls == 9:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+            return super().batch(count, generator)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*safetensors: .*kept"):
+            run(tmp_path / "full", corpus=Filling())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "full").glob("*.tmp"))
+    run(tmp_path / "full", resume=True)
+    assert_same_run(whole, tmp_path / "full")
