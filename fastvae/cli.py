@@ -361,7 +361,7 @@ def experiment(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's 100,000 steps.")] = False,
     points: Annotated[
-        str | None, typer.Option(help="How many points, or parts of their names.")
+        str | None, typer.Option(help="How many points, or their names or parts of names.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each point.")] = 1,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time.")] = None,

@@ -148,6 +148,9 @@ def test_points_are_picked_by_number_or_name():
     grid = points("fig6")
     assert pick(grid, None) == list(grid)
     assert pick(grid, "3") == list(grid[:3])
+    whole, longer = "ptb-lstm_length-52_aux-weight-0.2", "aux-weight-0.2_kl-floor"
+    assert [p.name for p in pick(points("fig5"), whole)] == [whole]
+    assert [p.name for p in pick(points("fig5"), longer)] == [f"{whole}_kl-floor-1.0"]
     picked = pick(grid, "layers-10_aux-weight-0.0, layers-2_")
     assert [(p.x, p.series) for p in picked] == [
         (2, "α = 0"), (2, "α = 0.2"), (2, "α = 0.5"), (10, "α = 0")

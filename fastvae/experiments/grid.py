@@ -144,19 +144,24 @@ def shortened(preset: Preset, steps: int) -> Preset:
 
 
 def pick(points: Sequence[Point], wanted: str | None) -> list[Point]:
-    """The first N points, or those with one of the comma-separated patterns in their names."""
+    """The first N points, or those that comma-separated names, or patterns in names, pick.
+
+    A whole name picks its point alone, not those whose names begin with it.
+    """
     if wanted is None:
         return list(points)
     if wanted.isdecimal():
         if int(wanted) < 1:
             raise ValueError("--points must be at least 1")
         return list(points[: int(wanted)])
-    patterns = [f"*{part.strip()}*" for part in wanted.split(",")]
-    for pattern in patterns:
-        if not any(fnmatchcase(point.name, pattern) for point in points):
-            names = ", ".join(point.name for point in points)
-            raise ValueError(f"no point is named like {pattern.strip('*')!r}: there are {names}")
-    return [p for p in points if any(fnmatchcase(p.name, pattern) for pattern in patterns)]
+    names = [point.name for point in points]
+    picked = set()
+    for part in map(str.strip, wanted.split(",")):
+        found = [n for n in names if n == part] or [n for n in names if fnmatchcase(n, f"*{part}*")]
+        if not found:
+            raise ValueError(f"no point is named like {part!r}: there are {', '.join(names)}")
+        picked.update(found)
+    return [point for point in points if point.name in picked]
 
 
 def _check_overrides(points: Sequence[Point], overrides: Mapping[str, str]) -> None:
