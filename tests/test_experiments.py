@@ -144,6 +144,14 @@ def test_runs_are_seed_by_seed_and_named_by_their_settings():
     assert found[0].preset.model_arguments["hidden_size"] == 16
 
 
+def test_overrides_are_not_shortened():
+    (run,) = runs(points("fig4")[:1], 9000, 1, {"eval_every": "50", "lr_decay_every": "900"})
+    assert run.preset.training["eval_every"] == 50
+    assert run.preset.training["lr_decay_every"] == 900
+    (run,) = runs(points("fig4")[:1], 9000, 1, {"kl_end": "500"})
+    assert run.preset.training["lr_decay_start"] == 1800
+
+
 def test_points_are_picked_by_number_or_name():
     grid = points("fig6")
     assert pick(grid, None) == list(grid)

@@ -98,7 +98,8 @@ def runs(
 ) -> list[Run]:
     """Every point with seed 0, then with seed 1 and so on.
 
-    `overrides` are fields by name with their values as text; each reaches the points that have it.
+    `overrides` are fields by name with their values as text; each reaches the points that have it,
+    and is not shortened.
     Raises ValueError for a field that no point has, and for one that the points differ in.
     """
     _check_overrides(points, overrides)
@@ -106,7 +107,7 @@ def runs(
     for point in points:
         kinds = field_types(point.settings)
         values = {k: parse(k, v, kinds[k]) for k, v in overrides.items() if k in kinds}
-        preset = shortened(changed(point.settings, values), steps)
+        preset = changed(shortened(changed(point.settings, values), steps), values)
         found.append((point, preset, f"{point.name}{_suffix(values)}_steps-{steps}"))
     return [
         Run(
