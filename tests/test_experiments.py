@@ -148,7 +148,7 @@ def test_overrides_are_not_shortened():
     (run,) = runs(points("fig4")[:1], 9000, 1, {"eval_every": "50", "lr_decay_every": "900"})
     assert run.preset.training["eval_every"] == 50
     assert run.preset.training["lr_decay_every"] == 900
-    (run,) = runs(points("fig4")[:1], 9000, 1, {"kl_end": "500"})
+    (run,) = runs(points("fig4")[:1], 9000, 1, {"kl_end": "1500"})
     assert run.preset.training["lr_decay_start"] == 1800
 
 
