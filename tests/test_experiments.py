@@ -144,6 +144,12 @@ def test_runs_are_seed_by_seed_and_named_by_their_settings():
     assert found[0].preset.model_arguments["hidden_size"] == 16
 
 
+def test_a_run_is_the_same_in_whatever_order_its_fields_are_given():
+    given = {"hidden_size": "16", "precision": "bf16"}, {"precision": "bf16", "hidden_size": "16"}
+    one, other = (runs(points("fig6")[:1], 50, 1, overrides) for overrides in given)
+    assert one == other
+
+
 def test_overrides_are_not_shortened():
     (run,) = runs(points("fig4")[:1], 9000, 1, {"eval_every": "50", "lr_decay_every": "900"})
     assert run.preset.training["eval_every"] == 50

@@ -106,7 +106,7 @@ def runs(
     found = []
     for point in points:
         kinds = field_types(point.settings)
-        values = {k: parse(k, v, kinds[k]) for k, v in overrides.items() if k in kinds}
+        values = {k: parse(k, v, kinds[k]) for k, v in sorted(overrides.items()) if k in kinds}
         preset = changed(shortened(changed(point.settings, values), steps), values)
         found.append((point, preset, f"{point.name}{_suffix(values)}_steps-{steps}"))
     return [
