@@ -13,7 +13,17 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_training import WORKER, Interrupting, Letters, make_model, quiet, records, run, worker
+from test_training import (
+    WORKER,
+    Acting,
+    Letters,
+    interrupting,
+    make_model,
+    quiet,
+    records,
+    run,
+    worker,
+)
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 
@@ -44,8 +54,7 @@ def whole(tmp_path_factory):
 def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, number):
     before = signal.getsignal(number)
     console = quiet()
-    # The first batch drawn is the one that identifies the data: the 8th is that of step 7.
-    _, result = run(tmp_path / "parts", corpus=Interrupting(8, number), console=console)
+    _, result = run(tmp_path / "parts", corpus=interrupting(7, number), console=console)
     assert result["interrupted"] and result["step"] == 7
     assert "--resume" in console.file.getvalue() and signal.getsignal(number) is before
     _, result = run(tmp_path / "parts", resume=True)
@@ -56,7 +65,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, number):
 
 
 def test_metrics_after_the_checkpoint_are_cut(whole, tmp_path):
-    run(tmp_path / "parts", corpus=Interrupting(9))
+    run(tmp_path / "parts", corpus=interrupting(8))
     with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "split": "train", "loss": 0}\n{"step": 12, "spl')
     run(tmp_path / "parts", resume=True)
@@ -75,7 +84,7 @@ def test_a_longer_run_is_the_shorter_one_gone_on(tmp_path):
 
 
 def test_damaged_last_checkpoint(whole, tmp_path):
-    run(tmp_path / "parts", corpus=Interrupting(11))
+    run(tmp_path / "parts", corpus=interrupting(10))
     last = tmp_path / "parts" / "last.safetensors"
     last.write_bytes(last.read_bytes()[:-7])
     console = Console(file=io.StringIO(), width=300)
@@ -155,41 +164,26 @@ def test_resuming_nothing_begins_a_run(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path):
-    class Poisoned(Letters):
-        """Makes the model produce an infinity at the batch of step 10."""
-
-        calls = -1
-
-        def batch(self, count, generator):
-            self.calls += 1
-            if self.calls == 10:
-                with torch.no_grad():
-                    model.head.bias[0] = float("inf")
-            return super().batch(count, generator)
+    def poison():
+        with torch.no_grad():
+            model.head.bias[0] = float("inf")
 
     model = make_model()
     with pytest.raises(ValueError, match=r"step 10 .*auxiliary nan.*checkpoint is that of step 8"):
-        run(tmp_path / "poisoned", model, Poisoned())
+        run(tmp_path / "poisoned", model, Acting(10, poison))
     run(tmp_path / "poisoned", resume=True)
     assert_same_run(whole, tmp_path / "poisoned")
 
 
 def test_full_disk_keeps_the_last_checkpoint(whole, tmp_path):
-    class Filling(Letters):
-        """From step 9 on, no file may grow beyond what the small ones need."""
-
-        calls = -1
-
-        def batch(self, count, generator):
-            self.calls += 1
-            if self.calls == 9:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-            return super().batch(count, generator)
+    def fill():
+        """No file may grow any more beyond what the small ones need."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with pytest.raises(OSError, match=r"cannot write .*safetensors: .*kept"):
-            run(tmp_path / "full", corpus=Filling())
+            run(tmp_path / "full", corpus=Acting(9, fill))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list((tmp_path / "full").glob("*.tmp"))

@@ -54,18 +54,22 @@ def records(folder):
     return [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines]
 
 
-class Interrupting(Letters):
-    """Sends this process a signal while the n-th batch is drawn."""
+class Acting(Letters):
+    """Does something while the batch of a step is drawn; before all steps one is drawn as well."""
 
-    def __init__(self, n, number=signal.SIGINT):
+    def __init__(self, step, act):
         super().__init__()
-        self.n, self.number = n, number
+        self.left, self.act = step, act
 
     def batch(self, count, generator):
-        self.n -= 1
-        if self.n == 0:
-            os.kill(os.getpid(), self.number)
+        if self.left == 0:
+            self.act()
+        self.left -= 1
         return super().batch(count, generator)
+
+
+def interrupting(step, number=signal.SIGINT):
+    return Acting(step, lambda: os.kill(os.getpid(), number))
 
 
 # Settings
@@ -193,7 +197,7 @@ def test_best_checkpoint_is_the_lowest_bound(tmp_path):
 
 def test_tensorboard_has_the_same_numbers(tmp_path):
     loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run(tmp_path, corpus=Interrupting(9))
+    run(tmp_path, corpus=interrupting(8))
     run(tmp_path, resume=True)
     events = loading.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -243,7 +247,7 @@ def test_bf16_keeps_fp32_weights_and_resumes_exactly(tmp_path):
         run(tmp_path / "fp32")[1]["train"]["loss"], 0.05
     )
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    run(tmp_path / "parts", precision="bf16", corpus=Interrupting(9))
+    run(tmp_path / "parts", precision="bf16", corpus=interrupting(8))
     run(tmp_path / "parts", precision="bf16", resume=True)
     assert records(tmp_path / "bf16") == records(tmp_path / "parts")
 
