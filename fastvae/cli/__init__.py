@@ -1,0 +1,70 @@
+"""The command line: each command reads, calls the library, and prints."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from fastvae.allocator import keep_freed_memory
+from fastvae.cli.arguments import Json
+from fastvae.cli.models import encode, evaluate, interpolate, reconstruct, sample
+from fastvae.cli.training import demo, experiment, train
+from fastvae.info import facts
+from fastvae.terminal import console, hush, one_line, print_json, table
+
+# Fields of models and of training are options too.
+_ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    name="fastvae",
+    help="A hybrid convolutional VAE for text: train it, measure it, let it speak.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command(context_settings=_ANY_OPTION)(train)
+for command in (evaluate, sample, reconstruct, interpolate, encode):
+    app.command()(command)
+app.command(context_settings=_ANY_OPTION)(experiment)
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Version, build, machine, and what serves each op here."""
+    found = facts()
+    if as_json:
+        print_json(found)
+        return
+    out = console()
+    ops = found.pop("ops")
+    out.print(table(("", ""), found.items()))
+    rows = [(name, served["cpu"], served["cuda"]) for name, served in ops.items()]
+    out.print(table(("op", "CPU", "CUDA"), rows))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, or 2 with one line on standard error, 130 on Ctrl-C."""
+    # Generated text holds any character; a terminal that lacks one must not end the program.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    keep_freed_memory()
+    try:
+        status = app(arguments, prog_name="fastvae", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        hush()
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    except Exception as error:
+        # typer's errors differ between its versions in all but this method.
+        if not isinstance(error, (ValueError, OSError, RuntimeError)) and not hasattr(
+            error, "format_message"
+        ):
+            raise
+        if line := one_line(error):  # empty where typer has printed its help
+            print(f"fastvae: {line}", file=sys.stderr)
+        status = 2
+    sys.exit(status if isinstance(status, int) else 0)

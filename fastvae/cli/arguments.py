@@ -1,0 +1,21 @@
+"""Arguments that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(help="Folder of a trained run or a saved model.")]
+Data = Annotated[Path, typer.Option("--data", help="Text file (.gz too).")]
+MaybeData = Annotated[
+    Path | None, typer.Option("--data", help="Text file (.gz too); else texts on standard input.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...")]
+Best = Annotated[bool, typer.Option("--best", help="Best weights instead of the last ones.")]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", "-t", min=0.0, help="0 takes the likeliest symbols.")
+]
+Int8 = Annotated[bool, typer.Option("--int8", help="Round the decoder's weights to 8 bits.")]

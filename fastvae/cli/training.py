@@ -1,0 +1,163 @@
+"""Commands that train: a demonstration, a run, an exhibit of the paper."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from fastvae.cli.arguments import Data, Device, Json, Seed
+from fastvae.demo import demo as run_demo
+from fastvae.experiments import NAMES, PAPER_STEPS, Options
+from fastvae.experiments import experiment as run_experiment
+from fastvae.inputs import find_device
+from fastvae.presets import build_model, configure, open_corpus
+from fastvae.terminal import console, print_json, table
+from fastvae.training import train as run_training
+from fastvae.training_config import TrainingConfig
+
+
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write, new or empty; else the first free fastvae-demo.."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Watch a small model learn a toy language in about a minute."""
+    if out is None:
+        free = (Path(f"fastvae-demo-{n}" if n > 1 else "fastvae-demo") for n in itertools.count(1))
+        out = next(path for path in free if not path.exists())
+    run_demo(out, steps=steps, seed=seed, device=find_device(device), console=console())
+
+
+def train(
+    context: typer.Context,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run, made if missing.")],
+    valid: Annotated[Path | None, typer.Option(help="Text file to evaluate on.")] = None,
+    preset: Annotated[str, typer.Option(help="Settings to start from: see below.")] = "small",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Train on any text file.
+
+    Presets: small, ptb-lstm, ptb-bytenet, ptb-conv, ptb-lstm-vae, tweets, tweets-lstm-vae.
+
+    Every field of the model and of the training is an option too: --steps 300 --seed 1 --length 64
+    --hidden-size 500 --kl-end 2000 --batch-size 16 --precision bf16. A wrong one lists them all.
+
+    Ctrl-C saves; the same command with --resume goes on from there.
+    """
+    chosen = configure(preset, _options(context.args))
+    config = TrainingConfig(**chosen.training)
+    corpus = open_corpus(data, chosen.length, text=chosen.text, cache=out / "cache")
+    vocabulary = corpus.vocabulary
+    validation = valid and open_corpus(
+        valid, chosen.length, vocabulary, text=chosen.text, cache=out / "cache"
+    )
+    torch.manual_seed(config.seed)
+    model = build_model(chosen, vocabulary).to(find_device(device))
+    result = run_training(
+        model,
+        corpus,
+        config,
+        out,
+        validation=validation,
+        resume=resume,
+    )
+    if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks
+        _print_training(result, out, as_json)
+    if result["interrupted"]:
+        raise typer.Exit(130)
+
+
+def _print_training(result: dict[str, Any], out: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+        return
+    keys = "step", "reconstruction", "kl", "bound", "bpc"
+    rows = [[name, *(result[name][k] for k in keys)] for name in ("train", "valid") if result[name]]
+    console().print(table(("", "step", "reconstruction", "KL", "bound", "bpc"), rows))
+    console().print(f"nats per text; next: fastvae sample {out}", soft_wrap=True)
+
+
+def experiment(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help=", ".join(NAMES))],
+    data: Annotated[Path | None, typer.Option("--data", help="Text file to train on.")] = None,
+    valid: Annotated[Path | None, typer.Option(help="Text file to evaluate on.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Text file that the tables are of.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of runs and results.")] = Path(
+        "experiments"
+    ),
+    text: Annotated[
+        str | None, typer.Option(help="characters or tweets, where an exhibit has both.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run.")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's 100,000 steps.")] = False,
+    points: Annotated[
+        str | None, typer.Option(help="How many points, or their names or parts of names.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each point.")] = 1,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first held-out texts.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Run an exhibit of the paper: its grid of models, table and figure.
+
+    Without --data it runs on a synthetic text, to see that it works. --steps scales the run and its
+    decay; the annealing keeps its steps. Every field of models and training is an option too.
+
+    Ctrl-C saves all runs; the same command goes on from there, and finished runs are kept.
+    """
+    if (data is None) != (valid is None) or (test is not None and data is None):
+        raise ValueError("give --data and --valid together, with or without --test")
+    if paper and steps:
+        raise ValueError("--steps and --paper exclude each other")
+    files = {"train": data, "valid": valid, "test": test}
+    options = Options(
+        out=out,
+        files={split: path for split, path in files.items() if path},
+        text=text,
+        steps=PAPER_STEPS if paper else steps,
+        points=points,
+        seeds=seeds,
+        jobs=jobs,
+        device=device,
+        limit=limit,
+        overrides=_options(context.args),
+    )
+    result = run_experiment(name, options, console(stderr=True))
+    if as_json:
+        print_json(result)
+    else:
+        for path in result["written"]:
+            console().print(path, soft_wrap=True)
+        console().print(f"runs of the grid not finished: {result['left']}", soft_wrap=True)
+    if result["interrupted"]:
+        raise typer.Exit(130)
+    if result["failed"]:
+        run, why = next(iter(result["failed"].items()))
+        raise ValueError(f"{len(result['failed'])} runs failed, the first {run}: {why}")
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str]:
+    """`--name value` and `--name=value` -> name_with_underscores: value."""
+    found, rest = {}, iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--"):
+            raise ValueError(f"unexpected argument {argument!r}")
+        value = value if equals else next(rest, None)
+        if value is None:
+            raise ValueError(f"{name} needs a value")
+        found[name[2:].replace("-", "_")] = value
+    return found
