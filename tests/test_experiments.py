@@ -219,6 +219,7 @@ def test_rows_are_means_over_seeds_of_the_test_file():
     rows = rows_of([fake(one, 0, 4.0), fake(other, 0, 9.0), fake(one, 1, 6.0)])
     assert [(r.series, len(r.results)) for r in rows] == [("a", 2), ("b", 1)]
     assert rows[0]["kl"] == 5 and rows[0].text("kl") == "5.00 ± 1.00"
+    assert rows[0].text("reconstruction") == "30.00"
     assert rows[1].text("kl") == "9.00"
     assert rows[1]["kl_share"] == pytest.approx(9 / 39)
     assert rows[1]["kl_bpc"] == pytest.approx(9 / 40)

@@ -34,10 +34,10 @@ class Row:
         return [_value(result, key) for result in self.results]
 
     def text(self, key: str, form: str = ".2f") -> str:
-        """The mean, with half the range over the seeds where there are several."""
+        """The mean, with half the range over the seeds where they differ."""
         values = self.values(key)
         spread = (max(values) - min(values)) / 2
-        return f"{fmean(values):{form}}" + (f" ± {spread:{form}}" if len(values) > 1 else "")
+        return f"{fmean(values):{form}}" + (f" ± {spread:{form}}" if spread else "")
 
 
 def rows_of(results: Iterable[Mapping[str, Any]]) -> list[Row]:
