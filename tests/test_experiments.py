@@ -184,7 +184,8 @@ def test_points_are_picked_by_number_or_name():
 )
 def test_senseless_options_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        experiment("fig6", Options(tmp_path, **options), Console(quiet=True))
+        experiment("fig6", Options(tmp_path / "out", **options), Console(quiet=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_override_reaches_the_points_that_have_it():
@@ -225,6 +226,12 @@ def test_rows_are_means_over_seeds_of_the_test_file():
     assert rows[1]["kl_bpc"] == pytest.approx(9 / 40)
     assert rows[1]["reconstruction_bpc"] == pytest.approx(30 / 40)
     assert rows[0]["unique_share"] == 0.9
+
+
+def test_units_of_two_seeds_keep_their_half():
+    results = [fake(Point("a", 2, "small"), seed, 4.0) for seed in (0, 1)]
+    results[1]["test"] = {**results[1]["test"], "active_units": 4}
+    assert "| 3.5 ± 0.5 |" in markdown(EXHIBITS["fig4"], rows_of(results), [], {}, None)
 
 
 @pytest.mark.parametrize(("name", "text"), GRIDS)

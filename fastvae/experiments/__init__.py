@@ -77,12 +77,10 @@ def experiment(name: str, options: Options, console: Console) -> dict[str, Any]:
     if text not in grids:
         raise ValueError(f"{name} is not about {text}: there are {', '.join(grids)}")
     find_device(options.device)
-    make_folder(options.out)
-    files = {split: str(path) for split, path in options.files.items()} or _synthetic(options.out)
     stem = name if text == next(iter(grids)) else f"{name}-{text}"
     if name == "speed":
-        return _speed(stem, options, text, files)
-    return _grid(stem, EXHIBITS[name], options, text, files, console)
+        return _speed(stem, options, text)
+    return _grid(stem, EXHIBITS[name], options, text, console)
 
 
 def _grid(
@@ -90,21 +88,22 @@ def _grid(
     exhibit: Exhibit,
     options: Options,
     text: str,
-    files: dict[str, str],
     console: Console,
 ) -> dict[str, Any]:
     points, steps = exhibit.grids[text], options.steps or STEPS[text]
 
-    def jobs(points: Sequence[Point]) -> list[tuple[Run, Job]]:
-        found = runs(points, steps, options.seeds, options.overrides)
-        return [(run, _job(run, options, files)) for run in found]
+    def named(points: Sequence[Point]) -> dict[str, Run]:
+        return {run.name: run for run in runs(points, steps, options.seeds, options.overrides)}
 
-    todo = [job for _, job in jobs(pick(points, options.points)) if not finished(job)]
+    picked, every = named(pick(points, options.points)), named(points)
+    files = _files(options)
+    jobs = [(run, _job(run, options, files)) for run in every.values()]
+    todo = [job for run, job in jobs if run.name in picked and not finished(job)]
     failed, interrupted = {}, False
     if todo:
         at_once = options.jobs or default_jobs(options.device)
         failed, interrupted = run_jobs(todo, at_once, options.device, console)
-    results = [_labelled(run, result) for run, job in jobs(points) if (result := finished(job))]
+    results = [_labelled(run, result) for run, job in jobs if (result := finished(job))]
     written = _write(stem, exhibit, options, steps, files, results, failed)
     left = len(points) * options.seeds - len(results)
     return {"written": written, "failed": failed, "left": left, "interrupted": interrupted}
@@ -164,8 +163,8 @@ def _notes(options: Options, files: Mapping[str, str], steps: str) -> list[str]:
     return notes
 
 
-def _speed(stem: str, options: Options, text: str, files: dict[str, str]) -> dict[str, Any]:
-    steps, out = options.steps or speed.STEPS, options.out
+def _speed(stem: str, options: Options, text: str) -> dict[str, Any]:
+    steps, out, files = options.steps or speed.STEPS, options.out, _files(options)
     result = speed.measure_speed(
         text, files["train"], out / "cache", steps, options.device, options.overrides
     )
@@ -177,6 +176,12 @@ def _speed(stem: str, options: Options, text: str, files: dict[str, str]) -> dic
     write_json(written[0], {"exhibit": stem, "notes": notes, **result})
     write_bytes(written[1], speed.page(result, notes).encode())
     return {"written": list(map(str, written)), "failed": {}, "left": 0, "interrupted": False}
+
+
+def _files(options: Options) -> dict[str, str]:
+    """The files to train and measure on, and the folder of the results."""
+    make_folder(options.out)
+    return {split: str(path) for split, path in options.files.items()} or _synthetic(options.out)
 
 
 def _synthetic(out: Path) -> dict[str, str]:

@@ -110,7 +110,7 @@ def _measures(exhibit: Exhibit, rows: Sequence[Row]) -> str:
         "bpc": ".3f",
         "kl_share": ".2f",
         "importance_weighted_nll": ".2f",
-        "active_units": ".0f",
+        "active_units": ".3g",
         "mutual_information": ".2f",
         "parameters": ",.0f",
         "kl_weight": ".2f",
