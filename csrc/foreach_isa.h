@@ -20,6 +20,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross a call: what takes them is inlined
 
 #define VECTOR_BYTES 16  // SSE2, NEON

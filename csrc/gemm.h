@@ -1,9 +1,14 @@
 // Matrix products on packed operands. Included once per level by foreach_isa.h.
 //   A is packed in tiles of ROWS rows, [K][ROWS]; B in panels of PANEL columns, [K][PANEL], padded with zeros. Operands
 //   of a dot-product instruction hold STEP consecutive k of a row or column side by side: [K / STEP][ROWS][STEP].
-// One tile times one panel fills the register file: ROWS x 3 accumulators (24 of 32 registers, or 12 of 16).
+// One tile times one panel fills the register file: ROWS x 3 accumulators (24 of 32 registers, or 12 of 16), a row of A
+// and, where a multiply-add needs no register besides, three vectors of B.
 
-constexpr int64_t ROWS = VECTOR_BYTES == 64 ? 8 : 4;
+#if VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int64_t ROWS = 8;
+#else
+constexpr int64_t ROWS = 4;
+#endif
 
 // What packed operands of tensors of T are made of, and what their products add up in. Operands of int8_t are rounded
 // by their owner (decode_operands.kernels.h); products of integers are exact.
@@ -18,11 +23,34 @@ template <class P>
 using Sum = std::conditional_t<std::is_integral_v<P>, int32_t, Wide<P>>;
 template <class P>
 constexpr int64_t STEP = sizeof(Wide<P>) / sizeof(P);
-// Products run in slices of k this deep: a slice of a panel stays in the L1 and L2 caches.
+// Products run in slices of k this deep: a slice of a panel stays in the L2 cache. A slice that is packed for one
+// product alone is shallower, for that of the whole operand must stay in the L3 cache.
 template <class P>
-constexpr int64_t DEPTH = SLICE * STEP<P>;
+constexpr int64_t DEPTH = 1024 * STEP<P>;
+template <class P>
+constexpr int64_t PACKED_SLICE = SLICE * STEP<P>;
+// So many steps of k are summed in a register before the sum joins the others: this bounds the rounding of long sums.
+constexpr int64_t SUMMED = 256;
 template <class P>
 constexpr int64_t PANEL = 3 * LANES<Wide<P>>;
+
+// Whether registers are left for three vectors of B. SSE multiplies into a copy; so do integers but for VNNI.
+#if VECTOR_BYTES == 64 || defined(__aarch64__)
+template <class P>
+constexpr bool HOLD_COLUMNS = true;
+#else
+template <class P>
+constexpr bool HOLD_COLUMNS = VECTOR_BYTES == 32 && !std::is_integral_v<P>;
+#endif
+// Keeps v in a register from here on: it is loaded once and not by every instruction that wants it.
+template <class V>
+INLINE void hold(V& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
 
 template <class P>
 constexpr int64_t panels(int64_t n) {
@@ -83,15 +111,16 @@ INLINE vec<P> load_panel(const P* b) {
   return v;
 }
 
-// ROWS rows of k values, each contiguous, to one tile. A null row is zeros.
-template <class P, class T>
-void pack_tile(const T* const (&rows)[ROWS], int64_t k, P* out) {
+// N rows of k values, each contiguous, to columns of operands `width` wide: [k / STEP][width][STEP]. A null row is
+// zeros.
+template <int64_t N, class P, class T>
+INLINE void pack_together(const T* const (&rows)[N], int64_t k, int64_t width, P* out) {
   constexpr int64_t W = LANES<P> * STEP<P>;  // values in a vector
   int64_t i = 0;
   for (; i + W <= k; i += W) {
-    vec<P> v[ROWS];
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < ROWS; ++r) {
+    vec<P> v[N];
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < N; ++r) {
       if (!rows[r])
         v[r] = vec<P>{};
       else if constexpr (STEP<P> == 1)
@@ -100,9 +129,46 @@ void pack_tile(const T* const (&rows)[ROWS], int64_t k, P* out) {
         v[r] = load_panel(rows[r] + i);
     }
     interleave(v);
-    std::memcpy(out + i * ROWS, v, sizeof v);
+    if (width == N)
+      std::memcpy(out + i * N, v, sizeof v);
+    else
+      for (int64_t step = 0; step < LANES<P>; ++step)
+        std::memcpy(out + (i + step * STEP<P>) * width, reinterpret_cast<const char*>(v) + step * N * sizeof(v[0][0]),
+                    N * sizeof(v[0][0]));
   }
-  for (int64_t r = 0; r < ROWS; ++r) pack_row(rows[r] ? rows[r] + i : nullptr, 1, k - i, out + i * ROWS + r * STEP<P>);
+  for (; i < k; i += STEP<P>)
+    for (int64_t r = 0; r < N; ++r)
+      for (int64_t s = 0; s < STEP<P>; ++s)
+        out[i * width + r * STEP<P> + s] = rows[r] && i + s < k ? convert<P>(rows[r][i + s]) : P(0);
+}
+// Whether pack_together takes operands of P from rows of T.
+template <class P, class T>
+constexpr bool PACKED_TOGETHER = STEP<P> == 1 || std::is_same_v<P, T>;
+
+// ROWS rows of k values to one tile.
+template <class P, class T>
+void pack_tile(const T* const (&rows)[ROWS], int64_t k, P* out) {
+  pack_together(rows, k, ROWS, out);
+}
+
+// Rows [r0, r1) of m [·, k] to their places in tiles.
+template <class P, class T>
+void pack_rows(const T* m, int64_t r0, int64_t r1, int64_t k, P* tiles) {
+  const int64_t depth = packed_depth<P>(k);
+  for (int64_t r = r0; r < r1;) {
+    P* const tile = tile_at(tiles, depth, r);
+    if constexpr (PACKED_TOGETHER<P, T>) {
+      if (r % ROWS == 0 && r + ROWS <= r1) {
+        const T* rows[ROWS];
+        for (int64_t i = 0; i < ROWS; ++i) rows[i] = m + (r + i) * k;
+        pack_tile(rows, k, tile);
+        r += ROWS;
+        continue;
+      }
+    }
+    pack_row(m + r * k, 1, k, tile);
+    ++r;
+  }
 }
 
 // Columns [0, n) of b(k, n) = b[k · bk + n · bn] to one panel; n <= PANEL.
@@ -112,6 +178,13 @@ void pack_panel(const T* b, int64_t bk, int64_t bn, int64_t k, int64_t n, P* out
   if (n < W || k % s) std::memset(out, 0, packed_depth<P>(k) * W * sizeof(P));
   if (bn == 1) {
     for (int64_t i = 0; i < k; i += s) pack_steps(b + i * bk, bk, std::min(s, k - i), n, out + i * W);
+  } else if (bk == 1 && n == W && PACKED_TOGETHER<P, T>) {
+    if constexpr (PACKED_TOGETHER<P, T>)
+      for (int64_t j = 0; j < W; j += LANES<P>) {
+        const T* columns[LANES<P>];
+        for (int64_t l = 0; l < LANES<P>; ++l) columns[l] = b + (j + l) * bn;
+        pack_together(columns, k, W, out + j * s);
+      }
   } else {
     for (int64_t i0 = 0; i0 < k; i0 += 16)  // blocks keep both sides of the transposition in cache
       for (int64_t j = 0; j < n; ++j)
@@ -122,109 +195,117 @@ void pack_panel(const T* b, int64_t bk, int64_t bn, int64_t k, int64_t n, P* out
 
 // Vectors of operands: a lane of B holds STEP values of one column, one row's STEP values of A are the same in each.
 // Integers: int8_t operands of A hold the value + INT8_OFFSET, unsigned, which the sum must make up for.
+template <class P>
+INLINE vec<P> broadcast(const P* a) {
+  if constexpr (STEP<P> == 1) {
+    return *a - vec<P>{};  // x − 0 is x, −0 too: no addition is left of it
+  } else {
+    int32_t step;
+    std::memcpy(&step, a, sizeof step);
+    return (vec<P>)(i32{} + step);
+  }
+}
 #ifdef BF16_DOT
 constexpr int32_t INT8_OFFSET = 128;
-INLINE i32 integer_multiply_add(i32 sum, const int8_t* a, i32 b) {
-  int32_t four;
-  std::memcpy(&four, a, sizeof four);
-  return (i32)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(four), (__m512i)b);
+INLINE i32 multiply_add(i32 sum, i32 a, i32 b) {
+  return (i32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+INLINE f32 multiply_add(f32 sum, f32 a, f32 b) {
+  return (f32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
 #else
 constexpr int32_t INT8_OFFSET = 0;
-INLINE i32 integer_multiply_add(i32 sum, const int16_t* a, i32 b) {
-  int32_t pair;
-  std::memcpy(&pair, a, sizeof pair);
+INLINE i32 multiply_add(i32 sum, i32 a, i32 b) {
 #if !defined(__x86_64__)
-  return sum + (b << 16 >> 16) * (pair << 16 >> 16) + (b >> 16) * (pair >> 16);
+  return sum + (b << 16 >> 16) * (a << 16 >> 16) + (b >> 16) * (a >> 16);
 #elif VECTOR_BYTES == 64
-  return sum + (i32)_mm512_madd_epi16((__m512i)b, _mm512_set1_epi32(pair));
+  return sum + (i32)_mm512_madd_epi16((__m512i)b, (__m512i)a);
 #elif VECTOR_BYTES == 32
-  return sum + (i32)_mm256_madd_epi16((__m256i)b, _mm256_set1_epi32(pair));
+  return sum + (i32)_mm256_madd_epi16((__m256i)b, (__m256i)a);
 #else
-  return sum + (i32)_mm_madd_epi16((__m128i)b, _mm_set1_epi32(pair));
+  return sum + (i32)_mm_madd_epi16((__m128i)b, (__m128i)a);
 #endif
 }
-#endif
-template <class P>
-INLINE vec<P> multiply_add(vec<P> sum, const P* a, vec<P> b) {
-#ifdef BF16_DOT
-  if constexpr (std::is_same_v<P, BFloat16>) {
-    int32_t pair;
-    std::memcpy(&pair, a, sizeof pair);
-    return (vec<P>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
-  } else
-#endif
-      if constexpr (std::is_integral_v<P>)
-    return integer_multiply_add(sum, a, b);
-  else
-    return sum + b * Wide<P>(*a);
+template <class V>
+INLINE V multiply_add(V sum, V a, V b) {
+  return sum + b * a;
 }
+#endif
 
-// c [M, n] (+)= tile · the first V vectors of a panel, a tile of `rows` rows. Few rows or columns leave registers free:
-// they hold several partial sums over k, which hides the latency of the multiply-add and rounds less.
-template <class P, int M, int V = 3, class S = Sum<P>>
-INLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, int64_t n, bool add, int64_t rows) {
+// c [M, V vectors] (+)= tile · the first V vectors of a panel, a tile of `rows` rows. Few rows or columns leave
+// registers free: they hold several partial sums over k, which hides the latency of the multiply-add and rounds less.
+// A function of its own and without special cases: compilers then keep all sums in registers.
+template <class P, int M, int V, class S>
+NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, bool add, int64_t rows) {
   constexpr int PARTS = M * V * 4 <= 3 * ROWS ? 4 : M * V * 2 <= 3 * ROWS ? 2 : 1;
+  constexpr int64_t W = LANES<S>;
   vec<S> acc[PARTS][M][V] = {};
   const auto step = [&](int part) __attribute__((always_inline)) {
     vec<P> columns[V];
 #pragma GCC unroll 3
-    for (int v = 0; v < V; ++v) columns[v] = load_panel(b + v * LANES<S> * STEP<P>);
+    for (int v = 0; v < V; ++v) {
+      columns[v] = load_panel(b + v * W * STEP<P>);
+      if constexpr (HOLD_COLUMNS<P>) hold(columns[v]);
+    }
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
+    for (int m = 0; m < M; ++m) {
+      vec<P> row = broadcast(a + m * STEP<P>);
+      hold(row);
 #pragma GCC unroll 3
-      for (int v = 0; v < V; ++v) acc[part][m][v] = multiply_add(acc[part][m][v], a + m * STEP<P>, columns[v]);
+      for (int v = 0; v < V; ++v) acc[part][m][v] = multiply_add(acc[part][m][v], row, columns[v]);
+    }
     a += rows * STEP<P>;
     b += PANEL<P> * STEP<P>;
   };
   if (add)  // c comes from far away where the product has many slices: fetched while the registers fill
     for (int m = 0; m < M; ++m)
-      for (int v = 0; v < 3; ++v) __builtin_prefetch(c + m * ldc + v * LANES<S>, 1);
+      for (int v = 0; v < V; ++v) __builtin_prefetch(c + m * ldc + v * W, 1);
   const int64_t steps = packed_depth<P>(k) / STEP<P>;
   int64_t i = 0;
   for (; i + PARTS <= steps; i += PARTS)
 #pragma GCC unroll 4
     for (int part = 0; part < PARTS; ++part) step(part);
-  for (; i < steps; ++i) step(0);
+  if constexpr (PARTS > 1)
+    for (; i < steps; ++i) step(0);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 3
     for (int v = 0; v < V; ++v) {
-      const int64_t left = n - v * LANES<S>;
-      if (left <= 0) break;
 #pragma GCC unroll 4
       for (int part = 1; part < PARTS; ++part) acc[0][m][v] += acc[part][m][v];
-      S* out = c + m * ldc + v * LANES<S>;
-      store(out, add ? acc[0][m][v] + load(out, left) : acc[0][m][v], left);
+      S* out = c + m * ldc + v * W;
+      store(out, add ? acc[0][m][v] + load(out) : acc[0][m][v]);
     }
+}
+
+// multiply_rows for m <= ROWS rows and so many whole vectors that n columns fit, in sums of bounded length.
+template <class P, class S>
+INLINE void multiply_vectors(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n,
+                             bool add, int64_t rows) {
+  constexpr int64_t length = SUMMED * STEP<P>;
+  const auto run = [&]<int M, int V = 3>() {
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += length)
+      multiply_rows<P, M, V>(tile + k0 * rows, panel + k0 * PANEL<P>, std::min(length, k - k0), c, ldc, add || k0 > 0,
+                             rows);
+  };
+  if (m == ROWS && n <= LANES<S>) return run.template operator()<ROWS, 1>();
+  if (m == ROWS && n <= 2 * LANES<S>) return run.template operator()<ROWS, 2>();
+  const auto choose = [&]<int... M>(std::integer_sequence<int, M...>) {
+    ((m == M + 1 ? run.template operator()<M + 1>() : void()), ...);
+  };
+  choose(std::make_integer_sequence<int, ROWS>());
 }
 
 // c [m, n] (+)= tile · panel, m <= ROWS, n <= PANEL; the tile has `rows` rows.
 template <class P, class S = Sum<P>>
 void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
               int64_t rows = ROWS) {
-  if (m == ROWS && n <= LANES<S>) return multiply_rows<P, ROWS, 1>(tile, panel, k, c, ldc, n, add, rows);
-  if (m == ROWS && n <= 2 * LANES<S>) return multiply_rows<P, ROWS, 2>(tile, panel, k, c, ldc, n, add, rows);
-  switch (m) {
-    case 1:
-      return multiply_rows<P, 1>(tile, panel, k, c, ldc, n, add, rows);
-    case 2:
-      return multiply_rows<P, 2>(tile, panel, k, c, ldc, n, add, rows);
-    case 3:
-      return multiply_rows<P, 3>(tile, panel, k, c, ldc, n, add, rows);
-    case 4:
-      return multiply_rows<P, 4>(tile, panel, k, c, ldc, n, add, rows);
-  }
-  if constexpr (ROWS == 8) switch (m) {
-      case 5:
-        return multiply_rows<P, 5>(tile, panel, k, c, ldc, n, add, rows);
-      case 6:
-        return multiply_rows<P, 6>(tile, panel, k, c, ldc, n, add, rows);
-      case 7:
-        return multiply_rows<P, 7>(tile, panel, k, c, ldc, n, add, rows);
-      case 8:
-        return multiply_rows<P, 8>(tile, panel, k, c, ldc, n, add, rows);
-    }
+  constexpr int64_t W = PANEL<P>;
+  if (n == W || (m == ROWS && n % LANES<S> == 0)) return multiply_vectors(tile, panel, k, c, ldc, m, n, add, rows);
+  S block[ROWS * W];  // the end of a row: nothing is written past it
+  multiply_vectors(tile, panel, k, block, W, m, n, false, rows);
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = add ? c[i * ldc + j] + block[i * W + j] : block[i * W + j];
 }
 
 // A matrix in memory, element (i, j) at p[i · si + j · sj].
@@ -244,8 +325,7 @@ void pack_panels(const Team& team, Matrix<T> b, int64_t k, int64_t n, P* out) {
                out + p * packed_depth<P>(k) * PANEL<P>);
 }
 
-// c [m, n] (+)= tiles · panels: this thread's share of the (panel, tile) pairs; the caller waits. Slices of k bound the
-// rounding of long sums. `depth`: how deep tiles and panels are, where k is only a part of that.
+// c [m, n] (+)= tiles · panels: this thread's share of the (panel, tile) pairs; the caller waits. `depth`: how deep tiles and panels are, where k is only a part of that.
 template <class P>
 void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, Wide<P>* c, int64_t ldc, int64_t m, int64_t n,
                      bool add = false, int64_t depth = 0) {
@@ -270,10 +350,10 @@ void gemm(Team& team, int64_t m, int64_t n, int64_t k, Matrix<TA> a, Matrix<TB> 
           void* scratch) {
   using P = Packed<T>;
   P* const packed_a = static_cast<P*>(scratch);
-  P* const packed_b = packed_a + tiles(m) * ROWS * DEPTH<P>;
+  P* const packed_b = packed_a + tiles(m) * ROWS * PACKED_SLICE<P>;
   const auto [t0, t1] = team.share(tiles(m));
-  for (int64_t k0 = 0; k0 < k; k0 += DEPTH<P>) {
-    const int64_t depth = std::min(DEPTH<P>, k - k0);
+  for (int64_t k0 = 0; k0 < k; k0 += PACKED_SLICE<P>) {
+    const int64_t depth = std::min(PACKED_SLICE<P>, k - k0);
     for (int64_t t = t0; t < t1; ++t) {
       const int64_t r0 = t * ROWS, rows = std::min(ROWS, m - r0);
       P* tile = tile_at(packed_a, packed_depth<P>(depth), r0);

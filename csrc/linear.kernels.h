@@ -1,21 +1,26 @@
 // Linear layer over dense inputs and symbols, forward and backward. Equations: fastvae/ops/linear.py.
 // Products run by slabs of rows, each thread its own, against a weight that the team has packed once.
 
-// out = m · panels for this thread's rows, a slab at a time: finish(row, its product).
+// m [rows, k] · panels for this thread's rows, a slab of rows by a panel of columns at a time:
+// finish(row, its column n0, n1, the product from n0 on).
 template <class T, class F>
 INLINE void multiply_slabs(const Team& team, int64_t rows, int64_t n, int64_t k, const T* m, void* panels, void* tiles,
                            Wide<T>* slab, F finish) {
   using P = Packed<T>;
+  constexpr int64_t W = PANEL<P>;
   const int64_t depth = packed_depth<P>(k);
   const Team alone{0, 1, team.barrier};
   P* const own_tiles = static_cast<P*>(tiles) + team.id * SLAB * depth;
-  Wide<T>* const own = slab + team.id * SLAB * n;
+  Wide<T>* const own = slab + team.id * SLAB * W;
   const auto [s0, s1] = team.share((rows + SLAB - 1) / SLAB);
   for (int64_t r0 = s0 * SLAB; r0 < std::min(s1 * SLAB, rows); r0 += SLAB) {
     const int64_t here = std::min(SLAB, rows - r0);
-    for (int64_t r = 0; r < here; ++r) pack_row(m + (r0 + r) * k, 1, k, tile_at(own_tiles, depth, r));
-    multiply_panels(alone, own_tiles, static_cast<P*>(panels), k, own, n, here, n);
-    for (int64_t r = 0; r < here; ++r) finish(r0 + r, own + r * n);
+    pack_rows(m + r0 * k, 0, here, k, own_tiles);
+    for (int64_t n0 = 0; n0 < n; n0 += W) {
+      const int64_t n1 = std::min(n0 + W, n);
+      multiply_panels(alone, own_tiles, static_cast<P*>(panels) + n0 * depth, k, own, W, here, n1 - n0);
+      for (int64_t r = 0; r < here; ++r) finish(r0 + r, n0, n1, own + r * W);
+    }
   }
 }
 
@@ -30,11 +35,11 @@ void linear(Team& team, const Linear<T>& s) {
       s.table[v * N + n] = Wide<T>(s.weight[n * columns + s.K + v]) + Wide<T>(s.bias[n]);
   }
   team.wait();
-  multiply_slabs(team, s.rows, N, s.K, s.x, s.panels, s.tiles, s.slab, [&](int64_t row, const Wide<T>* product) {
-    const Wide<T>* symbol = s.table + (s.symbols ? s.symbols[row] : 0) * N;
-    for (int64_t n = 0; n < N; n += LANES<T>)
-      store(s.a + row * N + n, load(product + n, N - n) + load(symbol + n, N - n), N - n);
-  });
+  multiply_slabs(team, s.rows, N, s.K, s.x, s.panels, s.tiles, s.slab, [&](int64_t row, int64_t n0, int64_t n1, const Wide<T>* product) {
+                   const Wide<T>* symbol = s.table + (s.symbols ? s.symbols[row] : 0) * N;
+                   for (int64_t n = n0; n < n1; n += LANES<T>)
+                     store(s.a + row * N + n, load(product + n - n0, n1 - n) + load(symbol + n, n1 - n), n1 - n);
+                 });
 }
 
 // sums [N] of da over the rows of one symbol, columns [n0, n1), in double: sums over many rows must not drift.
@@ -71,9 +76,10 @@ void linear_backward(Team& team, const LinearBackward<T>& s) {
   if (K) {
     pack_panels(team, Matrix<T>{s.weight, columns, 1}, N, K, static_cast<Packed<T>*>(s.panels));
     gemm<T>(team, K, N, s.rows, Matrix<T>{s.x, 1, K}, Matrix<T>{s.da, N, 1}, s.dw, N, false, s.scratch);
-    multiply_slabs(team, s.rows, K, N, s.da, s.panels, s.tiles, s.slab, [&](int64_t row, const Wide<T>* product) {
-      for (int64_t k = 0; k < K; k += LANES<T>) store(s.dx + row * K + k, load(product + k, K - k), K - k);
-    });
+    multiply_slabs(team, s.rows, K, N, s.da, s.panels, s.tiles, s.slab, [&](int64_t row, int64_t k0, int64_t k1, const Wide<T>* product) {
+                     for (int64_t k = k0; k < k1; k += LANES<T>)
+                       store(s.dx + row * K + k, load(product + k - k0, k1 - k), k1 - k);
+                   });
   }
   for (int64_t k0 = 0; k0 < columns; k0 += 16)  // blocks keep both sides of the transposition in cache
     for (int64_t n = n0; n < n1; ++n)
