@@ -18,7 +18,7 @@ struct Best {
 };
 
 // Room for m rows of k as operands of any type.
-inline int64_t operand_room(int64_t m, int64_t k) { return packed_rows(m) * (k + 3); }
+inline int64_t operand_room(int64_t m, int64_t k) { return times({packed_rows(m), k + 3}); }
 
 // Weights are multiplied as Q: as T, or rounded to int8_t.
 template <class T, class Q>
@@ -35,7 +35,7 @@ struct Decode {
   int64_t chunk = std::max<int64_t>(1, std::min(steps, 64 / B));
   Buffer<bool> ended{B};
   std::atomic<int64_t> running{B};
-  Buffer<S> feature_rows{operand_room(chunk * B, D)}, feature_scales{chunk * B}, projected{chunk * B * width};
+  Buffer<S> feature_rows{operand_room(chunk * B, D)}, feature_scales{chunk * B}, projected{times({chunk, B, width})};
   // Each thread's own: the block of a product, and the best of its logits. Padded, so that no two share a cache line.
   int64_t block_size = packed_rows(B) * 48, best_size = packed_rows(B);
   Buffer<S> blocks{threads * block_size};

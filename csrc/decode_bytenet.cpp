@@ -51,6 +51,7 @@ Tensor decode_bytenet_pack(Tensor feature_weight, Tensor conv_weight, Tensor cla
   CHECK_SHAPE(classifier_weight, V, C);
   CHECK_LIKE(feature_weight, conv_weight);
   CHECK_LIKE(classifier_weight, conv_weight);
+  check_memory(times({N, 6 * C, C + 48}), 1);  // before sizes of packed operands are added up
   const PackedHeader header = bytenet_header(current_isa.load(), feature_weight, conv_weight, classifier_weight, int8);
   return with_operands(conv_weight.scalar_type(), int8, [&]<class T, class Q>() {
     return pack(header, conv_weight, bytenet_weights<T, Q>(feature_weight, conv_weight, classifier_weight));
@@ -82,7 +83,8 @@ Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor symbol_rows
     const int threads = team_size(6.0 * B * C * C);
     // Where there are fewer sequences than threads, each thread rounds all rows to integers for itself.
     const int64_t sets = (int8 && B < threads ? threads : 1) * (N + 1);
-    Buffer<S> rows(sets * operand_room(B, C)), scales(sets * B), before(N * B * 3 * (C + 15)), x(2 * B * C);
+    Buffer<S> rows(times({sets, operand_room(B, C)})), scales(times({sets, B}));
+    Buffer<S> before(times({N, B, 3, C + 15})), x(times({2, B, C}));
     Decode<T, Q> shared = shared_decode<T, Q>(features, symbol_rows, classifier_weight, classifier_bias, noise, end_id,
                                               pad_id, find_packed(packed, header, features, weights), tokens, threads);
     const DecodeBytenet<T> net{N, in<T>(conv_bias), carry, rows, scales, before, x};

@@ -42,10 +42,12 @@ struct Sizes {
 Sizes check(std::optional<Tensor>& x, Tensor& weight, std::optional<Tensor>& symbols) {
   CHECK_DIM(weight, 2, "[N, K + S]");
   CHECK(x || symbols, "x or symbols must be given");
-  CHECK(!x || x->dim() > 0, "x must have shape [..., K]");
+  for (const auto& given : {x, symbols}) CHECK(!given || has_moderate_sizes(*given), "x and symbols must have at most 2^40 elements each");
+  CHECK(!x || x->dim() > 0, "x must have shape [..., K], got []");
   const int64_t K = x ? x->size(x->dim() - 1) : 0, S = weight.size(1) - K;
   CHECK(symbols ? S > 0 : S == 0, "weight must have shape [N, K + S], where K = " + std::to_string(K) +
-                                      (symbols ? " and S is that of the symbols" : " and S = 0 without symbols"));
+                                      (symbols ? " and S is that of the symbols" : " and S = 0 without symbols") +
+                                      got(weight));
   CHECK(weight.size(0) > 0, "weight must have a row");
   if (x) {
     CHECK(x->scalar_type() == weight.scalar_type(), "x must have the dtype of weight");
@@ -84,6 +86,7 @@ Tensor linear(std::optional<Tensor> x, Tensor weight, Tensor bias, std::optional
   CHECK_SHAPE(bias, N);
   CHECK_LIKE(bias, weight);
   make_contiguous(bias);
+  check_memory(times({rows, N}), weight.element_size());
   Tensor a = torch::stable::new_empty(weight, output_shape(x, symbols, N));
   DISPATCH(weight.scalar_type(), "linear", [&] {
     using W = Wide<scalar_t>;

@@ -70,6 +70,7 @@ namespace py = pybind11;
 
 constexpr const char* ISA_NAMES[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 
+uint64_t checksum(uintptr_t address, int64_t bytes);                                               // checksum.cpp
 std::optional<double> machine_peak(const std::string& kind, int threads, double megabytes);  // machine_peak.cpp
 
 PYBIND11_MODULE(_C, m) {
@@ -83,6 +84,8 @@ PYBIND11_MODULE(_C, m) {
     throw std::invalid_argument("this machine has no CPU capability '" + name + "'; its best is '" +
                                 ISA_NAMES[int(best_isa())] + "'");
   });
+  // For fastvae.models.kept: of a tensor's memory.
+  m.def("checksum", checksum, py::arg("address"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
   // For benchmarks: what their shares of the machine's limits are shares of.
   m.def("machine_peak", machine_peak, py::arg("kind"), py::arg("threads"), py::arg("megabytes") = 0.0,
         py::call_guard<py::gil_scoped_release>());

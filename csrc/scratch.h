@@ -1,7 +1,31 @@
 // Scratch memory and its sizes.
 #pragma once
+#include <unistd.h>
+
 #include <cstdint>
+#include <initializer_list>
+#include <limits>
 #include <new>
+#include <stdexcept>
+#include <string>
+
+// A product of sizes that come from arguments; the largest number where it does not fit.
+inline int64_t times(std::initializer_list<int64_t> factors) {
+  int64_t product = 1;
+  for (const int64_t factor : factors)
+    if (__builtin_mul_overflow(product, factor, &product)) return std::numeric_limits<int64_t>::max();
+  return product;
+}
+
+// Throws where so much memory is not to be had: an allocation would fail, or touch it page by page until the system
+// ends the process.
+inline void check_memory(int64_t count, int64_t size) {
+  static const double memory = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
+  const double bytes = double(count) * double(size);
+  if (count >= 0 && bytes <= memory) return;
+  throw std::runtime_error("sizes too large: " + std::to_string(int64_t(bytes / 1e9)) + " GB are needed at once, this machine has " +
+                           std::to_string(int64_t(memory / 1e9)) + " GB of memory");
+}
 
 // Sizes of packed operands (gemm.h), large enough at every level: rows of A, columns of B, scratch of a whole product.
 inline int64_t packed_rows(int64_t m) { return (m + 7) / 8 * 8; }
@@ -13,7 +37,10 @@ inline int64_t gemm_scratch(int64_t m, int64_t n) { return (packed_rows(m) + pac
 template <class S>
 class Buffer {
  public:
-  explicit Buffer(int64_t n) : data_(static_cast<S*>(::operator new(n * sizeof(S), ALIGNMENT))) {}
+  explicit Buffer(int64_t n) {
+    check_memory(n, sizeof(S));
+    data_ = static_cast<S*>(::operator new(n * sizeof(S), ALIGNMENT));
+  }
   ~Buffer() { ::operator delete(data_, ALIGNMENT); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;

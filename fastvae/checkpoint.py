@@ -171,7 +171,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[
         for n, (name, parameter) in enumerate(model.named_parameters()):
             if f"step.{name}" in tensors:  # Adam has no state before its first step
                 moments[n] = {
-                    "step": torch.empty(()),
+                    "step": torch.empty((), device="cpu"),
                     "exp_avg": parameter,
                     "exp_avg_sq": parameter,
                 }
@@ -257,10 +257,12 @@ def _build(cls: type, config: dict[str, Any], weights: Path, prefix: str = "") -
         trial = _trial(cls, arguments, dtype, weights).state_dict()
         check_tensors(weights, file, {prefix + name: t for name, t in trial.items()}, prefix)
         tensors, _ = read_tensors(weights, file)
-    with torch.random.fork_rng(devices=[]):  # reading a file must not move the caller's generator
+    # Reading a file must not move the caller's generator.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         model = cls(**arguments).to(dtype)
-    model.load_state_dict({name: tensors[prefix + name] for name in trial})
-    return model.eval()
+        model.load_state_dict({name: tensors[prefix + name] for name in trial})
+    default = torch.get_default_device()
+    return model.to("cpu" if default.type == "meta" else default).eval()
 
 
 def _trial(cls: type, arguments: dict[str, Any], dtype: torch.dtype, weights: Path) -> nn.Module:

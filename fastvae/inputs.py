@@ -56,7 +56,7 @@ def encode_texts(model: TextVAE, vocabulary: Vocabulary, texts: Iterable[str]) -
     """Tokens [N, L] of texts as the model read its own: tweets normalised, windows cut to L."""
     whole_lines = vocabulary.end_id is not None
     rows = (normalise_tweet(text) if whole_lines else text[: model.length] for text in texts)
-    return torch.tensor([vocabulary.encode_sample(row, model.length) for row in rows])
+    return torch.tensor([vocabulary.encode_sample(row, model.length) for row in rows], device="cpu")
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def evaluate(
     """
     generator = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters())
-    sums, means, count, characters = torch.zeros(4, dtype=torch.float64), [], 0, 0
+    sums, means, count, characters = torch.zeros(4, dtype=torch.float64, device="cpu"), [], 0, 0
     with torch.no_grad(), evaluating(model):
         for tokens in batches:
             tokens = tokens.to(parameter.device)
@@ -124,7 +124,7 @@ def count_characters(model: nn.Module, tokens: Tensor) -> int:
 
 def _row_noise(model: nn.Module, tokens: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal noise [B, Z], row by row: it does not depend on the size of the batches."""
-    rows = [torch.randn(model.latent_size, generator=generator) for _ in tokens]
+    rows = [torch.randn(model.latent_size, generator=generator, device="cpu") for _ in tokens]
     return torch.stack(rows)
 
 
@@ -142,7 +142,7 @@ def mutual_information(
     a time.
     """
     mean, logvar = mean.detach().cpu().double(), logvar.detach().cpu().double()
-    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device="cpu")
     z = mean + (logvar / 2).exp() * noise
     precision = (-logvar).exp()
     # log q(z | x) without its constant, which cancels; the squares are expanded into products.
@@ -170,14 +170,16 @@ def importance_weighted_nll(
     B = len(tokens)
     parameter = next(model.parameters())
     tokens = tokens.to(parameter.device)
-    total = torch.full((B,), -math.inf, dtype=torch.float64)
+    total = torch.full((B,), -math.inf, dtype=torch.float64, device="cpu")
     with torch.no_grad(), evaluating(model):
         mean, logvar = model.posterior(tokens)
         scale = (logvar / 2).exp()
         for start in range(0, samples, max(1, chunk // B)):
             K = min(max(1, chunk // B), samples - start)
             # One draw for each k: the result does not depend on the chunk.
-            noise = torch.stack([torch.randn(mean.shape, generator=generator) for _ in range(K)])
+            noise = torch.stack(
+                [torch.randn(mean.shape, generator=generator, device="cpu") for _ in range(K)]
+            )
             noise = noise.to(mean)
             z = (mean + scale * noise).flatten(0, 1)
             pairs = zip(tokens.repeat(K, 1).split(chunk), z.to(parameter).split(chunk), strict=True)

@@ -15,6 +15,7 @@ from fastvae import ops
 from fastvae.collectives import combine_statistics
 from fastvae.ops.linear import known
 from fastvae.ops.precision import accumulate_dtype
+from fastvae.scalars import plain
 
 
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -122,7 +123,11 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def set_process_group(model: nn.Module, group) -> None:
-    """Make batch statistics and free bits those of all processes of `group`; None: each alone."""
+    """Make batch statistics and free bits those of all processes of `group`; None: each alone.
+
+    `fastvae.train` calls it. In a loop of your own, call it with `torch.distributed.group.WORLD`
+    before you wrap a model in `DistributedDataParallel`, which averages gradients and nothing else.
+    """
     for module in model.modules():
         if hasattr(module, "group"):
             module.group = group
@@ -132,14 +137,32 @@ class LayerNormLSTM(nn.Module):
     """LSTM with one joint layer norm over its four gates, in the order i, f, g, o.
 
     Parameters weight_ih [4H, I], weight_hh [4H, H], bias, norm_weight, norm_bias [4H]. Equation:
-    `fastvae.ops.layer_norm_lstm`.
+    `fastvae.ops.layer_norm_lstm`. With `batch_first`, x and y are [B, T, ·]. The other arguments of
+    `torch.nn.LSTM` are named for it alone: ValueError tells what to do instead.
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, *, eps: float = 1e-4, device=None, dtype=None
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        eps: float = 1e-4,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
-        self.input_size, self.hidden_size, self.eps = input_size, hidden_size, eps
+        _refuse_lstm_arguments(num_layers, bias, dropout, bidirectional, proj_size)
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if size < 1:
+                raise ValueError(f"{name} must be 1 or more, got {size}")
+        self.input_size, self.hidden_size, self.eps = plain((input_size, hidden_size, eps))
+        self.batch_first = batch_first
         rows, place = 4 * hidden_size, {"device": device, "dtype": dtype}
         self.weight_ih = nn.Parameter(torch.empty(rows, input_size, **place))
         self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size, **place))
@@ -155,7 +178,8 @@ class LayerNormLSTM(nn.Module):
         nn.init.zeros_(self.norm_bias)
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, eps={self.eps}"
+        first = ", batch_first=True" if self.batch_first else ""
+        return f"{self.input_size}, {self.hidden_size}, eps={self.eps}{first}"
 
     def forward(
         self,
@@ -167,15 +191,68 @@ class LayerNormLSTM(nn.Module):
         """x [T, B, I'], h0 and c0 [B, H] (zeros if None) -> y [T, B, H], (h_n, c_n) [B, H].
 
         `symbols` [T, B]: one-hot inputs as ids, whose columns are the last I − I' of weight_ih;
-        with them x may be None.
+        with them x may be None. With `batch_first`, x, `symbols` and y begin with [B, T].
+        Raises ValueError for inputs and states of another shape.
         """
+        self._check(x, state, symbols)
+        if self.batch_first:
+            x = None if x is None else x.transpose(0, 1)
+            symbols = None if symbols is None else symbols.T
         a = ops.linear(*cast(x, self.weight_ih, self.bias), symbols)
         if state is None:
             zeros = a.new_zeros(a.shape[1], self.hidden_size)
             state = zeros, zeros
         parameters = (self.weight_hh, self.norm_weight, self.norm_bias)
         y, c_n = ops.layer_norm_lstm(a, *cast(*parameters, *state), self.eps)
-        return y, (y[-1], c_n)
+        return y.transpose(0, 1) if self.batch_first else y, (y[-1], c_n)
+
+    def _check(self, x, state, symbols) -> None:
+        if isinstance(x, nn.utils.rnn.PackedSequence):
+            raise ValueError(
+                "x is a PackedSequence: pad it with torch.nn.utils.rnn.pad_packed_sequence and "
+                "ignore what follows a sequence's end"
+            )
+        rows = "[B, T" if self.batch_first else "[T, B"
+        if x is not None and x.dim() != 3:
+            hint = f": for one sequence give x.unsqueeze({0 if self.batch_first else 1})"
+            raise ValueError(
+                f"x must have shape {rows}, I], got {list(x.shape)}{hint if x.dim() == 2 else ''}"
+            )
+        like = x if symbols is None else symbols
+        if like is None:
+            raise ValueError("x or symbols must be given")
+        steps, batch = like.shape[:2] if not self.batch_first else like.shape[1::-1]
+        if not steps:
+            raise ValueError(
+                f"x must have at least one step, got {list(like.shape)} for {rows}, ..]"
+            )
+        for name, t in zip(("h0", "c0"), state or (), strict=False):
+            if tuple(t.shape) != (batch, self.hidden_size):
+                hint = f": give {name}.squeeze(0)" if t.dim() == 3 and t.shape[0] == 1 else ""
+                raise ValueError(
+                    f"{name} must have shape [B, H] = [{batch}, {self.hidden_size}], "
+                    f"got {list(t.shape)}{hint}"
+                )
+
+
+def _refuse_lstm_arguments(num_layers, bias, dropout, bidirectional, proj_size) -> None:
+    """Raises ValueError for what `torch.nn.LSTM` can and `LayerNormLSTM` cannot."""
+    if num_layers != 1:
+        raise ValueError(
+            f"num_layers must be 1, got {num_layers}: stack layers in a torch.nn.ModuleList"
+        )
+    if not bias:
+        raise ValueError("bias must be True: set layer.bias to zeros and freeze it instead")
+    if dropout:
+        raise ValueError(
+            f"dropout must be 0, got {dropout}: put a torch.nn.Dropout between your layers"
+        )
+    if bidirectional:
+        raise ValueError(
+            "bidirectional must be False: run a second layer on x.flip(0) and join the outputs"
+        )
+    if proj_size:
+        raise ValueError(f"proj_size must be 0, got {proj_size}: put a torch.nn.Linear behind")
 
 
 class HighwayConv(nn.Module):

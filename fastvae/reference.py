@@ -159,7 +159,7 @@ class DeconvDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """z [B, Z] -> features [L, B, D]."""
-        x = torch.relu(self.linear(z)).view(len(z), self.channels, -1)
+        x = torch.relu(self.linear(z)).unflatten(1, (self.channels, -1))
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = torch.relu(norm(conv(x)))
         return x.permute(2, 0, 1)
@@ -270,7 +270,7 @@ class TextVAE(nn.Module):
             self.train(was_training)
 
     def _gumbel(self, z: Tensor, temperature: float, generator) -> Tensor:
-        shape = (self.length, len(z), self.vocab_size)
+        shape = (self.length, z.shape[0], self.vocab_size)
         if temperature == 0:
             return z.new_zeros(1).expand(shape)
         dtype = torch.promote_types(z.dtype, torch.float32)
@@ -281,8 +281,8 @@ class TextVAE(nn.Module):
         features, state = self.start(z)
         if self.decoder is None:
             return self._stop((self.head(features) + noise).argmax(-1).T)
-        tokens = torch.full((len(z), self.length), -1, device=z.device)
-        previous = torch.full((1, len(z)), self.vocab_size, device=z.device)
+        tokens = torch.full((z.shape[0], self.length), -1, device=z.device)
+        previous = torch.full((1, z.shape[0]), self.vocab_size, device=z.device)
         for t in range(self.length):
             features_t = None if features is None else features[t : t + 1]
             logits, state = self.decoder(self.inputs(features_t, previous), state)

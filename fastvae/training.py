@@ -147,7 +147,9 @@ class _Trainer:
         if self.rank:
             empty = {
                 n: {
-                    "step": torch.tensor(float(self.step)),  # its own: Adam counts in place
+                    "step": torch.tensor(
+                        float(self.step), device="cpu"
+                    ),  # its own: Adam counts in place
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
@@ -222,9 +224,11 @@ class _Trainer:
         """tokens [B, L], noise [B, Z] and dropped [B, L] or None, for all processes together."""
         generator = _generator(self.config.seed, step)
         tokens = self.corpus.batch(self.config.batch_size, generator)
-        noise = torch.randn(len(tokens), self.model.latent_size, generator=generator)
+        noise = torch.randn(len(tokens), self.model.latent_size, generator=generator, device="cpu")
         p = self.model.word_dropout
-        dropped = torch.rand(tokens.shape, generator=generator) < p if p > 0 else None
+        dropped = None
+        if p > 0:
+            dropped = torch.rand(tokens.shape, generator=generator, device="cpu") < p
         return tokens, noise, dropped
 
     def _rows(self, micro: int) -> slice:
@@ -336,6 +340,7 @@ class _Trainer:
             self.config.samples,
             self.model.latent_size,
             generator=_generator(self.config.seed, "samples"),
+            device="cpu",
         )
         tokens = self.model.generate(z.to(next(self.model.parameters())))
         self.display.say(f"samples at step {self.step}")

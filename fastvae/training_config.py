@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from fastvae.objective import KLSchedule
+from fastvae.scalars import plain
 
 # The least value of a field; 0 where it is not named here.
 LEAST = {
@@ -17,6 +18,7 @@ LEAST = {
     "checkpoint_every": 1,
     "eval_samples": 1,
 }
+LARGEST = 2**53  # every whole number up to it is a float, and JSON of any reader
 ABOVE_ZERO = ("learning_rate", "lr_decay", "clip_norm")
 
 
@@ -57,6 +59,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
             _check_field(field.name, field.type, getattr(self, field.name))
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f'precision must be "fp32" or "bf16", got {self.precision!r}')
@@ -65,6 +68,15 @@ class TrainingConfig:
                 f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}"
             )
         _ = self.kl_schedule  # checks itself
+        try:
+            last = self.learning_rate_at(self.steps)
+        except OverflowError:
+            last = math.inf
+        if not math.isfinite(last):
+            raise ValueError(
+                f"lr_decay {self.lr_decay} makes the learning rate infinite before step "
+                f"{self.steps}: take one of at most 1"
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -100,5 +112,7 @@ def _check_field(name: str, kind: Any, value: Any) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
     if name in ABOVE_ZERO and value <= 0:
         raise ValueError(f"{name} must be above 0, got {value}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, got {value}")
     if value < LEAST.get(name, 0):
         raise ValueError(f"{name} must be {LEAST.get(name, 0)} or more, got {value}")

@@ -12,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvae.kernels import persistent
-from fastvae.kernels.checks import check_decode, check_shapes
 from fastvae.kernels.decode import decode_chunks, runs_plain
 from fastvae.kernels.gates import highway, rank, ranked, sigmoid, tanh
 from fastvae.kernels.highway_conv import gate
+from fastvae.ops.checks import check_decode_bytenet
 from fastvae.ops.decode_bytenet import decode_bytenet_reference
 
 LARGEST = {2: 256, 4: 64}  # C by bytes of an element: matrix units serve the short ones alone
@@ -169,11 +169,8 @@ def decode_bytenet(
         "classifier_bias": classifier_bias,
     }
     ids = {"end_id": end_id, "pad_id": pad_id}
-    N, _, C, _ = check_shapes(empty=True, conv_weight=(conv_weight, 4))[0]
-    T, B, V = check_decode(features, **weights, noise=noise, **ids, hidden=C, gates=2)
-    check_shapes(
-        empty=True, conv_weight=(conv_weight, (N, 3 * C, C, 2)), conv_bias=(conv_bias, (N, 3 * C))
-    )
+    T, B, V = check_decode_bytenet(features, **weights, noise=noise, **ids)
+    N, _, C, _ = conv_weight.shape
     if runs_plain(features, packed):
         rest = noise, carry, end_id, pad_id, packed
         return decode_bytenet_reference(features, *weights.values(), *rest)

@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvae.kernels import persistent
-from fastvae.kernels.checks import check_decode, check_shapes
 from fastvae.kernels.decode import decode_chunks, runs_plain
 from fastvae.kernels.gates import normalise, rank, ranked, row_launch, update
+from fastvae.ops.checks import check_decode_lstm
 from fastvae.ops.decode_lstm import decode_lstm_reference
 from fastvae.ops.precision import accumulate_dtype
 
@@ -124,15 +124,8 @@ def decode_lstm(
         "c0": c0,
     }
     ids = {"end_id": end_id, "pad_id": pad_id}
-    ((_, H),) = check_shapes(h0=(h0, 2))
-    _, B, V = check_decode(features, **weights, noise=noise, **ids, hidden=H, gates=4)
-    check_shapes(
-        weight_hh=(weight_hh, (4 * H, H)),
-        norm_weight=(norm_weight, (4 * H,)),
-        norm_bias=(norm_bias, (4 * H,)),
-        h0=(h0, (B, H)),
-        c0=(c0, (B, H)),
-    )
+    _, B, V = check_decode_lstm(features, **weights, noise=noise, **ids)
+    H = h0.shape[1]
     if runs_plain(features, packed) or max(H, V) > LARGEST:
         rest = noise, eps, end_id, pad_id, packed
         return decode_lstm_reference(features, *weights.values(), *rest)

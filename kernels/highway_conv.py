@@ -9,8 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastvae.kernels.checks import check_like, check_shapes, check_wide
 from fastvae.kernels.gates import highway, sigmoid, tanh, tanh_slope
+from fastvae.ops.checks import (
+    check_highway_conv,
+    check_highway_conv_gate,
+    check_highway_conv_project_backward,
+)
 from fastvae.ops.highway_conv import (
     highway_conv_gate_backward_reference,
     highway_conv_gate_reference,
@@ -184,7 +188,7 @@ def tiles(rows: int, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
 
 def highway_conv_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
     """The op on a GPU: two products and two kernels for the statistics."""
-    _check_layer(x, weight, bias)
+    check_highway_conv(x, weight, bias)
     if x.dtype == torch.float64:
         return highway_conv_project_reference(x, weight, bias)
     a = _project(x, weight, bias)
@@ -202,11 +206,7 @@ def highway_conv_project_backward(
     da: Tensor, dmean: Tensor, dm2: Tensor, x: Tensor, weight: Tensor, a: Tensor, mean: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Its backward: one kernel for what reaches a, four products."""
-    check_like({"x": x, "weight": weight, "da": da, "a": a})
-    check_wide({"mean": mean, "dmean": dmean, "dm2": dm2}, x)
-    ((T, B, C),) = check_shapes(x=(x, 3))
-    check_shapes(weight=(weight, (3 * C, C, 2)), da=(da, (T, B, 3 * C)), a=(a, (T, B, 3 * C)))
-    check_shapes(mean=(mean, (3 * C,)), dmean=(dmean, (3 * C,)), dm2=(dm2, (3 * C,)))
+    T, B, C = check_highway_conv_project_backward(da, dmean, dm2, x, weight, a, mean)
     if x.dtype == torch.float64:
         return highway_conv_project_backward_reference(da, dmean, dm2, x, weight, a, mean)
     da, dmean, dm2, a, mean = (t.contiguous() for t in (da, dmean, dm2, a, mean))
@@ -226,7 +226,7 @@ def highway_conv_gate(
     a: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, carry: bool
 ) -> Tensor:
     """The op on a GPU: one kernel."""
-    _check_gate({"a": a, "x": x}, mean, scale, shift)
+    check_highway_conv_gate(a, x, mean, scale, shift)
     if x.dtype == torch.float64:
         return highway_conv_gate_reference(a, x, mean, scale, shift, carry)
     return gate(a, x, mean, scale, shift, carry)
@@ -236,7 +236,7 @@ def highway_conv_gate_backward(
     dy: Tensor, a: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, carry: bool
 ) -> tuple[Tensor, ...]:
     """Its backward: one kernel, and the sums over its tiles."""
-    _check_gate({"a": a, "x": x, "dy": dy}, mean, scale, shift)
+    check_highway_conv_gate(a, x, mean, scale, shift, dy)
     if x.dtype == torch.float64:
         return highway_conv_gate_backward_reference(dy, a, x, mean, scale, shift, carry)
     dy, a, x, mean, scale, shift = (t.contiguous() for t in (dy, a, x, mean, scale, shift))
@@ -253,7 +253,7 @@ def highway_conv_gate_backward(
 
 def highway_conv(x: Tensor, weight: Tensor, bias: Tensor, carry: bool) -> Tensor:
     """The folded layer on a GPU: two products and one kernel."""
-    _check_layer(x, weight, bias)
+    check_highway_conv(x, weight, bias)
     if x.dtype == torch.float64:
         return highway_conv_reference(x, weight, bias, carry)
     return gate(_project(x, weight, bias), x, None, None, None, carry)
@@ -275,22 +275,6 @@ def gate(
     grid, launch = tiles(R, C)
     gate_kernel[grid](a, x, *norm, y, R, C, NORM=mean is not None, CARRY=carry, **launch)
     return y
-
-
-def _check_layer(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    check_like({"x": x, "weight": weight, "bias": bias})
-    ((_, _, C),) = check_shapes(x=(x, 3))
-    check_shapes(weight=(weight, (3 * C, C, 2)), bias=(bias, (3 * C,)))
-
-
-def _check_gate(tensors: dict[str, Tensor], mean: Tensor, scale: Tensor, shift: Tensor) -> None:
-    check_like(tensors)
-    x = tensors["x"]
-    check_wide({"mean": mean, "scale": scale, "shift": shift}, x)
-    ((T, B, C),) = check_shapes(x=(x, 3))
-    shapes = {"a": (T, B, 3 * C), "dy": (T, B, C)}
-    check_shapes(**{name: (t, shapes[name]) for name, t in tensors.items() if name != "x"})
-    check_shapes(mean=(mean, (3 * C,)), scale=(scale, (3 * C,)), shift=(shift, (3 * C,)))
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvae.kernels import persistent
-from fastvae.kernels.checks import check_like, check_shapes
 from fastvae.kernels.gates import normalise, row_launch, sigmoid, tanh, tanh_slope, update
 from fastvae.kernels.graphs import replayed
+from fastvae.ops.checks import check_layer_norm_lstm
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_backward_loop, layer_norm_lstm_loop
 from fastvae.ops.precision import accumulate_dtype
 
@@ -126,25 +126,15 @@ def layer_norm_lstm(
     save: bool,
 ) -> tuple[Tensor, ...]:
     """The op on a GPU. What one program cannot hold, and float64, runs as plain PyTorch."""
-    parameters = {"weight_hh": weight_hh, "norm_weight": norm_weight, "norm_bias": norm_bias}
-    tensors = {"x": x, **parameters, "h0": h0, "c0": c0}
-    check_like(tensors)
-    (T, B, _), (_, H) = check_shapes(x=(x, 3), h0=(h0, 2))
-    check_shapes(
-        x=(x, (T, B, 4 * H)),
-        weight_hh=(weight_hh, (4 * H, H)),
-        norm_weight=(norm_weight, (4 * H,)),
-        norm_bias=(norm_bias, (4 * H,)),
-        h0=(h0, (B, H)),
-        c0=(c0, (B, H)),
-    )
+    tensors = x, weight_hh, norm_weight, norm_bias, h0, c0
+    _, B, H = check_layer_norm_lstm(*tensors)
     if x.dtype == torch.float64 or H > LARGEST:
-        return layer_norm_lstm_loop(*tensors.values(), eps, save)
+        return layer_norm_lstm_loop(*tensors, eps, save)
     if machine := persistent.serving("layer_norm_lstm", x):
         plan = persistent.plan_lstm(H, B, x.dtype.itemsize, machine)
         if plan:
-            return persistent.layer_norm_lstm(*tensors.values(), eps, save, plan=plan)
-    return replayed(_forward, tuple(tensors.values()), eps, save)
+            return persistent.layer_norm_lstm(*tensors, eps, save, plan=plan)
+    return replayed(_forward, tensors, eps, save)
 
 
 def layer_norm_lstm_backward(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -213,3 +213,30 @@ def test_fake_tensors_are_not_kept():
         assert model.generate(mode.from_tensor(z)).shape == (5, L)
     assert model.decoder.kept._entry is None
     assert torch.equal(model.generate(z), fresh(model, z))
+
+
+@pytest.mark.parametrize("element", [0, 1, -1])
+def test_write_through_data_is_noticed(element):
+    """One element of one weight, which no version counter tells."""
+    torch.manual_seed(0)
+    sizes = {"latent_size": 4, "encoder_channels": (8, 8), "hidden_size": 16}
+    model = HybridVAE(20, 16, **sizes).eval()
+    z = torch.randn(4, 4)
+    model.generate(z)
+    bias = model.decoder.classifier.bias
+    version = bias._version
+    bias.data.view(-1)[element] = 100.0
+    assert bias._version == version
+    assert (model.generate(z) == element % 20).all()
+
+
+def test_checksum_tells_places():
+    torch.manual_seed(0)
+    words = torch.randint(2**31, (300_001,), dtype=torch.int32)
+    before = _C.checksum(words.data_ptr(), words.nbytes)
+    assert _C.checksum(words.data_ptr(), words.nbytes) == before
+    for i, j in ((0, 1), (0, 64), (64, 128), (7, 300_000), (65_535, 65_536), (0, 65_536)):
+        words[[i, j]] = words[[j, i]]
+        assert _C.checksum(words.data_ptr(), words.nbytes) != before, (i, j)
+        words[[i, j]] = words[[j, i]]
+    assert _C.checksum(words.data_ptr(), words.nbytes) == before

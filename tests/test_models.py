@@ -5,10 +5,12 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import fastvae
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
 from fastvae.models.vae import constructor_arguments, trusting
@@ -370,3 +372,88 @@ def test_data_parallel_waits_for_nothing(name, tmp_path):
             torch.testing.assert_close(p.grad, q[1].grad, msg=lambda m, key=key: f"{key}: {m}")
     finally:
         torch.distributed.destroy_process_group()
+
+
+def tiny(decoder: str = "lstm", **arguments):
+    sizes = {"latent_size": 4, "encoder_channels": (8, 8), "feature_channels": 8}
+    sizes |= {"hidden_size": 16, "conv_layers": 2, "conv_channels": 8}
+    return fastvae.HybridVAE(20, 16, decoder=decoder, **{**sizes, **arguments}).eval()
+
+
+@pytest.mark.parametrize("decoder", ["lstm", "bytenet", "none"])
+def test_empty_batch(decoder):
+    model = tiny(decoder)
+    tokens, z = torch.zeros(0, 16, dtype=torch.int64), torch.zeros(0, 4)
+    assert model.posterior(tokens)[0].shape == (0, 4)
+    assert model.log_likelihood(tokens, z).shape == (0,)
+    assert model.generate(z).shape == model.sample(0).shape == (0, 16)
+
+
+def test_numpy_scalars_are_sizes(tmp_path):
+    sizes = {"latent_size": np.int64(4), "encoder_channels": np.array([8, 8])}
+    sizes |= {"hidden_size": np.int32(16), "aux_weight": np.float32(0.5)}
+    model = fastvae.HybridVAE(np.int64(20), np.int16(16), pad_id=np.int64(0), **sizes)
+    assert model.sample(np.int64(3)).shape == (3, 16)
+    model.save_pretrained(tmp_path)
+    assert fastvae.load(tmp_path)[0].config["aux_weight"] == 0.5
+
+
+@pytest.mark.parametrize("part", ["decoder.classifier.bias", "encoder.linear.weight"])
+def test_devices_are_not_mixed(part):
+    model = tiny()
+    module, _, name = part.rpartition(".")
+    value = model.get_parameter(part)
+    setattr(model.get_submodule(module), name, torch.nn.Parameter(value.to("meta")))
+    with pytest.raises(
+        RuntimeError, match=r"must be on the device of \w+, (cpu, got meta|meta, got cpu)$"
+    ):
+        model(torch.zeros(2, 16, dtype=torch.int64))
+
+
+def test_trace_is_one_clear_line():
+    with pytest.raises(
+        RuntimeError, match=r"^torch\.jit\.trace does not work here: use torch\.export"
+    ):
+        torch.jit.trace(tiny(), (torch.zeros(2, 16, dtype=torch.int64),))
+
+
+def test_default_device(tmp_path):
+    corpus = fastvae.text.WindowCorpus("the cat sat\n" * 40, 16)
+    V = corpus.vocabulary
+    torch.manual_seed(0)
+    model = fastvae.HybridVAE(V.size, 16, latent_size=4, encoder_channels=(8, 8), hidden_size=16)
+    before = next(corpus.batches(3))
+    torch.set_default_device("meta")
+    try:
+        assert torch.equal(next(corpus.batches(3)), before)
+        config = fastvae.TrainingConfig(steps=2, batch_size=4)
+        fastvae.train(model, corpus, config, tmp_path, validation=corpus)
+        loaded, _ = fastvae.load(tmp_path)
+    finally:
+        torch.set_default_device(None)
+    z = torch.randn(2, 4)
+    assert torch.equal(loaded.generate(z), model.eval().generate(z))
+
+
+@pytest.mark.parametrize("what", ["generate", "log_likelihood"])
+def test_export_with_a_dynamic_batch(what):
+    class Call(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens, z):
+            return (
+                self.model.generate(z)
+                if what == "generate"
+                else self.model.log_likelihood(tokens, z)
+            )
+
+    model = tiny()
+    tokens, z = torch.randint(20, (3, 16)), torch.randn(3, 4)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(
+        Call(model), (tokens, z), dynamic_shapes=({0: batch}, {0: batch})
+    ).module()
+    tokens, z = torch.randint(20, (7, 16)), torch.randn(7, 4)
+    torch.testing.assert_close(program(tokens, z), Call(model)(tokens, z))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+import fastvae
 from fastvae.models.hybrid import HybridVAE
 from fastvae.nn import (
     BatchNorm,
@@ -317,3 +318,70 @@ def test_two_processes_are_one(tmp_path):
 
 if __name__ == "__main__":
     worker(int(sys.argv[1]), sys.argv[2])
+
+
+LSTM_ARGUMENTS = {
+    "num_layers": (2, "stack layers in a torch.nn.ModuleList"),
+    "bias": (False, "set layer.bias to zeros"),
+    "dropout": (0.1, "put a torch.nn.Dropout between"),
+    "bidirectional": (True, "run a second layer on x.flip"),
+    "proj_size": (3, "put a torch.nn.Linear behind"),
+}
+
+
+@pytest.mark.parametrize("name", LSTM_ARGUMENTS)
+def test_other_arguments_of_lstm(name):
+    value, advice = LSTM_ARGUMENTS[name]
+    with pytest.raises(ValueError, match=f"^{name} must be .*{advice}"):
+        fastvae.nn.LayerNormLSTM(3, 4, **{name: value})
+
+
+def test_lstm_batch_first():
+    torch.manual_seed(0)
+    first, plain = (fastvae.nn.LayerNormLSTM(3, 4, batch_first=b) for b in (True, False))
+    first.load_state_dict(plain.state_dict())
+    x, state = torch.randn(5, 2, 3), (torch.randn(2, 4), torch.randn(2, 4))
+    y, (h, c) = plain(x, state)
+    y_first, (h_first, c_first) = first(x.transpose(0, 1), state)
+    assert torch.equal(y_first, y.transpose(0, 1))
+    assert torch.equal(h_first, h) and torch.equal(c_first, c)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            (torch.zeros(5, 3),),
+            r"\[T, B, I\], got \[5, 3\]: for one sequence give x.unsqueeze\(1\)",
+        ),
+        (
+            (torch.zeros(5, 2, 3), (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))),
+            r"^h0 must have shape \[B, H\] = \[2, 4\], got \[1, 2, 4\]: give h0.squeeze\(0\)",
+        ),
+        (
+            (torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 3)]),),
+            "PackedSequence: pad it with torch.nn.utils.rnn.pad_packed_sequence",
+        ),
+        ((torch.zeros(0, 2, 3),), "at least one step"),
+        ((None,), "x or symbols must be given"),
+    ],
+)
+def test_lstm_inputs_in_the_callers_terms(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fastvae.nn.LayerNormLSTM(3, 4)(*arguments)
+
+
+def test_empty_batch_computes():
+    lstm = fastvae.nn.LayerNormLSTM(3, 4)
+    y, (h, c) = lstm(torch.zeros(5, 0, 3))
+    assert (y.shape, h.shape, c.shape) == ((5, 0, 4), (0, 4), (0, 4))
+    y.sum().backward()
+    assert not lstm.weight_hh.grad.any() and not lstm.weight_ih.grad.any()
+    assert fastvae.nn.HighwayConvStack(4, 2).eval()(torch.zeros(5, 0, 4)).shape == (5, 0, 4)
+
+
+def test_half_on_a_cpu_is_one_clear_line():
+    with pytest.raises(
+        RuntimeError, match=r"^linear takes float32, bfloat16 or float64 on a CPU, got float16"
+    ):
+        fastvae.nn.LayerNormLSTM(3, 4).half()(torch.zeros(2, 2, 3).half())

@@ -100,7 +100,7 @@ def _measure(
     generator = torch.Generator().manual_seed(config.seed)
     texts = _decode(words, torch.cat([_sample(model, generator) for _ in range(SAMPLES // 100)]))
     first = next(corpora["valid"].batches(SAMPLES, SAMPLES))
-    ends = torch.randn(INTERPOLATIONS, 2, model.latent_size, generator=generator)
+    ends = torch.randn(INTERPOLATIONS, 2, model.latent_size, generator=generator, device="cpu")
     ends = ends.to(next(model.parameters()))
     return {
         **_identity(job),

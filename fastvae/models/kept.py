@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -23,9 +24,9 @@ register_optimizer_step_post_hook(_count_step)  # fused optimizers move no versi
 class Kept:
     """The last weights derived from a module's tensors: a plain attribute of that module.
 
-    Tensors are known by their place and their version counter, which everything moves but a write
-    through `.data` and a step of an optimizer, counted here. Never part of a state dict; a copy or
-    a pickle starts empty. Threads may share one: at worst each derives the same.
+    Tensors are known by their place, their version counter and a checksum of their content: a write
+    through `.data` moves no counter. Never part of a state dict; a copy or a pickle starts empty.
+    Threads may share one: at worst each derives the same.
     """
 
     def __init__(self) -> None:
@@ -39,13 +40,28 @@ class Kept:
         tensors = [*module.parameters(), *module.buffers()]
         if torch.compiler.is_compiling() or any(t.is_inference() for t in tensors):
             return derive(*arguments)
+        contents = [t.detach().contiguous().view(-1).view(torch.uint8) for t in tensors]
+        if not all(type(t) is Tensor for t in contents):  # one is fake, or a fake mode is on
+            return derive(*arguments)
         places = [(t.data_ptr(), t._version, t.dtype) for t in tensors]
-        key = _C.cpu_capability(), _optimizer_steps, arguments, places
+        key = _C.cpu_capability(), _optimizer_steps, arguments, places, _checksums(contents)
         entry = self._entry
         if entry is not None and entry[0] == key:
             return entry[2]
         weights, packed = derive(*arguments)
-        if all(type(t) in (Tensor, nn.Parameter) for t in (*tensors, *weights)):  # none is fake
+        if all(type(t) in (Tensor, nn.Parameter) for t in weights):
             # The tensors are held, so that no other one can take their place.
             self._entry = key, [t.detach() for t in tensors], (weights, packed)
         return weights, packed
+
+
+def _checksums(contents: list[Tensor]) -> list[int]:
+    """A number for each tensor of bytes that changes with them."""
+    if all(t.device.type == "cpu" for t in contents):
+        return [_C.checksum(t.data_ptr(), t.numel()) for t in contents]
+    sums = []
+    for t in contents:
+        words = F.pad(t, (0, -t.numel() % 4)).view(torch.int32)
+        place = torch.arange(1, words.numel() + 1, dtype=torch.int32, device=t.device)
+        sums.append((words * place).sum())  # in int64; products wrap
+    return torch.stack(sums).tolist()  # one wait for all

@@ -1,24 +1,32 @@
 """What the text VAEs share: the bound and its terms, word dropout, generation, input checks."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastvae.checkpoint import PretrainedMixin
 from fastvae.nn import widen
 from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats
+from fastvae.scalars import plain
 
 State = tuple[Tensor, Tensor]
+_ALONE = (
+    "batch norm and free bits use each process's own samples: call fastvae.nn.set_process_group("
+    "model, torch.distributed.group.WORLD) to use those of all processes"
+)
 
 
 class TextVAE(PretrainedMixin, nn.Module):
     """A VAE over sequences of L symbols of V; start = V and dropped = V + 1 exist only as inputs.
 
     A model defines `_encode` and `_expand`, and sets `decoder` (None: the head is the model) and
-    `head` (None: no auxiliary term). `config` holds its constructor's arguments.
+    `head` (None: no auxiliary term). `config` holds its constructor's arguments. Before you wrap a
+    model in `DistributedDataParallel` yourself, call `fastvae.nn.set_process_group`.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -67,7 +75,12 @@ class TextVAE(PretrainedMixin, nn.Module):
         symbol, at t = 0, is never hidden. `free_bits` is the least KL that counts per dimension.
         Raises ValueError for tokens of another shape or dtype, or outside the vocabulary.
         """
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace does not work here: use torch.export or torch.compile"
+            )
         self.check_tokens(tokens)
+        self._warn_if_alone()
         mean, logvar = map(widen, self._encode(tokens))
         noise = torch.randn_like(mean) if noise is None else noise
         features, state = self._expand(mean + (0.5 * logvar).exp() * noise)
@@ -95,7 +108,7 @@ class TextVAE(PretrainedMixin, nn.Module):
         Raises ValueError as forward does, and for z of another shape.
         """
         self.check_tokens(tokens)
-        self._check_latent(z, len(tokens))
+        self._check_latent(z, tokens.shape[0])
         nothing = torch.zeros_like(tokens, dtype=torch.bool)
         return -self._nats(tokens, *self._expand(z), nothing)
 
@@ -106,7 +119,7 @@ class TextVAE(PretrainedMixin, nn.Module):
         forward does, for z of another shape and for unknown `weights`.
         """
         self.check_tokens(tokens)
-        self._check_latent(z, len(tokens))
+        self._check_latent(z, tokens.shape[0])
         int8 = self._check_weights(weights)
         features, state = self._expand(z)
         if self.decoder is None:
@@ -115,7 +128,7 @@ class TextVAE(PretrainedMixin, nn.Module):
         if not int8:
             return self.decoder(features, previous, state)
         if features is None:
-            features = state[0].new_empty(self.length, len(z), 0)
+            features = state[0].new_empty(self.length, z.shape[0], 0)
         return self.decoder.int8_logits(features, previous, state, self.word_dropout == 1)
 
     @torch.no_grad()
@@ -131,7 +144,7 @@ class TextVAE(PretrainedMixin, nn.Module):
 
         Uses running statistics whatever the module's mode. `weights` = "int8" rounds the decoder's
         weights to 8 bits, which is faster and costs what `fastvae.metrics.int8_loss` measures. What
-        is derived from weights is kept until they change, in any way but in place through `.data`.
+        is derived from weights is kept until they change.
         Threads may share a model in evaluation mode.
         Raises ValueError for z of another shape, a temperature below 0, or unknown `weights`.
         """
@@ -144,7 +157,7 @@ class TextVAE(PretrainedMixin, nn.Module):
             if self.decoder is None:
                 return _pick(self.head(features), noise, *ids)
             if features is None:
-                features = state[0].new_empty(self.length, len(z), 0)
+                features = state[0].new_empty(self.length, z.shape[0], 0)
             historyless = self.word_dropout == 1
             return self.decoder.generate(features, state, noise, historyless, *ids, int8)
 
@@ -211,7 +224,7 @@ class TextVAE(PretrainedMixin, nn.Module):
             raise ValueError(f"temperature must be 0 or more, got {temperature}")
         if temperature == 0:
             return None
-        shape = self.length, len(z), self.vocab_size
+        shape = self.length, z.shape[0], self.vocab_size
         dtype = widen(next(self.parameters())).dtype
         drawn_on = z.device if generator is None else generator.device
         noise = torch.empty(shape, dtype=dtype, device=drawn_on).exponential_(generator=generator)
@@ -233,6 +246,13 @@ class TextVAE(PretrainedMixin, nn.Module):
                 f"tokens hold the id {wrong}; this model's ids are 0 to {self.vocab_size - 1}"
             )
 
+    def _warn_if_alone(self) -> None:
+        """Once, where processes train together and batch statistics are each process's own."""
+        if not self.training or self.group is not None or torch.compiler.is_compiling():
+            return
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            warnings.warn(_ALONE, stacklevel=3)
+
     def _check_weights(self, weights: str | None) -> bool:
         """Whether they are integers."""
         if weights not in (None, "int8"):
@@ -243,7 +263,7 @@ class TextVAE(PretrainedMixin, nn.Module):
 
     def _check_latent(self, z: Tensor, count: int | None = None) -> None:
         wrong = z.dim() != 2 or z.shape[1] != self.latent_size
-        if wrong or (count is not None and count != len(z)):
+        if wrong or (count is not None and count != z.shape[0]):
             raise ValueError(
                 f"z must have shape [{'B' if count is None else count}, {self.latent_size}], "
                 f"got {list(z.shape)}"
@@ -284,7 +304,8 @@ def _readable(tokens: Tensor) -> bool:
 
 def constructor_arguments(names: dict[str, Any]) -> dict[str, Any]:
     """`config` of a model from the `locals()` of its constructor."""
-    return {k: v for k, v in names.items() if k not in ("self", "__class__", "device", "dtype")}
+    left_out = "self", "__class__", "device", "dtype"
+    return {k: plain(v) for k, v in names.items() if k not in left_out}
 
 
 def _pick(logits: Tensor, noise: Tensor | None, end_id: int | None, pad_id: int | None) -> Tensor:

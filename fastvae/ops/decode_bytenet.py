@@ -11,7 +11,8 @@ Semeniuta et al. 2017, arXiv:1702.02390; noise as in `decode_lstm`.
 import torch
 from torch import Tensor
 
-from fastvae.ops.decode_lstm import Step, decode_steps, fake_pack, is_int8, pack_reference
+from fastvae.ops.checks import check_decode_bytenet, check_decode_bytenet_pack
+from fastvae.ops.decode_lstm import Step, decode_steps, fake_packed, is_int8, pack_reference
 from fastvae.ops.int8 import int8_linear, linear
 
 
@@ -40,6 +41,8 @@ def decode_bytenet(
     these are what decoding multiplies by.
     Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
     """
+    if features.dim() == 3 and not features.shape[1]:  # no kernel starts for nothing
+        return features.new_empty(0, features.shape[0], dtype=torch.int64)
     return torch.ops.fastvae.decode_bytenet(
         features,
         feature_weight,
@@ -125,9 +128,16 @@ def bytenet_step(
 # Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
 torch.library.impl("fastvae::decode_bytenet", "CompositeExplicitAutograd", decode_bytenet_reference)
 torch.library.impl("fastvae::decode_bytenet_pack", "CompositeExplicitAutograd", pack_reference)
-torch.library.register_fake("fastvae::decode_bytenet_pack", fake_pack)
+
+
+@torch.library.register_fake("fastvae::decode_bytenet_pack")
+def _fake_pack(feature_weight, conv_weight, classifier_weight, int8=False):
+    check_decode_bytenet_pack(feature_weight, conv_weight, classifier_weight)
+    return fake_packed(conv_weight)
 
 
 @torch.library.register_fake("fastvae::decode_bytenet")
-def _fake(features, *_):
-    return features.new_empty(features.shape[1], features.shape[0], dtype=torch.int64)
+def _fake(features, *weights):
+    *others, noise, _, end_id, pad_id = weights[:10]
+    T, B, _ = check_decode_bytenet(features, *others, noise, end_id, pad_id)
+    return features.new_empty(B, T, dtype=torch.int64)

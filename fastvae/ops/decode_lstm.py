@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastvae.ops.checks import check_decode_lstm, check_decode_lstm_pack
 from fastvae.ops.int8 import int8_linear, linear
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
 from fastvae.ops.precision import accumulate_dtype
@@ -49,6 +50,8 @@ def decode_lstm(
     are what decoding multiplies by.
     Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
     """
+    if features.dim() == 3 and not features.shape[1]:  # no kernel starts for nothing
+        return features.new_empty(0, features.shape[0], dtype=torch.int64)
     return torch.ops.fastvae.decode_lstm(
         features,
         feature_weight,
@@ -176,11 +179,18 @@ torch.library.impl("fastvae::decode_lstm_pack", "CompositeExplicitAutograd", pac
 
 
 @torch.library.register_fake("fastvae::decode_lstm_pack")
-def fake_pack(first, *_):
-    size = torch.library.get_ctx().new_dynamic_size()
-    return first.new_empty(size, dtype=torch.uint8)
+def _fake_pack(feature_weight, weight_hh, classifier_weight, int8=False):
+    check_decode_lstm_pack(feature_weight, weight_hh, classifier_weight)
+    return fake_packed(weight_hh)
+
+
+def fake_packed(weight: Tensor) -> Tensor:
+    """Packed weights of a size that nothing knows before."""
+    return weight.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
 
 
 @torch.library.register_fake("fastvae::decode_lstm")
-def _fake(features, *_):
-    return features.new_empty(features.shape[1], features.shape[0], dtype=torch.int64)
+def _fake(features, *weights_and_state):
+    *others, noise, _, end_id, pad_id = weights_and_state[:13]
+    T, B, _ = check_decode_lstm(features, *others, noise, end_id, pad_id)
+    return features.new_empty(B, T, dtype=torch.int64)

@@ -16,7 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvae.ops.autograd import register_autograd
+from fastvae.ops.autograd import register_autograd, register_gradient
+from fastvae.ops.checks import (
+    check_highway_conv,
+    check_highway_conv_gate,
+    check_highway_conv_project_backward,
+)
 from fastvae.ops.precision import accumulate_dtype
 
 
@@ -44,6 +49,8 @@ def highway_conv(x: Tensor, weight: Tensor, bias: Tensor, carry: bool = True) ->
 
     Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
     """
+    if not x.numel():  # no kernel starts for nothing
+        return highway_conv_reference(x, weight, bias, carry)
     return torch.ops.fastvae.highway_conv(x, weight, bias, carry)
 
 
@@ -80,31 +87,32 @@ def _identity_norm(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("fastvae::highway_conv_project")
 def _fake_project(x, weight, bias):
-    C3, wide = weight.shape[0], accumulate_dtype(x.dtype)
-    return (
-        x.new_empty(*x.shape[:2], C3),
-        bias.new_empty(C3, dtype=wide),
-        bias.new_empty(C3, dtype=wide),
-    )
+    T, B, C = check_highway_conv(x, weight, bias)
+    mean, m2 = (x.new_empty(3 * C, dtype=accumulate_dtype(x.dtype)) for _ in range(2))
+    return x.new_empty(T, B, 3 * C), mean, m2
 
 
 @torch.library.register_fake("fastvae::highway_conv_project_backward")
 def _fake_project_backward(da, dmean, dm2, x, weight, a, mean):
+    check_highway_conv_project_backward(da, dmean, dm2, x, weight, a, mean)
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
 @torch.library.register_fake("fastvae::highway_conv_gate")
 def _fake_gate(a, x, mean, scale, shift, carry):
+    check_highway_conv_gate(a, x, mean, scale, shift)
     return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("fastvae::highway_conv_gate_backward")
 def _fake_gate_backward(dy, a, x, mean, scale, shift, carry):
+    check_highway_conv_gate(a, x, mean, scale, shift, dy)
     return tuple(t.new_empty(t.shape) for t in (a, x, mean, scale, shift))
 
 
 @torch.library.register_fake("fastvae::highway_conv")
 def _fake_folded(x, weight, bias, carry):
+    check_highway_conv(x, weight, bias)
     return x.new_empty(x.shape)
 
 
@@ -184,6 +192,8 @@ def _folded_backward(ctx, dy):
     return dx + through, dweight, dbias, None
 
 
-register_autograd("fastvae::highway_conv_project", _project_backward, _project_setup)
-register_autograd("fastvae::highway_conv_gate", _gate_backward, _gate_setup)
-register_autograd("fastvae::highway_conv", _folded_backward, _folded_setup)
+register_autograd("highway_conv_project", _project_backward, _project_setup)
+register_autograd("highway_conv_gate", _gate_backward, _gate_setup)
+register_autograd("highway_conv", _folded_backward, _folded_setup)
+register_gradient("highway_conv_project")
+register_gradient("highway_conv_gate")

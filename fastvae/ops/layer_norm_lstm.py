@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvae.ops.autograd import register_autograd
+from fastvae.ops.autograd import register_autograd, register_gradient
+from fastvae.ops.checks import check_layer_norm_lstm, check_like, check_shapes, check_wide
 from fastvae.ops.precision import accumulate_dtype
 
 
@@ -31,6 +32,8 @@ def layer_norm_lstm(
     Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
     """
     inputs = (x, weight_hh, norm_weight, norm_bias, h0, c0)
+    if not x.numel() and x.dim() and x.shape[0]:  # no kernel starts for nothing
+        return layer_norm_lstm_reference(*inputs, eps)
     save = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     h, c_n, *_ = torch.ops.fastvae.layer_norm_lstm(*inputs, eps, save)
     return h, c_n
@@ -64,7 +67,7 @@ def layer_norm_lstm_reference(
 
 @torch.library.register_fake("fastvae::layer_norm_lstm")
 def _fake(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
-    T, B, H = x.shape[0], h0.shape[0], h0.shape[1]
+    T, B, H = check_layer_norm_lstm(x, weight_hh, norm_weight, norm_bias, h0, c0)
     saved = accumulate_dtype(x.dtype)
     return (
         x.new_empty(T, B, H),
@@ -77,6 +80,11 @@ def _fake(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
 
 @torch.library.register_fake("fastvae::layer_norm_lstm_backward")
 def _fake_backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd):
+    ((T, B, H),) = check_shapes(h=(h, 3))
+    check_like({"h": h, "dh": dh, "dc_n": dc_n, "normalised": normalised})
+    check_wide({"c": c, "rstd": rstd}, h)
+    check_shapes(dh=(dh, (T, B, H)), dc_n=(dc_n, (B, H)), c=(c, (T, B, H)), rstd=(rstd, (T, B)))
+    check_layer_norm_lstm(normalised, weight_hh, norm_weight, norm_bias, h0, c0)
     like = (normalised, weight_hh, norm_weight, norm_bias, h0, c0)
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
 
@@ -142,14 +150,19 @@ def _setup_context(ctx, inputs, output):
     _, weight_hh, norm_weight, norm_bias, h0, c0, _, ctx.saved = inputs
     h, _, *saved = output
     ctx.mark_non_differentiable(*saved)
+    ctx.set_materialize_grads(False)  # zeros for what is kept would be as large as that
     ctx.save_for_backward(weight_hh, norm_weight, norm_bias, h0, c0, h, *saved)
 
 
 def _backward(ctx, dh, dc_n, *_):
     if not ctx.saved:
         raise RuntimeError("layer_norm_lstm was called with save=False, so it has no backward")
+    _, _, _, h0, _, h, *_ = ctx.saved_tensors
+    dh = torch.zeros_like(h) if dh is None else dh
+    dc_n = torch.zeros_like(h0) if dc_n is None else dc_n
     grads = torch.ops.fastvae.layer_norm_lstm_backward(dh, dc_n, *ctx.saved_tensors)
     return (*grads, None, None)
 
 
-register_autograd("fastvae::layer_norm_lstm", _backward, _setup_context)
+register_autograd("layer_norm_lstm", _backward, _setup_context)
+register_gradient("layer_norm_lstm")

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvae.ops.autograd import register_autograd
+from fastvae.ops.autograd import register_autograd, register_gradient
+from fastvae.ops.checks import check_like, check_linear, check_shapes
 from fastvae.ops.precision import accumulate_dtype
 
 
@@ -20,6 +21,9 @@ def linear(x: Tensor | None, weight: Tensor, bias: Tensor, symbols: Tensor | Non
     Raises RuntimeError naming the tensor whose shape, dtype or device is wrong, and for symbols
     outside 0 to S − 1; devices where that would have to be waited for give NaN for them.
     """
+    rows = x if symbols is None else symbols
+    if rows is not None and not rows.numel():  # no kernel starts for nothing
+        return linear_reference(x, weight, bias, symbols)
     return torch.ops.fastvae.linear(x, weight, bias, symbols)
 
 
@@ -40,12 +44,15 @@ def linear_reference(
 
 @torch.library.register_fake("fastvae::linear")
 def _fake(x, weight, bias, symbols):
-    leading = x.shape[:-1] if symbols is None else symbols.shape
+    leading = check_linear(x, weight, bias, symbols)
     return weight.new_empty(*leading, weight.shape[0])
 
 
 @torch.library.register_fake("fastvae::linear_backward")
 def _fake_backward(da, x, weight, symbols):
+    leading = check_linear(x, weight, None, symbols)
+    check_like({"weight": weight, "da": da})
+    check_shapes(da=(da, (*leading, weight.shape[0])))
     dx = weight.new_empty(0 if x is None else x.shape)
     return dx, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
@@ -90,4 +97,5 @@ def _backward(ctx, da):
     return None if x is None else dx, dweight, dbias, None
 
 
-register_autograd("fastvae::linear", _backward, _setup)
+register_autograd("linear", _backward, _setup)
+register_gradient("linear")

@@ -36,7 +36,7 @@ class Corpus:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         count = len(self) if limit is None else min(limit, len(self))
         return (
-            self._samples(torch.arange(i, min(i + batch_size, count)))
+            self._samples(torch.arange(i, min(i + batch_size, count), device="cpu"))
             for i in range(0, count, batch_size)
         )
 
@@ -128,7 +128,7 @@ class WindowCorpus(Corpus):
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
         starts = len(self._ids) - self.length + 1
-        return self._windows(torch.randint(starts, (count,), generator=generator))
+        return self._windows(torch.randint(starts, (count,), generator=generator, device="cpu"))
 
     def __len__(self) -> int:
         return len(self._ids) // self.length
@@ -176,7 +176,7 @@ class LineCorpus(Corpus):
         self._offsets = MappedArray(locate("offsets"), "<i8")
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
-        return self._samples(torch.randint(len(self), (count,), generator=generator))
+        return self._samples(torch.randint(len(self), (count,), generator=generator, device="cpu"))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

@@ -96,7 +96,7 @@ class SyntheticCorpus(Corpus):
 
 
 def _codes(count: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(_CODES, (count,), generator=generator)
+    return torch.randint(_CODES, (count,), generator=generator, device="cpu")
 
 
 def _line(code: int) -> str:

@@ -1,0 +1,322 @@
+"""Checks of what an op is given: those of the C++ kernels, for the fakes and the GPU kernels.
+
+Each op has one function here. All raise RuntimeError naming the tensor that is wrong, with what it
+has and what it must have.
+"""
+
+import torch
+from torch import Tensor
+
+from fastvae.ops.precision import accumulate_dtype
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+DTYPES_OF_GPUS = (*DTYPES, torch.float16)
+
+
+def check_shapes(
+    *, empty: bool = False, **wanted: tuple[Tensor, int | tuple[int, ...]]
+) -> list[torch.Size]:
+    """Tensors by name, each with its shape or its number of dimensions -> their shapes.
+
+    Raises RuntimeError naming the tensor whose shape is another, or unless `empty` has no element.
+    """
+    for name, (tensor, shape) in wanted.items():
+        check_given(name, tensor)
+        if isinstance(shape, int):
+            if tensor.dim() != shape:
+                raise RuntimeError(f"{name} must have {shape} dimensions, got {list(tensor.shape)}")
+        elif tensor.shape != shape:
+            raise RuntimeError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+        if not (tensor.numel() or empty):
+            raise RuntimeError(f"{name} must have no empty dimension")
+    return [tensor.shape for tensor, _ in wanted.values()]
+
+
+def check_given(name: str, tensor: Tensor | None) -> None:
+    """Raises RuntimeError for None, which the dispatcher takes for any tensor."""
+    if tensor is None:
+        raise RuntimeError(f"{name} must be a tensor, got None")
+
+
+def check_like(tensors: dict[str, Tensor]) -> None:
+    """Raises RuntimeError unless all have the dtype and device of the first, and a known dtype."""
+    for name, tensor in tensors.items():
+        check_given(name, tensor)
+    first, like = next(iter(tensors.items()))
+    known = DTYPES if like.device.type == "cpu" else DTYPES_OF_GPUS
+    if like.dtype not in known:
+        names = ", ".join(map(_name, known))
+        raise RuntimeError(
+            f"{first} must have one of the dtypes {names} on {like.device.type}, "
+            f"got {_name(like.dtype)}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.dtype != like.dtype:
+            raise RuntimeError(
+                f"{name} must have the dtype of {first}, {_name(like.dtype)}, "
+                f"got {_name(tensor.dtype)}"
+            )
+        check_device(name, tensor, first, like)
+
+
+def check_device(name: str, tensor: Tensor, first: str, like: Tensor) -> None:
+    """Raises RuntimeError unless `tensor` is where `like` is."""
+    if tensor.device != like.device:
+        raise RuntimeError(
+            f"{name} must be on the device of {first}, {like.device}, got {tensor.device}"
+        )
+
+
+def check_wide(tensors: dict[str, Tensor], like: Tensor) -> None:
+    """Raises RuntimeError unless all have the dtype of the sums of `like`, and its device."""
+    wide = accumulate_dtype(like.dtype)
+    for name, tensor in tensors.items():
+        check_given(name, tensor)
+        if tensor.dtype != wide:
+            raise RuntimeError(
+                f"{name} must have dtype {_name(wide)}, that of the sums of the other tensors, "
+                f"got {_name(tensor.dtype)}"
+            )
+        check_device(name, tensor, "the other tensors", like)
+
+
+def check_linear(
+    x: Tensor | None, weight: Tensor, bias: Tensor | None, symbols: Tensor | None
+) -> tuple[int, ...]:
+    """-> the leading dimensions of its output; ids are not looked at."""
+    if x is None and symbols is None:
+        raise RuntimeError("x or symbols must be given")
+    check_shapes(weight=(weight, 2))
+    tensors = {"weight": weight, "bias": bias, "x": x}
+    check_like({name: t for name, t in tensors.items() if t is not None})
+    if x is not None and not x.dim():
+        raise RuntimeError("x must have shape [..., K], got []")
+    K = 0 if x is None else x.shape[-1]
+    S = weight.shape[1] - K
+    if (S != 0) if symbols is None else (S <= 0):
+        needed = "S = 0 without symbols" if symbols is None else "S is that of the symbols"
+        raise RuntimeError(
+            f"weight must have shape [N, K + S], where K = {K} and {needed}, "
+            f"got {list(weight.shape)}"
+        )
+    if symbols is not None:
+        if symbols.dtype != torch.int64:
+            raise RuntimeError(f"symbols must have dtype int64, got {_name(symbols.dtype)}")
+        check_device("symbols", symbols, "weight", weight)
+        if x is not None and symbols.shape != x.shape[:-1]:
+            raise RuntimeError(
+                "symbols must have the shape of x without its last dimension, "
+                f"{list(x.shape[:-1])}, got {list(symbols.shape)}"
+            )
+    if bias is not None:
+        check_shapes(bias=(bias, (weight.shape[0],)))
+    return tuple(x.shape[:-1] if symbols is None else symbols.shape)
+
+
+def check_layer_norm_lstm(
+    x: Tensor,
+    weight_hh: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+) -> tuple[int, int, int]:
+    """-> T, B, H."""
+    parameters = {"weight_hh": weight_hh, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    check_like({"x": x, **parameters, "h0": h0, "c0": c0})
+    (T, B, _), (_, H) = check_shapes(x=(x, 3), h0=(h0, 2))
+    check_shapes(
+        x=(x, (T, B, 4 * H)),
+        weight_hh=(weight_hh, (4 * H, H)),
+        norm_weight=(norm_weight, (4 * H,)),
+        norm_bias=(norm_bias, (4 * H,)),
+        h0=(h0, (B, H)),
+        c0=(c0, (B, H)),
+    )
+    return T, B, H
+
+
+def check_highway_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[int, int, int]:
+    """-> T, B, C."""
+    tensors = {"x": x, "weight": weight, "bias": bias}
+    check_like({name: t for name, t in tensors.items() if t is not None})
+    ((T, B, C),) = check_shapes(x=(x, 3))
+    check_shapes(weight=(weight, (3 * C, C, 2)))
+    if bias is not None:
+        check_shapes(bias=(bias, (3 * C,)))
+    return T, B, C
+
+
+def check_highway_conv_project_backward(
+    da: Tensor, dmean: Tensor, dm2: Tensor, x: Tensor, weight: Tensor, a: Tensor, mean: Tensor
+) -> tuple[int, int, int]:
+    """-> T, B, C."""
+    T, B, C = check_highway_conv(x, weight)
+    check_like({"x": x, "da": da, "a": a})
+    check_wide({"mean": mean, "dmean": dmean, "dm2": dm2}, x)
+    check_shapes(da=(da, (T, B, 3 * C)), a=(a, (T, B, 3 * C)))
+    check_shapes(mean=(mean, (3 * C,)), dmean=(dmean, (3 * C,)), dm2=(dm2, (3 * C,)))
+    return T, B, C
+
+
+def check_highway_conv_gate(
+    a: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, dy: Tensor | None = None
+) -> tuple[int, int, int]:
+    """-> T, B, C."""
+    check_like({"x": x, "a": a} | ({} if dy is None else {"dy": dy}))
+    check_wide({"mean": mean, "scale": scale, "shift": shift}, x)
+    ((T, B, C),) = check_shapes(x=(x, 3))
+    check_shapes(a=(a, (T, B, 3 * C)))
+    check_shapes(mean=(mean, (3 * C,)), scale=(scale, (3 * C,)), shift=(shift, (3 * C,)))
+    if dy is not None:
+        check_shapes(dy=(dy, (T, B, C)))
+    return T, B, C
+
+
+def check_decode(
+    features: Tensor,
+    feature_weight: Tensor,
+    symbol_rows: Tensor,
+    *,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor,
+    noise: Tensor | None,
+    end_id: int,
+    pad_id: int,
+    hidden: int,
+    gates: int,
+    **layers: Tensor,
+) -> tuple[int, int, int]:
+    """What every decoder is given -> T, B, V. Raises RuntimeError naming what is wrong.
+
+    The classifier reads [hidden], the inputs are [gates · hidden]. Of `layers`, its weights by
+    name, dtypes and devices are checked here, shapes are not.
+    """
+    weights = {"feature_weight": feature_weight, "symbol_rows": symbol_rows, **layers}
+    weights |= {"classifier_weight": classifier_weight, "classifier_bias": classifier_bias}
+    check_like({"features": features, **weights})
+    ((T, B, D),) = check_shapes(empty=True, features=(features, 3))
+    if not T * B:
+        raise RuntimeError("features must have at least one step and one sequence")
+    ((V, _),) = check_shapes(classifier_weight=(classifier_weight, 2))
+    width = gates * hidden
+    check_shapes(classifier_weight=(classifier_weight, (V, hidden)))
+    check_shapes(symbol_rows=(symbol_rows, (V + 1, width)), classifier_bias=(classifier_bias, (V,)))
+    check_shapes(empty=True, feature_weight=(feature_weight, (width, D)))
+    if noise is not None:
+        check_wide({"noise": noise}, features)
+        check_shapes(noise=(noise, (T, B, V)))
+    if end_id >= V:
+        raise RuntimeError(f"end_id must be below V = {V}")
+    if end_id >= 0 > pad_id:
+        raise RuntimeError("pad_id must be given where end_id is")
+    return T, B, V
+
+
+def check_decode_lstm(
+    features: Tensor,
+    feature_weight: Tensor,
+    symbol_rows: Tensor,
+    weight_hh: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    noise: Tensor | None,
+    end_id: int,
+    pad_id: int,
+) -> tuple[int, int, int]:
+    """-> T, B, V."""
+    ((_, H),) = check_shapes(h0=(h0, 2))
+    parameters = {"weight_hh": weight_hh, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    T, B, V = check_decode(
+        features,
+        feature_weight,
+        symbol_rows,
+        classifier_weight=classifier_weight,
+        classifier_bias=classifier_bias,
+        noise=noise,
+        end_id=end_id,
+        pad_id=pad_id,
+        hidden=H,
+        gates=4,
+        **parameters,
+        h0=h0,
+        c0=c0,
+    )
+    check_shapes(
+        weight_hh=(weight_hh, (4 * H, H)),
+        norm_weight=(norm_weight, (4 * H,)),
+        norm_bias=(norm_bias, (4 * H,)),
+        h0=(h0, (B, H)),
+        c0=(c0, (B, H)),
+    )
+    return T, B, V
+
+
+def check_decode_bytenet(
+    features: Tensor,
+    feature_weight: Tensor,
+    symbol_rows: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    classifier_weight: Tensor,
+    classifier_bias: Tensor,
+    noise: Tensor | None,
+    end_id: int,
+    pad_id: int,
+) -> tuple[int, int, int]:
+    """-> T, B, V."""
+    ((N, _, C, _),) = check_shapes(empty=True, conv_weight=(conv_weight, 4))
+    sizes = check_decode(
+        features,
+        feature_weight,
+        symbol_rows,
+        classifier_weight=classifier_weight,
+        classifier_bias=classifier_bias,
+        noise=noise,
+        end_id=end_id,
+        pad_id=pad_id,
+        hidden=C,
+        gates=2,
+        conv_weight=conv_weight,
+        conv_bias=conv_bias,
+    )
+    check_shapes(
+        empty=True, conv_weight=(conv_weight, (N, 3 * C, C, 2)), conv_bias=(conv_bias, (N, 3 * C))
+    )
+    return sizes
+
+
+def check_decode_lstm_pack(
+    feature_weight: Tensor, weight_hh: Tensor, classifier_weight: Tensor
+) -> None:
+    ((_, H), (V, _)) = check_shapes(
+        weight_hh=(weight_hh, 2), classifier_weight=(classifier_weight, 2)
+    )
+    ((_, D),) = check_shapes(empty=True, feature_weight=(feature_weight, 2))
+    check_shapes(weight_hh=(weight_hh, (4 * H, H)), classifier_weight=(classifier_weight, (V, H)))
+    check_shapes(empty=True, feature_weight=(feature_weight, (4 * H, D)))
+    tensors = {"weight_hh": weight_hh, "feature_weight": feature_weight}
+    check_like({**tensors, "classifier_weight": classifier_weight})
+
+
+def check_decode_bytenet_pack(
+    feature_weight: Tensor, conv_weight: Tensor, classifier_weight: Tensor
+) -> None:
+    ((N, _, C, _),) = check_shapes(empty=True, conv_weight=(conv_weight, 4))
+    ((V, _),) = check_shapes(classifier_weight=(classifier_weight, 2))
+    ((_, D),) = check_shapes(empty=True, feature_weight=(feature_weight, 2))
+    check_shapes(empty=True, conv_weight=(conv_weight, (N, 3 * C, C, 2)))
+    check_shapes(classifier_weight=(classifier_weight, (V, C)))
+    check_shapes(empty=True, feature_weight=(feature_weight, (2 * C, D)))
+    tensors = {"conv_weight": conv_weight, "feature_weight": feature_weight}
+    check_like({**tensors, "classifier_weight": classifier_weight})
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
