@@ -18,7 +18,7 @@ struct Best {
 };
 
 // Room for m rows of k as operands of any type.
-inline int64_t operand_room(int64_t m, int64_t k) { return times({packed_rows(m), k + 3}); }
+inline int64_t operand_room(int64_t m, int64_t k) { return times({packed_rows(m), packed_length(k)}); }
 
 // Weights are multiplied as Q: as T, or rounded to int8_t.
 template <class T, class Q>

@@ -106,7 +106,7 @@ struct Rows {
 template <class T, class Q>
 INLINE void put(const Rows<T, Q>& to, int64_t r, int64_t i, vec<T> v, int64_t n) {
   using P = Packed<Q>;
-  constexpr int64_t w = LANES<T>, step = STEP<P>;
+  constexpr int64_t w = LANES<T>, step = ROW_STEP<P>;
   P lanes[w];
   if constexpr (std::is_integral_v<P>) {
     Wide<T> rounded[w];
@@ -115,9 +115,12 @@ INLINE void put(const Rows<T, Q>& to, int64_t r, int64_t i, vec<T> v, int64_t n)
   } else {
     store(lanes, v);
   }
-  P* out = to.tile(r / ROWS, i) + r % ROWS * step;
+  P* out = to.tile(r / ROWS, i / step * step) + r % ROWS * step;
   const int64_t steps = (std::min(n, w) + step - 1) / step;
-  if (to.m == 1)
+  if constexpr (step >= w) {
+    std::memcpy(out + i % step, lanes, sizeof lanes);
+    if (n <= w) std::memset(out + i % step + w, 0, (step - i % step - w) * sizeof(P));
+  } else if (to.m == 1)
     std::memcpy(out, lanes, steps * step * sizeof(P));
   else
     for (int64_t j = 0; j < steps; ++j)

@@ -1,5 +1,5 @@
-// Compiles the header named by KERNELS once per instruction set, in namespaces baseline, avx2, avx512 and
-// avx512_bf16 (for operands of bfloat16 and int8 only: CALL_AT), so that one build runs everywhere and every level can
+// Compiles the header named by KERNELS once per instruction set, in namespaces baseline, avx2, avx512,
+// avx512_bf16 and amx (these two for operands of bfloat16 and int8 only: CALL_AT), so that one build runs everywhere and every level can
 // be tested on one machine. Use:
 //   #define KERNELS "op.kernels.h"
 //   #include "foreach_isa.h"
@@ -61,6 +61,14 @@ namespace avx512_bf16 {
 #include "gemm.h"
 #include KERNELS
 }  // namespace avx512_bf16
+
+#define AMX  // its instructions stand in gemm.h as such: no compiler option is needed
+namespace amx {
+#include "simd.h"
+#include "gemm.h"
+#include KERNELS
+}  // namespace amx
+#undef AMX
 #pragma GCC pop_options
 #undef BF16_DOT
 #undef VECTOR_BYTES

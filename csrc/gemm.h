@@ -1,10 +1,14 @@
 // Matrix products on packed operands. Included once per level by foreach_isa.h.
 //   A is packed in tiles of ROWS rows, [K][ROWS]; B in panels of PANEL columns, [K][PANEL], padded with zeros. Operands
-//   of a dot-product instruction hold STEP consecutive k of a row or column side by side: [K / STEP][ROWS][STEP].
+//   of a dot-product instruction hold several consecutive k of a row or column side by side: STEP of a column,
+//   [K / STEP][PANEL][STEP], and as many of a row, or a whole AMX row: [K / ROW_STEP][ROWS][ROW_STEP].
 // One tile times one panel fills the register file: ROWS x 3 accumulators (24 of 32 registers, or 12 of 16), a row of A
-// and, where a multiply-add needs no register besides, three vectors of B.
+// and, where a multiply-add needs no register besides, three vectors of B. AMX's eight: 2 x 3 of 16 x 16 sums, one of A
+// and one of B.
 
-#if VECTOR_BYTES == 64 || defined(__aarch64__)
+#ifdef AMX
+constexpr int64_t ROWS = 32;
+#elif VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr int64_t ROWS = 8;
 #else
 constexpr int64_t ROWS = 4;
@@ -23,6 +27,13 @@ template <class P>
 using Sum = std::conditional_t<std::is_integral_v<P>, int32_t, Wide<P>>;
 template <class P>
 constexpr int64_t STEP = sizeof(Wide<P>) / sizeof(P);
+#ifdef AMX
+template <class P>
+constexpr int64_t ROW_STEP = 64 / sizeof(P);
+#else
+template <class P>
+constexpr int64_t ROW_STEP = STEP<P>;
+#endif
 // Products run in slices of k this deep: a slice of a panel stays in the L2 cache. A slice that is packed for one
 // product alone is shallower, for that of the whole operand must stay in the L3 cache.
 template <class P>
@@ -60,7 +71,7 @@ constexpr int64_t tiles(int64_t m) { return (m + ROWS - 1) / ROWS; }
 // k as packed: whole steps.
 template <class P>
 constexpr int64_t packed_depth(int64_t k) {
-  return (k + STEP<P> - 1) / STEP<P> * STEP<P>;
+  return (k + ROW_STEP<P> - 1) / ROW_STEP<P> * ROW_STEP<P>;
 }
 
 template <class P, class T>
@@ -71,17 +82,21 @@ INLINE P convert(T x) {
     return P(Wide<T>(x));
 }
 
-// Where (row, k) of packed tiles of `depth` is.
+// Where (row, k) of packed tiles of `depth` is, k in whole steps.
 template <class P>
 INLINE P* tile_at(P* tiles, int64_t depth, int64_t row, int64_t k = 0) {
-  return tiles + (row / ROWS * depth + k) * ROWS + row % ROWS * STEP<P>;
+  return tiles + (row / ROWS * depth + k) * ROWS + row % ROWS * ROW_STEP<P>;
 }
 
 // One row of A to its place tile_at(). A null row is zeros.
 template <class P, class T>
 INLINE void pack_row(const T* row, int64_t stride, int64_t k, P* out) {
-  for (int64_t i = 0; i < packed_depth<P>(k); i += STEP<P>, out += ROWS * STEP<P>)
-    for (int64_t s = 0; s < STEP<P>; ++s) out[s] = row && i + s < k ? convert<P>(row[(i + s) * stride]) : P(0);
+  constexpr int64_t step = ROW_STEP<P>;
+  for (int64_t i = 0; i < packed_depth<P>(k); i += step, out += ROWS * step)
+    if (std::is_same_v<P, T> && row && stride == 1 && i + step <= k)
+      std::memcpy(out, row + i, step * sizeof(P));
+    else
+      for (int64_t s = 0; s < step; ++s) out[s] = row && i + s < k ? convert<P>(row[(i + s) * stride]) : P(0);
 }
 
 // STEP rows of n values, `stride` apart, to [n][STEP]. Rows from `there` on are zeros.
@@ -148,7 +163,30 @@ constexpr bool PACKED_TOGETHER = STEP<P> == 1 || std::is_same_v<P, T>;
 // ROWS rows of k values to one tile.
 template <class P, class T>
 void pack_tile(const T* const (&rows)[ROWS], int64_t k, P* out) {
+#ifdef AMX
+  for (int64_t r = 0; r < ROWS; ++r) pack_row(rows[r], 1, k, out + r * ROW_STEP<P>);
+#else
   pack_together(rows, k, ROWS, out);
+#endif
+}
+
+// One step of k of a tile, from its transpose: so many rows of n values, n <= ROWS. Null rows are zeros.
+template <class P, class T>
+INLINE void pack_transposed(const T* const (&rows)[ROW_STEP<P>], int64_t n, P* out) {
+#ifdef AMX
+  static_assert(STEP<P> == 2 && std::is_same_v<P, T>);
+  for (int64_t j = 0; j < n; j += LANES<P>, out += LANES<P> * ROW_STEP<P>) {
+    const auto bits = [&](int64_t k) __attribute__((always_inline)) { return rows[k] ? (u32)load(rows[k] + j, n - j) : u32{}; };
+    u32 pairs[LANES<P>];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < LANES<P>; ++i) pairs[i] = bits(2 * i) >> 16 | bits(2 * i + 1);
+    interleave(pairs);
+    std::memcpy(out, pairs, sizeof pairs);
+  }
+#else
+  for (int64_t r = 0; r < n; ++r)
+    for (int64_t s = 0; s < STEP<P>; ++s) out[r * STEP<P> + s] = rows[s] ? convert<P>(rows[s][r]) : P(0);
+#endif
 }
 
 // Rows [r0, r1) of m [·, k] to their places in tiles.
@@ -175,7 +213,7 @@ void pack_rows(const T* m, int64_t r0, int64_t r1, int64_t k, P* tiles) {
 template <class P, class T>
 void pack_panel(const T* b, int64_t bk, int64_t bn, int64_t k, int64_t n, P* out) {
   constexpr int64_t W = PANEL<P>, s = STEP<P>;
-  if (n < W || k % s) std::memset(out, 0, packed_depth<P>(k) * W * sizeof(P));
+  if (n < W || k % ROW_STEP<P>) std::memset(out, 0, packed_depth<P>(k) * W * sizeof(P));
   if (bn == 1) {
     for (int64_t i = 0; i < k; i += s) pack_steps(b + i * bk, bk, std::min(s, k - i), n, out + i * W);
   } else if (bk == 1 && n == W && PACKED_TOGETHER<P, T>) {
@@ -296,11 +334,92 @@ INLINE void multiply_vectors(const P* tile, const P* panel, int64_t k, S* c, int
   choose(std::make_integer_sequence<int, ROWS>());
 }
 
+#ifdef AMX
+// AMX's tile registers, named by constants.
+template <int R>
+INLINE void load_tile(const void* p, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(R) : "memory");
+}
+template <int R>
+INLINE void store_tile(void* p, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(R) : "memory");
+}
+template <class P, int SUM, int A, int B>
+INLINE void multiply_tiles() {
+  if constexpr (std::is_integral_v<P>)
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUM), "i"(A), "i"(B));
+  else
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUM), "i"(A), "i"(B));
+}
+template <int N, class F>
+INLINE void unrolled(F f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, I>{}), ...);
+  }
+  (std::make_integer_sequence<int, N>());
+}
+
+// c [M · m, V · n] (+)= M · m rows of a tile · columns of a panel; m, n <= 16, full ones where M, V > 1.
+template <class P, int M, int V, class S>
+NOINLINE void multiply_block(const P* a, const P* b, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
+                             int64_t rows) {
+  constexpr int A = M * V, B = A + 1;  // the registers after the sums
+  struct alignas(64) {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+  } shapes;
+  for (int r = 0; r < A; ++r) shapes.rows[r] = m, shapes.bytes[r] = 4 * n;
+  shapes.rows[A] = m, shapes.bytes[A] = 64;
+  shapes.rows[B] = 16, shapes.bytes[B] = 4 * n;
+  asm volatile("ldtilecfg %0" ::"m"(shapes));  // zeros all registers
+  const auto each_sum = [&](auto f) __attribute__((always_inline)) {
+    unrolled<A>([&](auto r) __attribute__((always_inline)) { f(r, c + r / V * 16 * ldc + r % V * 16); });
+  };
+  if (add) each_sum([&](auto r, S* sums) __attribute__((always_inline)) { load_tile<r>(sums, ldc * sizeof(S)); });
+  for (int64_t i = 0; i < k; i += ROW_STEP<P>) {
+    unrolled<V>([&](auto v) __attribute__((always_inline)) {
+      load_tile<B>(b + v * 16 * STEP<P>, PANEL<P> * STEP<P> * sizeof(P));
+      unrolled<M>([&](auto r) __attribute__((always_inline)) {
+        load_tile<A>(a + r * 16 * ROW_STEP<P>, 64);
+        multiply_tiles<P, r * V + v, A, B>();
+      });
+    });
+    a += rows * ROW_STEP<P>;
+    b += PANEL<P> * ROW_STEP<P>;
+  }
+  each_sum([&](auto r, S* sums) __attribute__((always_inline)) { store_tile<r>(sums, ldc * sizeof(S)); });
+  asm volatile("tilerelease");
+}
+
+// multiply() by AMX: whole tiles where there are such, the rest by what is left.
+template <class P, class S>
+INLINE void multiply_amx(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
+                         int64_t rows) {
+  const auto columns = [&]<int M>(int64_t r, int64_t height) {
+    const P* const a = tile + r * ROW_STEP<P>;
+    S* const out = c + r * ldc;
+    const int64_t whole = n / 16;
+    if (whole == 3) multiply_block<P, M, 3>(a, panel, k, out, ldc, height, 16, add, rows);
+    if (whole == 2) multiply_block<P, M, 2>(a, panel, k, out, ldc, height, 16, add, rows);
+    if (whole == 1) multiply_block<P, M, 1>(a, panel, k, out, ldc, height, 16, add, rows);
+    if (n % 16)
+      multiply_block<P, M, 1>(a, panel + whole * 16 * STEP<P>, k, out + whole * 16, ldc, height, n % 16, add, rows);
+  };
+  if (m == 32) return columns.template operator()<2>(0, 16);
+  columns.template operator()<1>(0, std::min<int64_t>(m, 16));
+  if (m > 16) columns.template operator()<1>(16, m - 16);
+}
+#endif
+
 // c [m, n] (+)= tile · panel, m <= ROWS, n <= PANEL; the tile has `rows` rows.
 template <class P, class S = Sum<P>>
 void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
               int64_t rows = ROWS) {
   constexpr int64_t W = PANEL<P>;
+#ifdef AMX
+  if (rows > 1) return multiply_amx(tile, panel, k, c, ldc, m, n, add, rows);
+#endif
   if (n == W || (m == ROWS && n % LANES<S> == 0)) return multiply_vectors(tile, panel, k, c, ldc, m, n, add, rows);
   S block[ROWS * W];  // the end of a row: nothing is written past it
   multiply_vectors(tile, panel, k, block, W, m, n, false, rows);
@@ -357,11 +476,18 @@ void gemm(Team& team, int64_t m, int64_t n, int64_t k, Matrix<TA> a, Matrix<TB> 
     for (int64_t t = t0; t < t1; ++t) {
       const int64_t r0 = t * ROWS, rows = std::min(ROWS, m - r0);
       P* tile = tile_at(packed_a, packed_depth<P>(depth), r0);
-      if (a.si == 1 && rows == ROWS) {
-        for (int64_t i = 0; i < depth; i += STEP<P>)
-          pack_steps(a.at(r0, k0 + i), a.sj, std::min(STEP<P>, depth - i), ROWS, tile + i * ROWS);
+      if (a.si == 1 && (ROW_STEP<P> > STEP<P> || rows == ROWS)) {
+        for (int64_t i = 0; i < depth; i += ROW_STEP<P>) {
+          if constexpr (ROW_STEP<P> == STEP<P>) {
+            pack_steps(a.at(r0, k0 + i), a.sj, std::min(STEP<P>, depth - i), ROWS, tile + i * ROWS);
+          } else {
+            const TA* columns[ROW_STEP<P>];
+            for (int64_t s = 0; s < ROW_STEP<P>; ++s) columns[s] = i + s < depth ? a.at(r0, k0 + i + s) : nullptr;
+            pack_transposed(columns, rows, tile + i * ROWS);
+          }
+        }
       } else {
-        for (int64_t r = 0; r < rows; ++r) pack_row(a.at(r0 + r, k0), a.sj, depth, tile + r * STEP<P>);
+        for (int64_t r = 0; r < rows; ++r) pack_row(a.at(r0 + r, k0), a.sj, depth, tile + r * ROW_STEP<P>);
       }
     }
     pack_panels(team, Matrix<TB>{b.at(k0, 0), b.si, b.sj}, depth, n, packed_b);

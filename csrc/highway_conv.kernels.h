@@ -154,12 +154,30 @@ INLINE void put_row(const T* row, int64_t n, int64_t k, int64_t depth, P* out) {
   }
 }
 
-// Rows here are those of packed operands that run over (t, b): every time step's B rows, padded to whole steps.
+// ROWS rows x of n values, from k on, to tiles of their transpose. Null rows are zeros.
+template <class P, class T>
+INLINE void put_transposed(const T* const (&x)[ROWS], int64_t n, int64_t k, int64_t depth, P* tiles) {
+  if constexpr (ROW_STEP<P> == STEP<P>) {
+    for (int64_t i = 0; i < std::min(ROWS, depth - k); ++i) put_row<ROWS>(x[i], n, k + i, depth, tiles);
+  } else {
+    static_assert(ROW_STEP<P> == ROWS);
+    for (int64_t j = 0; j < n; j += ROWS) {
+      const T* rows[ROWS];
+      for (int64_t i = 0; i < ROWS; ++i) rows[i] = x[i] ? x[i] + j : nullptr;
+      pack_transposed(rows, std::min(ROWS, n - j), tile_at(tiles, depth, j, k));
+    }
+  }
+}
+
+// Rows here are those of packed operands that run over (t, b): every time step's B rows, padded to whole steps of B's.
 template <class T>
 void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& s) {
   using S = Wide<T>;
   using P = Packed<T>;
-  const int64_t C = s.C, G = 3 * s.C, B = packed_depth<P>(s.B), n = s.steps * B, depth = 2 * packed_depth<P>(G);
+  const int64_t C = s.C, G = 3 * s.C, B = (s.B + STEP<P> - 1) / STEP<P> * STEP<P>, n = s.steps * B;
+  const int64_t depth = 2 * packed_depth<P>(G);
+  // Products over all rows start at row 0 or B and end with a whole step of A's: rows past n are zeros.
+  const int64_t all = packed_depth<P>(n) + (ROW_STEP<P> > STEP<P> ? ROW_STEP<P> : 0);
   P* const weights = static_cast<P*>(s.panels);
   P* const da_panels = static_cast<P*>(s.da_panels);
   P* const x_tiles = static_cast<P*>(s.x_tiles);
@@ -184,9 +202,9 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
       if (add_up) store(slab_sums + j, load(slab_sums + j, left) + da, left);
     }
   };
-  const auto [s0, s1] = team.share(slabs(n));
-  for (int64_t k0 = s0 * SLAB; k0 < std::min(s1 * SLAB, n); k0 += SLAB) {
-    const int64_t m = std::min(SLAB, n - k0);
+  const auto [s0, s1] = team.share(slabs(all));
+  for (int64_t k0 = s0 * SLAB; k0 < std::min(s1 * SLAB, all); k0 += SLAB) {
+    const int64_t m = std::min(SLAB, all - k0);
     std::fill(slab_sums, slab_sums + G, S(0));
     for (int64_t i0 = 0; i0 < m; i0 += ROWS) {
       // dx = da₊ W₀ + da W₁, da₊ that of the row after; da last, for it is wanted once more.
@@ -199,11 +217,13 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
         }
         pack_tile(tile, G, tile_at(slab_tiles, depth, i0, tap * depth / 2));
       }
-      for (int64_t i = 0; i < std::min(ROWS, m - i0); ++i) {
+      const T* x[ROWS];
+      for (int64_t i = 0; i < ROWS; ++i) {
         const int64_t k = k0 + i0 + i, r = source(k);
-        put_row<PANEL<P>>(tile[i], G, k, n, da_panels);
-        put_row<ROWS>(r < 0 ? nullptr : s.x + r * C, C, k, n, x_tiles);
+        x[i] = r < 0 ? nullptr : s.x + r * C;
+        if (k < all) put_row<PANEL<P>>(tile[i], G, k, all, da_panels);
       }
+      put_transposed(x, C, k0 + i0, all, x_tiles);
     }
     for (int64_t j = 0; j < G; ++j) sums[j] += double(slab_sums[j]);
     for (int64_t j = 0; j < C; j += PANEL<P>) {
@@ -219,8 +239,8 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
   team.wait();
   // dW₀ᵀ = x₋ᵀ da, dW₁ᵀ = xᵀ da
   S *const dw0 = s.dw, *const dw1 = s.dw + C * G;
-  multiply_panels(team, x_tiles, da_panels + B * PANEL<P>, n - B, dw0, G, C, G, false, n);
-  multiply_panels(team, x_tiles, da_panels, n, dw1, G, C, G, false, n);
+  multiply_panels(team, x_tiles, da_panels + B * PANEL<P>, n - B, dw0, G, C, G, false, all);
+  multiply_panels(team, x_tiles, da_panels, n, dw1, G, C, G, false, all);
   team.wait();
   const auto [g0, g1] = team.share(G);
   for (int64_t g = g0; g < g1; ++g) {

@@ -1,15 +1,35 @@
 // Which instruction set the kernels run on: found once by cpuid, lowered by tests.
 #pragma once
 #include <atomic>
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
-enum class Isa { baseline, avx2, avx512, avx512_bf16 };
+enum class Isa { baseline, avx2, avx512, avx512_bf16, amx };
+
+// Whether tiles of bf16 and int8 are there and the system lets this process use them: it has to be asked first.
+inline bool may_use_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr unsigned BF16 = 1 << 22, TILE = 1 << 24, INT8 = 1 << 25, ALL = BF16 | TILE | INT8;
+  constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a, b, c, d;
+  static const bool may = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & ALL) == ALL &&
+                          syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+  return may;
+#else
+  return false;
+#endif
+}
 
 inline Isa best_isa() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? Isa::avx512_bf16
-                                                                                        : Isa::avx512;
+    return !__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni") ? Isa::avx512
+           : may_use_amx()                                                               ? Isa::amx
+                                                                                         : Isa::avx512_bf16;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::baseline;
@@ -21,6 +41,12 @@ inline std::atomic<Isa> current_isa{best_isa()};
 #if defined(__x86_64__)
 #define CALL_AT(level, T, fn, ...)    \
   switch (level) {                    \
+    case Isa::amx:                    \
+      if constexpr (sizeof(T) <= 2) { \
+        amx::fn(__VA_ARGS__);         \
+        break;                        \
+      }                               \
+      [[fallthrough]];                \
     case Isa::avx512_bf16:            \
       if constexpr (sizeof(T) <= 2) { \
         avx512_bf16::fn(__VA_ARGS__); \

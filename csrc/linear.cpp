@@ -91,7 +91,7 @@ Tensor linear(std::optional<Tensor> x, Tensor weight, Tensor bias, std::optional
   DISPATCH(weight.scalar_type(), "linear", [&] {
     using W = Wide<scalar_t>;
     const int threads = team_size(double(rows) * N * (K + 1));
-    Buffer<W> panels((K + 1) * packed_columns(N)), tiles(threads * SLAB * (K + 1)), slab(threads * SLAB * 48);
+    Buffer<W> panels(packed_length(K) * packed_columns(N)), tiles(threads * SLAB * packed_length(K)), slab(threads * SLAB * 48);
     Buffer<W> table(std::max<int64_t>(S, 1) * N);
     const Linear<scalar_t> args{rows,
                                 K,
@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor da, std::optional<Tens
   DISPATCH(weight.scalar_type(), "linear_backward", [&] {
     using W = Wide<scalar_t>;
     const int threads = team_size(2.0 * rows * N * (K + 1));
-    Buffer<W> panels((N + 1) * packed_columns(K)), tiles(threads * SLAB * (N + 1)), slab(threads * SLAB * 48);
+    Buffer<W> panels(packed_length(N) * packed_columns(K)), tiles(threads * SLAB * packed_length(N)), slab(threads * SLAB * 48);
     Buffer<W> scratch(gemm_scratch(K, N)), dw((K + std::max<int64_t>(S, 1)) * N);
     Buffer<double> total(N);
     const LinearBackward<scalar_t> args{rows,

@@ -68,7 +68,7 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
 
 namespace py = pybind11;
 
-constexpr const char* ISA_NAMES[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+constexpr const char* ISA_NAMES[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
 
 uint64_t checksum(uintptr_t address, int64_t bytes);                                               // checksum.cpp
 std::optional<double> machine_peak(const std::string& kind, int threads, double megabytes);  // machine_peak.cpp

@@ -2,6 +2,7 @@
 #pragma once
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
@@ -27,9 +28,11 @@ inline void check_memory(int64_t count, int64_t size) {
                            std::to_string(int64_t(memory / 1e9)) + " GB of memory");
 }
 
-// Sizes of packed operands (gemm.h), large enough at every level: rows of A, columns of B, scratch of a whole product.
-inline int64_t packed_rows(int64_t m) { return (m + 7) / 8 * 8; }
+// Sizes of packed operands (gemm.h) in numbers of the wide type, large enough at every level: rows of A, columns of B,
+// k of either, scratch of a whole product.
+inline int64_t packed_rows(int64_t m) { return (m + 31) / 32 * 32; }
 inline int64_t packed_columns(int64_t n) { return n + 47; }
+inline int64_t packed_length(int64_t k) { return std::max<int64_t>(k, 16); }
 constexpr int64_t SLICE = 256;  // of k: a packed slice holds as many numbers of the wide type for a row or column
 inline int64_t gemm_scratch(int64_t m, int64_t n) { return (packed_rows(m) + packed_columns(n)) * SLICE; }
 
