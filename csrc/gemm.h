@@ -38,8 +38,14 @@ constexpr int64_t ROW_STEP = STEP<P>;
 // product alone is shallower, for that of the whole operand must stay in the L3 cache.
 template <class P>
 constexpr int64_t DEPTH = 1024 * STEP<P>;
+#ifdef AMX
 template <class P>
 constexpr int64_t PACKED_SLICE = SLICE * STEP<P>;
+#else
+template <class P>
+constexpr int64_t PACKED_SLICE = SLICE / 2 * STEP<P>;
+#endif
+constexpr int64_t L2_BYTES = 1 << 20;  // of packed B that stay in the L2 cache
 // So many steps of k are summed in a register before the sum joins the others: this bounds the rounding of long sums.
 constexpr int64_t SUMMED = 256;
 template <class P>
@@ -492,7 +498,14 @@ void gemm(Team& team, int64_t m, int64_t n, int64_t k, Matrix<TA> a, Matrix<TB> 
     }
     pack_panels(team, Matrix<TB>{b.at(k0, 0), b.si, b.sj}, depth, n, packed_b);
     team.wait();
-    multiply_panels(team, packed_a, packed_b, depth, c, ldc, m, n, add || k0 > 0);
+    // As many panels as the L2 cache holds, and past them this thread's tiles of A, each read once.
+    const int64_t length = packed_depth<P>(depth), panel = length * PANEL<P>;
+    const int64_t group = std::max<int64_t>(1, L2_BYTES / (panel * sizeof(P)));
+    for (int64_t p0 = 0; p0 < panels<P>(n); p0 += group)
+      for (int64_t t = t0; t < t1; ++t)
+        for (int64_t p = p0; p < std::min(p0 + group, panels<P>(n)); ++p)
+          multiply(packed_a + t * length * ROWS, packed_b + p * panel, depth, c + t * ROWS * ldc + p * PANEL<P>, ldc,
+                   std::min(ROWS, m - t * ROWS), std::min(PANEL<P>, n - p * PANEL<P>), add || k0 > 0);
     team.wait();
   }
 }

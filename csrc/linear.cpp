@@ -3,7 +3,9 @@
 
 #include "common.h"
 
-constexpr int64_t SLAB = 32;  // rows worked on at a time: their outputs stay in the L2 cache
+// Rows worked on at a time: packed, they stay in the L2 cache while the weight passes.
+template <class T>
+constexpr int64_t SLAB = 512 / sizeof(T);
 
 template <class T>
 struct Linear {
@@ -91,7 +93,7 @@ Tensor linear(std::optional<Tensor> x, Tensor weight, Tensor bias, std::optional
   DISPATCH(weight.scalar_type(), "linear", [&] {
     using W = Wide<scalar_t>;
     const int threads = team_size(double(rows) * N * (K + 1));
-    Buffer<W> panels(packed_length(K) * packed_columns(N)), tiles(threads * SLAB * packed_length(K)), slab(threads * SLAB * 48);
+    Buffer<W> panels(packed_length(K) * packed_columns(N)), tiles(threads * SLAB<scalar_t> * packed_length(K)), slab(threads * SLAB<scalar_t> * 48);
     Buffer<W> table(std::max<int64_t>(S, 1) * N);
     const Linear<scalar_t> args{rows,
                                 K,
@@ -134,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor da, std::optional<Tens
   DISPATCH(weight.scalar_type(), "linear_backward", [&] {
     using W = Wide<scalar_t>;
     const int threads = team_size(2.0 * rows * N * (K + 1));
-    Buffer<W> panels(packed_length(N) * packed_columns(K)), tiles(threads * SLAB * packed_length(N)), slab(threads * SLAB * 48);
+    Buffer<W> panels(packed_length(N) * packed_columns(K)), tiles(threads * SLAB<scalar_t> * packed_length(N)), slab(threads * SLAB<scalar_t> * 48);
     Buffer<W> scratch(gemm_scratch(K, N)), dw((K + std::max<int64_t>(S, 1)) * N);
     Buffer<double> total(N);
     const LinearBackward<scalar_t> args{rows,

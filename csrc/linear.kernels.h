@@ -4,17 +4,18 @@
 // m [rows, k] · panels for this thread's rows, a slab of rows by a panel of columns at a time:
 // finish(row, its column n0, n1, the product from n0 on).
 template <class T, class F>
-INLINE void multiply_slabs(const Team& team, int64_t rows, int64_t n, int64_t k, const T* m, void* panels, void* tiles,
+INLINE void multiply_slabs(const Team& team, int64_t rows, int64_t n, int64_t k, const T* m, void* panels, void* packed,
                            Wide<T>* slab, F finish) {
   using P = Packed<T>;
   constexpr int64_t W = PANEL<P>;
   const int64_t depth = packed_depth<P>(k);
   const Team alone{0, 1, team.barrier};
-  P* const own_tiles = static_cast<P*>(tiles) + team.id * SLAB * depth;
-  Wide<T>* const own = slab + team.id * SLAB * W;
-  const auto [s0, s1] = team.share((rows + SLAB - 1) / SLAB);
-  for (int64_t r0 = s0 * SLAB; r0 < std::min(s1 * SLAB, rows); r0 += SLAB) {
-    const int64_t here = std::min(SLAB, rows - r0);
+  P* const own_tiles = static_cast<P*>(packed) + team.id * SLAB<T> * depth;
+  Wide<T>* const own = slab + team.id * SLAB<T> * W;
+  const auto [t0, t1] = team.share(tiles(rows));
+  const int64_t last = std::min(t1 * ROWS, rows);
+  for (int64_t r0 = t0 * ROWS; r0 < last; r0 += SLAB<T>) {
+    const int64_t here = std::min(SLAB<T>, last - r0);
     pack_rows(m + r0 * k, 0, here, k, own_tiles);
     for (int64_t n0 = 0; n0 < n; n0 += W) {
       const int64_t n1 = std::min(n0 + W, n);
