@@ -130,12 +130,12 @@ def peak():
     """
     best: dict[tuple, float] = {}
 
-    def measure(*key) -> float | None:
+    def measure(*key) -> float:
         device, *limit = key
         rate = gpu_peak if device == "cuda" else _C.machine_peak
-        rates = [rate(*limit) or 0.0 for _ in range(1 if key in best else 3)]
+        rates = [rate(*limit) for _ in range(1 if key in best else 3)]
         best[key] = max(best.get(key, 0.0), *rates)
-        return best[key] or None
+        return best[key]
 
     return measure
 

@@ -365,20 +365,26 @@ INLINE void unrolled(F f) {
   (std::make_integer_sequence<int, N>());
 }
 
-// c [M · m, V · n] (+)= M · m rows of a tile · columns of a panel; m, n <= 16, full ones where M, V > 1.
-template <class P, int M, int V, class S>
-NOINLINE void multiply_block(const P* a, const P* b, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
-                             int64_t rows) {
-  constexpr int A = M * V, B = A + 1;  // the registers after the sums
+// Zeros and shapes: so many registers of sums [m, n], one of A [m, ROW_STEP] and one of B, [ROW_STEP, n] in steps.
+template <int SUMS>
+INLINE void configure_tiles(int64_t m, int64_t n) {
   struct alignas(64) {
     uint8_t palette = 1, start = 0, reserved[14] = {};
     uint16_t bytes[16] = {};
     uint8_t rows[16] = {};
   } shapes;
-  for (int r = 0; r < A; ++r) shapes.rows[r] = m, shapes.bytes[r] = 4 * n;
-  shapes.rows[A] = m, shapes.bytes[A] = 64;
-  shapes.rows[B] = 16, shapes.bytes[B] = 4 * n;
-  asm volatile("ldtilecfg %0" ::"m"(shapes));  // zeros all registers
+  for (int r = 0; r < SUMS; ++r) shapes.rows[r] = m, shapes.bytes[r] = 4 * n;
+  shapes.rows[SUMS] = m, shapes.bytes[SUMS] = 64;
+  shapes.rows[SUMS + 1] = 16, shapes.bytes[SUMS + 1] = 4 * n;
+  asm volatile("ldtilecfg %0" ::"m"(shapes));
+}
+
+// c [M · m, V · n] (+)= M · m rows of a tile · columns of a panel; m, n <= 16, full ones where M, V > 1.
+template <class P, int M, int V, class S>
+NOINLINE void multiply_block(const P* a, const P* b, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
+                             int64_t rows) {
+  constexpr int A = M * V, B = A + 1;  // the registers after the sums
+  configure_tiles<A>(m, n);
   const auto each_sum = [&](auto f) __attribute__((always_inline)) {
     unrolled<A>([&](auto r) __attribute__((always_inline)) { f(r, c + r / V * 16 * ldc + r % V * 16); });
   };

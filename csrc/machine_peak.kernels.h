@@ -1,16 +1,32 @@
 // Loops that do nothing but multiply and add, or read. Timed by machine_peak.cpp.
 
-// Twelve chains hide the latency of a multiply-add on two ports, in 16 registers.
-// Gives the operations done, and a result so that no compiler drops them.
-inline void multiply_add(int64_t n, float x, double& operations, float& result) {
-  f32 acc[12];
-  for (int i = 0; i < 12; ++i) acc[i] = f32{} + float(i);  // or the chains would be one
+// n rounds of independent multiply-adds of packed operands of T, as many as hide their latency in the registers there
+// are. Gives the operations done, and a result so that no compiler drops them.
+template <class T>
+void multiply_add_rounds(int64_t n, double& operations, float& result) {
+  using P = Packed<T>;
+  using V = vec<P>;
+#ifdef AMX
+  constexpr int SUMS = 6;
+  configure_tiles<SUMS>(16, 16);
   for (int64_t k = 0; k < n; ++k)
-#pragma GCC unroll 12
-    for (int i = 0; i < 12; ++i) acc[i] = acc[i] * x + x;
-  for (int i = 1; i < 12; ++i) acc[0] += acc[i];
-  result = sum(acc[0]);
-  operations = 12.0 * 2 * LANES<float> * n;
+    unrolled<SUMS>([](auto i) __attribute__((always_inline)) { multiply_tiles<P, i, SUMS, SUMS + 1>(); });
+  asm volatile("tilerelease");
+  result = 0;
+  operations = 2.0 * SUMS * 16 * 16 * ROW_STEP<P> * n;
+#else
+  constexpr int SUMS = 3 * ROWS;
+  V sums[SUMS] = {}, x{};
+  for (int i = 0; i < SUMS; ++i) sums[i] += Sum<P>(i);
+  for (int64_t k = 0; k < n; ++k) {
+    hold(x);  // or a compiler would multiply once
+#pragma GCC unroll 24
+    for (int i = 0; i < SUMS; ++i) sums[i] = multiply_add(sums[i], x, x);
+  }
+  for (int i = 1; i < SUMS; ++i) sums[0] += sums[i];
+  result = float(sum(sums[0]));
+  operations = 2.0 * SUMS * LANES<P> * STEP<P> * n;
+#endif
 }
 
 // `bytes` is a multiple of 8 vectors at every level.

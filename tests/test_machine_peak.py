@@ -17,11 +17,15 @@ def test_is_a_rate_and_quick(kind, threads):
     start = perf_counter()
     rate = _C.machine_peak(kind, threads, 2.0)
     assert perf_counter() - start < 2  # a tenth of a second on a quiet machine
-    assert rate is None if kind == "int8" and rate is None else 0.1 < rate < 1e5
+    assert 0.1 < rate < 1e5
 
 
-def test_bf16_is_no_slower_than_float32():
-    assert _C.machine_peak("bf16", 1) > 0.7 * _C.machine_peak("fp32", 1)
+def test_narrow_numbers_are_faster():
+    """Four int8 stand where one float does; of AMX's instructions, one is worth many."""
+    peaks = {kind: _C.machine_peak(kind, 1) for kind in ("fp32", "bf16", "int8")}
+    assert peaks["int8"] > 1.2 * peaks["fp32"]
+    if BEST == "amx":
+        assert peaks["bf16"] > 3 * peaks["fp32"] and peaks["int8"] > 1.5 * peaks["bf16"]
 
 
 def test_no_product_is_faster():
@@ -45,9 +49,10 @@ def test_cache_is_faster_than_memory():
 def test_level_is_obeyed():
     if BEST == "baseline":
         pytest.skip("this machine has one level")
+    best = _C.machine_peak("fp32", 1)
     _C.set_cpu_capability("baseline")
     try:
-        assert _C.machine_peak("fp32", 1) > 0
+        assert _C.machine_peak("fp32", 1) < 0.7 * best  # vectors half as wide, or less
     finally:
         _C.set_cpu_capability(BEST)
 
