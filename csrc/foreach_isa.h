@@ -22,6 +22,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross a call: what takes them is inlined
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own intrinsics set no value where none is needed
 
 #define VECTOR_BYTES 16  // SSE2, NEON
 namespace baseline {

@@ -5,7 +5,6 @@
 template <class T>
 void multiply_add_rounds(int64_t n, double& operations, float& result) {
   using P = Packed<T>;
-  using V = vec<P>;
 #ifdef AMX
   constexpr int SUMS = 6;
   configure_tiles<SUMS>(16, 16);
@@ -16,7 +15,7 @@ void multiply_add_rounds(int64_t n, double& operations, float& result) {
   operations = 2.0 * SUMS * 16 * 16 * ROW_STEP<P> * n;
 #else
   constexpr int SUMS = 3 * ROWS;
-  V sums[SUMS] = {}, x{};
+  vec<P> sums[SUMS] = {}, x{};
   for (int i = 0; i < SUMS; ++i) sums[i] += Sum<P>(i);
   for (int64_t k = 0; k < n; ++k) {
     hold(x);  // or a compiler would multiply once

@@ -12,43 +12,64 @@ using vec = std::conditional_t<std::is_integral_v<T>, i32, std::conditional_t<st
 template <class T>
 constexpr int64_t LANES = VECTOR_BYTES / sizeof(Wide<T>);
 
-// load and store the first n lanes (n < LANES only at the end of a row; missing lanes read as 0)
-template <class T>
-INLINE vec<T> load(const T* p, int64_t n = LANES<T>) {
-  constexpr int64_t w = LANES<T>;
-  T pad[w];
-  if (__builtin_expect(n < w, 0)) {
-    std::memset(pad, 0, sizeof pad);
-    std::memcpy(pad, p, n * sizeof(T));
-    p = pad;
-  }
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    u16 h;
-    std::memcpy(&h, p, sizeof h);
-    return (f32)(__builtin_convertvector(h, u32) << 16);
-  } else {
-    vec<T> v;
+// The first n lanes' worth of memory as V, the rest zeros; and back. Masked where there are such instructions.
+template <class V, class T>
+INLINE V load_bits(const T* p, int64_t n) {
+  V v;
+  if (__builtin_expect(n * int64_t(sizeof(T)) >= int64_t(sizeof v), 1)) {
     std::memcpy(&v, p, sizeof v);
     return v;
   }
+#if VECTOR_BYTES == 64
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (sizeof(T) == 2)
+    return (V)_mm256_maskz_loadu_epi16(mask, p);
+  else if constexpr (sizeof(T) == 4)
+    return (V)_mm512_maskz_loadu_epi32(mask, p);
+  else
+    return (V)_mm512_maskz_loadu_epi64(mask, p);
+#else
+  v = V{};
+  std::memcpy(&v, p, n * sizeof(T));
+  return v;
+#endif
+}
+template <class V, class T>
+INLINE void store_bits(T* p, V v, int64_t n) {
+  if (__builtin_expect(n * int64_t(sizeof(T)) >= int64_t(sizeof v), 1)) {
+    std::memcpy(p, &v, sizeof v);
+    return;
+  }
+#if VECTOR_BYTES == 64
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (sizeof(T) == 2)
+    _mm256_mask_storeu_epi16(p, mask, (__m256i)v);
+  else if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_epi32(p, mask, (__m512i)v);
+  else
+    _mm512_mask_storeu_epi64(p, mask, (__m512i)v);
+#else
+  std::memcpy(p, &v, n * sizeof(T));
+#endif
+}
+
+// load and store the first n lanes (n < LANES only at the end of a row; missing lanes read as 0)
+template <class T>
+INLINE vec<T> load(const T* p, int64_t n = LANES<T>) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return (f32)(__builtin_convertvector(load_bits<u16>(p, n), u32) << 16);
+  else
+    return load_bits<vec<T>>(p, n);
 }
 
 template <class T>
 INLINE void store(T* p, vec<T> v, int64_t n = LANES<T>) {
-  const bool whole = __builtin_expect(n >= LANES<T>, 1);
   if constexpr (std::is_same_v<T, BFloat16>) {
     const u32 b = (u32)v;
     const u32 rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;  // to nearest even
-    const u16 h = __builtin_convertvector((u32)(v == v ? (i32)rounded : (i32)(b >> 16 | 0x40)), u16);
-    if (whole)
-      std::memcpy(p, &h, sizeof h);
-    else
-      std::memcpy(p, &h, n * sizeof(T));
+    store_bits(p, __builtin_convertvector((u32)(v == v ? (i32)rounded : (i32)(b >> 16 | 0x40)), u16), n);
   } else {
-    if (whole)
-      std::memcpy(p, &v, sizeof v);
-    else
-      std::memcpy(p, &v, n * sizeof(T));
+    store_bits(p, v, n);
   }
 }
 
