@@ -492,7 +492,8 @@ def test_lines_left_out_or_changed_are_counted(tmp_path):
     assert corpus.counts() == {"lines": 6, "empty": 2, "too_long": 2, "normalized": 2}
     assert corpus.notes() == [
         f"{path}: 4 of 6 lines left out: 2 empty, 2 too long (over 11 bytes)",
-        f"{path}: 2 of 6 lines changed by their normalization",
+        f"{path}: 2 of 6 lines changed by normalization "
+        "(tweets: links become url, @handles @userid)",
     ]
     path.write_text("ab\ncd\n")
     assert LineCorpus(path, 12, normalise=normalise_tweet).notes() == []

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from fastvae.text import tweets
 from fastvae.text.files import CHUNK, MappedArray, byte_chunks, lines, stored, text_chunks
-from fastvae.text.reading import LINES, NORMALIZERS, WINDOWS, Reading, normalization_name
+from fastvae.text.reading import (
+    LINES,
+    NORMALIZATIONS,
+    NORMALIZERS,
+    WINDOWS,
+    Reading,
+    normalization_name,
+)
 from fastvae.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
 
 PathLike = str | os.PathLike
@@ -31,7 +38,7 @@ class LineCounts:
     too_long: int = 0
     normalized: int = 0  # changed by the normalization
 
-    def notes(self, name: str, room: int, unit: str) -> list[str]:
+    def notes(self, name: str, room: int, unit: str, normalization: str) -> list[str]:
         """A sentence about lines left out and one about lines changed, where there are any."""
         found = []
         of = f"of {self.lines:,} lines"
@@ -41,7 +48,8 @@ class LineCounts:
                 f"(over {room} {unit}s)"
             )
         if self.normalized:
-            found.append(f"{name}: {self.normalized:,} {of} changed by their normalization")
+            how = NORMALIZATIONS.get(normalization, normalization)
+            found.append(f"{name}: {self.normalized:,} {of} changed by normalization ({how})")
         return found
 
 
@@ -253,7 +261,8 @@ class LineCorpus(Corpus):
         return asdict(self._counts)
 
     def notes(self) -> list[str]:
-        return self._counts.notes(self.name, self.length - 1, self.vocabulary.unit)
+        room, unit = self.length - 1, self.vocabulary.unit
+        return self._counts.notes(self.name, room, unit, self.reading.normalization)
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
         return self._samples(torch.randint(len(self), (count,), generator=generator, device="cpu"))
