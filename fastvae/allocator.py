@@ -19,7 +19,10 @@ def keep_freed_memory() -> None:
     glibc.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first large tensor
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    try:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    except (TypeError, OSError):  # there is no such handle on Windows
+        return
     if mallopt is not None:
         for parameter, value in _SETTINGS.items():
             mallopt(parameter, value)

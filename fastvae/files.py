@@ -23,6 +23,8 @@ DTYPES = {
     "I64": torch.int64,
 }
 
+LARGEST = 1 << 24  # bytes of a JSON file or of a header
+
 
 class DamagedFileError(ValueError):
     """A file whose content is not what was written."""
@@ -59,12 +61,20 @@ def write_json(path: Path, content: Any) -> None:
         write_bytes(path, encoded)
 
 
+def read_limited(path: Path) -> bytes:
+    """A file's bytes, LARGEST at most. Raises ValueError where it has more."""
+    with open(path, "rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"{path} is too large: it may have {LARGEST >> 20} MiB")
+    return content
+
+
 def read_json(path: Path) -> Any:
-    """A JSON file of at most 16 MB. Raises ValueError where it is none."""
-    if path.stat().st_size > 1 << 24:
-        raise ValueError(f"{path} is too large for a file of settings")
+    """A JSON file of at most 16 MiB. Raises ValueError where it is none."""
+    content = read_limited(path)
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {first_line(error)}") from error
 
@@ -83,6 +93,10 @@ def write_tensors(
 def open_tensors(path: Path):
     """A safetensors file with its header read, no tensor yet. DamagedFileError where it is none."""
     try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > LARGEST:
+            raise DamagedFileError(f"{path} is damaged (a header of {size:,} bytes)")
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist") from error

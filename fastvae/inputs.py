@@ -1,17 +1,26 @@
 """What the commands read: models, files, texts on standard input."""
 
+import codecs
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastvae.checkpoint import load
 from fastvae.models.vae import TextVAE
-from fastvae.presets import CHARACTERS, TWEETS, open_corpus
-from fastvae.terminal import console, one_line
-from fastvae.text import Corpus, Vocabulary, normalise_tweet
+from fastvae.presets import READINGS, TWEETS, read_corpus
+from fastvae.terminal import console, escape, one_line
+from fastvae.text import ByteVocabulary, Corpus, Reading, Vocabulary
+from fastvae.text.corpus import LineCounts, normalized_lines
+from fastvae.text.files import CHUNK, byte_chunks, stream_chunks
+from fastvae.text.reading import LINES, NORMALIZERS, WINDOWS, load_reading
+
+STANDARD_INPUT = "standard input"
 
 
 def load_model(
@@ -35,28 +44,180 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def open_for(model: TextVAE, vocabulary: Vocabulary, path: Path) -> Corpus:
-    """A file, read as the model's training text was."""
-    text = CHARACTERS if vocabulary.end_id is None else TWEETS
-    return open_corpus(path, model.length, vocabulary, text=text)
+def find_reading(
+    folder: Path, model: TextVAE, kind: str | None = None, normalization: str | None = None
+) -> Reading:
+    """How the model's training text was read, unless `kind` or `normalization` say otherwise.
+
+    A model without a record reads as those of the command line do that have or lack an end symbol.
+    Raises ValueError where only Python can read as the record says.
+    """
+    reading = load_reading(folder)
+    if reading is None:
+        reading = Reading(WINDOWS) if model.end_id is None else READINGS[TWEETS]
+    if kind not in (None, WINDOWS, LINES):
+        raise ValueError(f"--read {kind}: text is read as {WINDOWS} or {LINES}")
+    if kind not in (None, reading.kind):
+        reading = Reading(kind)
+    if reading.kind not in (WINDOWS, LINES):
+        raise ValueError(
+            f"{folder} was trained on {reading.kind}, a corpus that the command line cannot make: "
+            f"say how to read with --read {WINDOWS} or --read {LINES}"
+        )
+    if normalization is not None:
+        return reading.normalized_by(normalization)
+    if reading.normalization not in NORMALIZERS:
+        raise ValueError(
+            f"{folder} was trained on lines that {reading.normalization} had normalized, which the "
+            "command line cannot call: normalize the text with it and say --normalize none"
+        )
+    return reading
 
 
-def token_batches(
-    model: TextVAE, vocabulary: Vocabulary, data: Path | None, limit: int | None, batch_size: int
-) -> tuple[int, Iterator[Tensor]]:
-    """How many texts a file or standard input has, and their tokens [<= batch_size, L]."""
-    if data is not None:
-        corpus = open_for(model, vocabulary, data)
-        return min(len(corpus), limit or len(corpus)), corpus.batches(batch_size, limit)
-    texts = _read_texts(vocabulary)[:limit]
-    return len(texts), iter(encode_texts(model, vocabulary, texts).split(batch_size))
+def open_for(model: TextVAE, vocabulary: Vocabulary, reading: Reading, path: Path) -> Corpus:
+    """A file as a corpus, read as the model's training text was. ValueError for other models."""
+    if reading.kind == LINES and not isinstance(vocabulary, ByteVocabulary):
+        raise ValueError(
+            f"{path}: windows of characters and lines of bytes can be read from a file, "
+            "not lines of characters, which this model is for"
+        )
+    return read_corpus(path, model.length, reading, vocabulary)
 
 
-def encode_texts(model: TextVAE, vocabulary: Vocabulary, texts: Iterable[str]) -> Tensor:
-    """Tokens [N, L] of texts as the model read its own: tweets normalised, windows cut to L."""
-    whole_lines = vocabulary.end_id is not None
-    rows = (normalise_tweet(text) if whole_lines else text[: model.length] for text in texts)
-    return torch.tensor([vocabulary.encode_sample(row, model.length) for row in rows], device="cpu")
+def tell(notes: Iterable[str]) -> None:
+    """Lines on standard error, whatever they hold."""
+    for note in notes:
+        console(stderr=True).print(escape(note), soft_wrap=True)
+
+
+@dataclass
+class LineTokens:
+    """Each line of a file, or of standard input where `path` is None, as tokens.
+
+    Windows of L symbols take the first L of a line; `cut` counts the lines that have more. A line
+    that does not fit otherwise gives None, or with `strict` raises ValueError. Iterate once.
+    """
+
+    vocabulary: Vocabulary
+    length: int
+    reading: Reading
+    path: Path | None = None
+    strict: bool = False
+    counts: LineCounts = field(default_factory=LineCounts)
+    cut: int = 0
+    first_too_long: int | None = None
+
+    @property
+    def name(self) -> str:
+        return STANDARD_INPUT if self.path is None else str(self.path)
+
+    @property
+    def end_id(self) -> int | None:
+        """What ends a line: windows go on until they are full."""
+        return self.vocabulary.end_id if self.reading.kind == LINES else None
+
+    @property
+    def room(self) -> int:
+        return self.length - (self.end_id is not None)
+
+    def __iter__(self) -> Iterator[np.ndarray | None]:
+        """Tokens [L] of each line in order. Raises ValueError naming a line that has none."""
+        normalize = NORMALIZERS[self.reading.normalization]
+        for line in normalized_lines(self._chunks(), normalize, self.counts):
+            number = self.counts.lines
+            row = self.encode(line, f"line {number} of {self.name}")
+            if not line:
+                self.counts.empty += 1
+            if row is None:
+                self.counts.too_long += 1
+                self.first_too_long = self.first_too_long or number
+            yield row
+        if not self.counts.lines:
+            if self.path is not None:
+                raise ValueError(f"{self.path} is empty")
+            raise ValueError(
+                "standard input holds no text: pipe one in, or name a file with --data"
+            )
+
+    def encode(self, line: bytes, name: str) -> np.ndarray | None:
+        """Tokens [L] of a text that is normalized already and that errors call `name`."""
+        symbols = line
+        if not isinstance(self.vocabulary, ByteVocabulary):
+            try:  # a line of a MiB may have been cut within a character
+                symbols, _ = codecs.utf_8_decode(line, "strict", len(line) < CHUNK)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{name} is not UTF-8 at byte {error.start}") from None
+        if len(symbols) > self.room:
+            if self.reading.kind == WINDOWS:
+                self.cut += 1
+                symbols = symbols[: self.room]
+            elif self.strict:
+                raise ValueError(
+                    f"{name} has {len(symbols)} {self.vocabulary.unit}s, more than the {self.room} "
+                    f"that fit: {symbols[:40]!r}"
+                )
+            else:
+                return None
+        if isinstance(symbols, str):
+            ids = self.vocabulary.encode_array(symbols, source=name)
+        else:
+            ids = self.vocabulary.encode_bytes(symbols)
+        row = np.full(self.length, self.vocabulary.pad_id, np.int64)
+        row[: len(ids)] = ids
+        if self.end_id is not None:
+            row[len(ids)] = self.end_id
+        return row
+
+    def notes(self, *, every_line: bool) -> list[str]:
+        """Sentences about the lines that were not read as they are; `every_line` has a row."""
+        of, unit = f"of {self.counts.lines:,} lines", self.vocabulary.unit
+        found = []
+        if self.cut:
+            found.append(
+                f"{self.name}: {self.cut:,} {of} have more than {self.room} {unit}s: "
+                f"only their first {self.room} were read"
+            )
+        if not every_line:
+            return found + self._counted(self.counts)
+        if self.counts.empty:
+            found.append(
+                f"{self.name}: {self.counts.empty:,} {of} empty: their rows are of the empty text"
+            )
+        if self.counts.too_long:
+            found.append(
+                f"{self.name}: {self.counts.too_long:,} {of} too long (over {self.room} {unit}s), "
+                f"the first is line {self.first_too_long:,}: their rows are NaN"
+            )
+        return found + self._counted(replace(self.counts, empty=0, too_long=0))
+
+    def _counted(self, counts: LineCounts) -> list[str]:
+        unit, normalization = self.vocabulary.unit, self.reading.normalization
+        return counts.notes(self.name, self.room, unit, normalization)
+
+    def _chunks(self) -> Iterator[bytes]:
+        if self.path is not None:
+            return byte_chunks(self.path)
+        if sys.stdin.isatty():
+            console(stderr=True).print("Type texts, one a line, then Ctrl-D.")
+        return stream_chunks(sys.stdin.buffer, STANDARD_INPUT)
+
+
+def encode_texts(
+    model: TextVAE, vocabulary: Vocabulary, reading: Reading, texts: dict[str, str]
+) -> Tensor:
+    """Tokens [N, L] of texts by name, read as the model's training text was.
+
+    Raises ValueError naming a text that does not fit, or that holds unknown characters.
+    """
+    encoder = LineTokens(vocabulary, model.length, reading, strict=True)
+    normalize = NORMALIZERS[reading.normalization] or str
+    rows = []
+    for name, text in texts.items():
+        before = encoder.cut
+        rows.append(encoder.encode(normalize(text).encode("utf-8", "surrogateescape"), name))
+        if encoder.cut > before:
+            tell([f"only the first {encoder.room} {vocabulary.unit}s of {name} were read"])
+    return torch.from_numpy(np.stack(rows))
 
 
 @torch.no_grad()
@@ -65,17 +226,8 @@ def posterior(model: TextVAE, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return model.posterior(tokens.to(next(model.parameters()).device))
 
 
-def _read_texts(vocabulary: Vocabulary) -> list[str]:
-    """Standard input's lines that are not empty."""
-    if sys.stdin.isatty():
-        console(stderr=True).print("Type texts, one a line, then Ctrl-D.")
-    # A model of bytes reads any; one of characters has none for what is not UTF-8.
-    errors = "surrogateescape" if vocabulary.unit == "byte" else "strict"
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8", errors)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8 at byte {error.start}") from error
-    texts = [line for line in text.split("\n") if line]
-    if not texts:
-        raise ValueError("standard input holds no text: pipe one in, or name a file with --data")
-    return texts
+def in_batches(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of `size` items, the last one perhaps shorter."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch

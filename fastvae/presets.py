@@ -18,14 +18,16 @@ from fastvae.text import (
     ByteVocabulary,
     Corpus,
     LineCorpus,
+    Reading,
     Vocabulary,
     WindowCorpus,
-    normalise_tweet,
 )
+from fastvae.text.reading import LINES, NORMALIZERS, WINDOWS
 from fastvae.training_config import TrainingConfig
 
 MODELS = {"HybridVAE": HybridVAE, "LSTMVAE": LSTMVAE}
 CHARACTERS, TWEETS = "characters", "tweets"
+READINGS = {CHARACTERS: Reading(WINDOWS), TWEETS: Reading(LINES, "tweets")}
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,27 @@ def open_corpus(
     cache: Path | None = None,
 ) -> Corpus:
     """A file as a corpus of this kind of text; `vocabulary` None makes the file's own."""
-    if text == TWEETS:
-        vocabulary = vocabulary or ByteVocabulary()
-        return LineCorpus(
-            path, length, vocabulary=vocabulary, normalise=normalise_tweet, cache=cache
-        )
-    return WindowCorpus(path, length, vocabulary=vocabulary, cache=cache)
+    return read_corpus(path, length, READINGS[text], vocabulary, cache=cache)
+
+
+def read_corpus(
+    path: Path,
+    length: int,
+    reading: Reading,
+    vocabulary: Vocabulary | None = None,
+    *,
+    cache: Path | None = None,
+) -> Corpus:
+    """A file as a corpus that reads it this way; `vocabulary` None makes the file's own."""
+    if reading.kind == WINDOWS:
+        return WindowCorpus(path, length, vocabulary=vocabulary, cache=cache)
+    return LineCorpus(
+        path,
+        length,
+        vocabulary=vocabulary or ByteVocabulary(),
+        normalise=NORMALIZERS[reading.normalization],
+        cache=cache,
+    )
 
 
 def build_model(preset: Preset, vocabulary: Vocabulary) -> TextVAE:

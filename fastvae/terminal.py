@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,19 +12,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+# Of bidirectional text: they change the order of what follows them on the line.
+_REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
 
 def escape(text: str) -> str:
-    """`text` on one line and harmless: newline as ⏎, other unprintable characters as \\xNN."""
-    return "".join(_escape_character(c) for c in text)
+    """`text` on one line and harmless, for people to read; JSON is the form for programs.
+
+    A newline becomes ⏎; control characters, those that reorder the line, bytes that are no UTF-8
+    (surrogate escapes) and characters unknown to Unicode become \\xNN or \\uNNNN. All else stays as
+    it is: spaces of every kind, joiners, soft hyphens, backslashes.
+    """
+    return "".join(c if c.isprintable() else _escape_character(c) for c in text)
 
 
 def _escape_character(c: str) -> str:
     if c == "\n":
         return "⏎"
-    if c.isprintable():
+    category = unicodedata.category(c)
+    if category == "Zs" or (category == "Cf" and unicodedata.bidirectional(c) not in _REORDERING):
         return c
+    code = ord(c)
+    if 0xDC80 <= code <= 0xDCFF:  # what surrogateescape makes of a byte
+        code -= 0xDC00
     # backslashreplace leaves what UTF-8 can encode alone, so go through ASCII.
-    return c.encode("ascii", "backslashreplace").decode() if ord(c) > 127 else f"\\x{ord(c):02x}"
+    return f"\\x{code:02x}" if code < 256 else c.encode("ascii", "backslashreplace").decode()
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -32,14 +45,16 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def progress() -> Progress:
-    """A progress bar on standard error that vanishes when done."""
+    """A progress bar on standard error that vanishes when done; nothing where it is no terminal."""
+    shown = console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=console(stderr=True),
+        console=shown,
         transient=True,
+        disable=not shown.is_terminal,
     )
 
 
@@ -50,8 +65,23 @@ def track(values: Iterable, description: str, total: int | None = None) -> Itera
 
 
 def print_json(value: Any) -> None:
-    """`value` as one JSON document on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """`value` as one JSON document on standard output.
+
+    A byte that is no UTF-8 comes out as Python's surrogate escape: F1 as \\udcf1.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    print(text)
+
+
+def print_bytes(line: bytes) -> None:
+    """A line on standard output, exactly these bytes."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> Table:

@@ -6,6 +6,7 @@ shared out: a checkpoint needs no generator's state, and two processes see what 
 
 import gc
 import hashlib
+import itertools
 import math
 import threading
 import time
@@ -24,6 +25,7 @@ from fastvae.metrics import bits_per_character, count_characters, evaluate
 from fastvae.models.vae import trusting
 from fastvae.processes import joined, stop_signals, wire, wrapped
 from fastvae.run_folder import METRICS, RunFolder
+from fastvae.text.reading import record_reading
 from fastvae.training_config import TrainingConfig
 from fastvae.training_display import TrainingDisplay
 
@@ -60,7 +62,7 @@ def train(
         trainer = _Trainer(model, corpus, config, validation, group)
         stack.callback(trainer.release)
         if trainer.rank == 0:
-            display = stack.enter_context(TrainingDisplay(console, config.steps))
+            display = stack.enter_context(TrainingDisplay(console, config.steps, config.kl_target))
             run = RunFolder(run_dir, resume=resume, say=display.say)
             stack.callback(run.close)
             trainer.attach(run, display)
@@ -125,6 +127,10 @@ class _Trainer:
         else:
             run.check(self.model, vocabulary, self.config, fingerprint)
             state = load_latest(run.path, self.model, self.optimizer, say)
+        record_reading(run.path, self.corpus)
+        notes = [getattr(data, "notes", list)() for data in (self.corpus, self.validation)]
+        for note in dict.fromkeys(itertools.chain(*notes)):
+            say(note)
         if state:
             self.step = self.saved_at = state["step"]
             self.best, self.window = state["best"], state["window"]
@@ -166,6 +172,8 @@ class _Trainer:
         interrupted = False
         if self.run and self.step >= self.config.steps:
             self.display.say(f"the run is at step {self.step} already: raise steps to go on")
+        if self.run and self.config.steps < self.config.kl_end:
+            self.display.say(_unfinished_annealing(self.config))
         self.clock = time.perf_counter()
         while self.step < self.config.steps and not interrupted:
             self._train_step()
@@ -345,7 +353,8 @@ class _Trainer:
         tokens = self.model.generate(z.to(next(self.model.parameters())))
         self.display.say(f"samples at step {self.step}")
         for row in tokens.tolist():
-            self.display.say("  " + self.corpus.vocabulary.decode(row))
+            text = self.corpus.vocabulary.decode_bytes(row)
+            self.display.say("  " + text.decode("utf-8", "surrogateescape"))
 
     def _save(self) -> None:
         self.run.sync()
@@ -356,6 +365,14 @@ class _Trainer:
         names = ("step", "best", "window")
         state = {"seed": self.config.seed, **{name: getattr(self, name) for name in names}}
         save_checkpoint(path, self.model, self.optimizer, state, keep)
+
+
+def _unfinished_annealing(config: TrainingConfig) -> str:
+    last = config.kl_schedule(config.steps - 1)
+    return (
+        f"the KL weight is annealed until step {config.kl_end} (kl_end), but the run ends at step "
+        f"{config.steps} (steps), with a weight of {last:.3g} instead of {config.kl_target:g}"
+    )
 
 
 def _generator(seed: int, step: int | str) -> torch.Generator:

@@ -12,9 +12,9 @@ from fastvae import terminal
 class TrainingDisplay:
     """A progress bar on a terminal, elsewhere a line every ten seconds; texts come out escaped."""
 
-    def __init__(self, console: Console | None, steps: int) -> None:
+    def __init__(self, console: Console | None, steps: int, kl_target: float) -> None:
         self.console = console or terminal.console(stderr=True)
-        self.steps, self.spoken = steps, time.monotonic()
+        self.steps, self.spoken, self.kl_target = steps, time.monotonic(), kl_target
         self.bar = None
         if self.console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -42,8 +42,8 @@ class TrainingDisplay:
         text = ""
         if record:
             text = (
-                f"rec {record['reconstruction']:.2f}  KL {record['kl']:.2f}  "
-                f"bpc {record['bpc']:.3f}  {record['steps_per_second']:.1f} steps/s  "
+                f"rec {record['reconstruction']:.2f}  {self._bound(record)}  "
+                f"{record['steps_per_second']:.1f} steps/s  "
                 f"{record['characters_per_second']:,.0f} characters/s"
             )
         if self.bar:
@@ -51,3 +51,9 @@ class TrainingDisplay:
         elif text and (time.monotonic() - self.spoken > 10 or step == self.steps):
             self.say(f"step {step} of {self.steps}  {text}")
             self.spoken = time.monotonic()
+
+    def _bound(self, record: dict[str, Any]) -> str:
+        """The KL, and the bits per character once its weight makes the bound mean something."""
+        if record["kl_weight"] < self.kl_target:
+            return f"KL {record['kl']:,.2f} (weight {record['kl_weight']:.3g})"
+        return f"KL {record['kl']:,.2f}  bpc {record['bpc']:.3f}"

@@ -188,6 +188,14 @@ def test_truncated_weights(saved):
             checkpoint.load(saved)
 
 
+def test_a_header_without_end_is_not_read(saved):
+    with open(saved / "model.safetensors", "wb") as file:
+        file.write((80 << 20).to_bytes(8, "little"))
+        file.truncate(90 << 20)
+    with pytest.raises(DamagedFileError, match=r"damaged \(a header of 83,886,080 bytes"):
+        checkpoint.load(saved)
+
+
 def test_missing_files(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         checkpoint.load(tmp_path / "nowhere")

@@ -1,15 +1,33 @@
+import bz2
+import codecs
+import copy
 import gzip
+import importlib
+import io
+import lzma
 import os
+import pickle
+import stat
 import subprocess
 import sys
+import tarfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from fastvae.text import ByteVocabulary, CharVocabulary, LineCorpus, WindowCorpus, normalise_tweet
+from fastvae.text import (
+    ByteVocabulary,
+    CharVocabulary,
+    LineCorpus,
+    Reading,
+    SyntheticCorpus,
+    WindowCorpus,
+    normalise_tweet,
+)
 from fastvae.text import files as text_files
 
 TEXT = "the first line\nthe second line\n" * 20
@@ -102,6 +120,8 @@ def test_a_given_vocabulary_is_used_as_it_is(tmp_path, chunk):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_invalid_utf8_names_the_byte(tmp_path, chunk, before, bad, after):
     data = before.encode() + bad + after.encode()
+    assume(not data.startswith(codecs.BOM_UTF8))
+    assume(not any(begin.match(data) for begin, *_ in text_files._FORMATS))
     path = tmp_path / "text"
     path.write_bytes(data)
     try:
@@ -242,6 +262,21 @@ def contents(folder):
     return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()}
 
 
+def flip_a_byte(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = [
+    lambda file: file.write_bytes(b"{"),
+    lambda file: file.write_bytes(b""),
+    lambda file: file.write_bytes(b'{"notes": {}, "digests": 3}'),
+    lambda file: file.unlink(),
+    flip_a_byte,
+]
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -258,10 +293,12 @@ class TestCache:
         again = make(path, cache)
         assert contents(cache) == before
         assert torch.equal(fixed_pass(again), first)
-        # the samples are read from the cache and from nowhere else
-        (data,) = [file for file in cache.iterdir() if file.suffix in (".ids", ".bytes")]
-        data.write_bytes(data.read_bytes()[::-1])
-        assert not torch.equal(fixed_pass(make(path, cache)), first)
+
+    def test_only_its_owner_may_read_it(self, make, tmp_path):
+        path, cache = tmp_path / "text", tmp_path / "cache"
+        path.write_text(TEXT)
+        make(path, cache)
+        assert {stat.S_IMODE(file.stat().st_mode) for file in cache.iterdir()} == {0o600}
 
     def test_another_text_is_read_anew(self, make, tmp_path):
         path, cache = tmp_path / "text", tmp_path / "cache"
@@ -276,7 +313,7 @@ class TestCache:
         path, cache = tmp_path / "text", tmp_path / "cache"
         path.write_text(TEXT)
         first = fixed_pass(make(path, cache))
-        for damage in (lambda file: file.write_bytes(b"{"), lambda file: file.unlink()):
+        for damage in DAMAGES:
             for file in list(cache.iterdir()):
                 damage(file)
                 assert torch.equal(fixed_pass(make(path, cache)), first)
@@ -296,6 +333,27 @@ class TestCache:
             make(path, cache)
         assert list(cache.iterdir()) == []
 
+    def test_what_a_killed_build_left_is_removed(self, make, tmp_path):
+        path, cache = tmp_path / "text", tmp_path / "cache"
+        path.write_text(TEXT)
+        left, used = cache / "partial-killed", cache / "partial-used"
+        for folder in (left, used):
+            folder.mkdir(parents=True)
+            (folder / "ids").write_text(TEXT)
+        with text_files._locked(used):  # as a build that goes on in another process
+            make(path, cache)
+        assert not left.exists() and used.exists()
+
+    @pytest.mark.parametrize("letter", ["n", "ñ", "名"])
+    def test_the_longest_file_names(self, make, letter, tmp_path):
+        name = letter * (255 // len(letter.encode()))
+        path, cache = tmp_path / name, tmp_path / "cache"
+        path.write_text(TEXT)
+        first = fixed_pass(make(path, cache))
+        before = contents(cache)
+        assert torch.equal(fixed_pass(make(path, cache)), first)
+        assert contents(cache) == before
+
     def test_temporary_by_default(self, make, tmp_path, monkeypatch):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
         (tmp_path / "temporary").mkdir()
@@ -306,6 +364,22 @@ class TestCache:
         assert len(corpus.batch(3, generator())) == 3
         del corpus
         assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_build_that_is_killed_leaves_nothing_for_long(tmp_path):
+    path, cache = tmp_path / "text", tmp_path / "cache"
+    path.write_text(TEXT)
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from fastvae.text.files import stored\n"
+        "stored(Path(sys.argv[1]), Path(sys.argv[2]), {}, lambda folder: os._exit(9))"
+    )
+    command = [sys.executable, "-c", program, str(path), str(cache)]
+    assert subprocess.run(command, cwd=tmp_path).returncode == 9
+    assert len(list(cache.glob("partial-*"))) == 1
+    LineCorpus(path, 20, cache=cache)
+    assert not list(cache.glob("partial-*"))
 
 
 def test_cache_tells_settings_apart(tmp_path):
@@ -334,6 +408,214 @@ def test_cache_tells_settings_apart(tmp_path):
         assert decoded(normalise=replaced)[2] == f"{letter}a{letter}"
     with pytest.raises(ValueError, match="no line fits"):
         LineCorpus(path, 3, cache=cache)
+
+
+def test_lines_never_come_from_an_older_function(tmp_path, monkeypatch):
+    """What a function calls may change while its own source does not."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "text").write_text("Anna\nBert\n")
+    module = tmp_path / "cleaning.py"
+    for method, expected in (("upper", ["ANNA", "BERT"]), ("lower", ["anna", "bert"])):
+        module.write_text(
+            f"def helper(line): return line.{method}()\ndef clean(line): return helper(line)\n"
+        )
+        monkeypatch.delitem(sys.modules, "cleaning", raising=False)
+        importlib.invalidate_caches()
+        clean = importlib.import_module("cleaning").clean
+        corpus = LineCorpus(tmp_path / "text", 8, normalise=clean, cache=tmp_path / "cache")
+        assert [corpus.vocabulary.decode(row) for row in fixed_pass(corpus)] == expected
+        assert corpus.reading == Reading("lines", "cleaning.clean")
+
+
+# Datasets
+
+
+@pytest.fixture(params=["windows", "lines", "text", "synthetic"])
+def corpus(request, tmp_path):
+    path = tmp_path / "text"
+    path.write_text(TEXT)
+    return {
+        "windows": lambda: WindowCorpus(path, 8),
+        "lines": lambda: LineCorpus(path, 20),
+        "text": lambda: WindowCorpus.from_text(TEXT, 8),
+        "synthetic": lambda: SyntheticCorpus(samples=20),
+    }[request.param]()
+
+
+def test_an_index_gives_a_sample_of_the_fixed_pass(corpus):
+    rows = fixed_pass(corpus)
+    assert torch.equal(corpus[3], rows[3])
+    assert torch.equal(corpus[-1], rows[-1])
+    assert torch.equal(torch.stack(list(corpus)), rows)
+    for index in (len(rows), -len(rows) - 1):
+        with pytest.raises(IndexError, match=f"index {index} .* {len(rows)} samples"):
+            corpus[index]
+
+
+def test_copies_read_the_same(corpus):
+    for copied in (pickle.loads(pickle.dumps(corpus)), copy.deepcopy(corpus)):
+        assert torch.equal(fixed_pass(copied), fixed_pass(corpus))
+        assert torch.equal(copied.batch(5, generator()), corpus.batch(5, generator()))
+        assert copied.vocabulary == corpus.vocabulary
+        assert (copied.counts(), copied.reading) == (corpus.counts(), corpus.reading)
+
+
+@pytest.mark.parametrize("context", [None, "fork", "spawn"])
+def test_a_data_loader_serves_the_fixed_pass(corpus, context):
+    workers = {"num_workers": 2, "multiprocessing_context": context} if context else {}
+    loader = torch.utils.data.DataLoader(corpus, batch_size=7, **workers)
+    assert torch.equal(torch.cat(list(loader)), fixed_pass(corpus))
+    assert len(corpus.batch(3, generator())) == 3  # the workers' end leaves the files alone
+
+
+def test_a_pickle_outlives_its_cache_with_a_word(tmp_path):
+    path, cache = tmp_path / "text", tmp_path / "cache"
+    path.write_text(TEXT)
+    corpus = WindowCorpus(path, 8, cache=cache)
+    pickled = pickle.dumps(corpus)
+    (ids,) = cache.glob("*.ids")
+    ids.write_bytes(ids.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"\.ids has changed since"):
+        pickle.loads(pickled)
+    ids.unlink()
+    with pytest.raises(FileNotFoundError, match=r"\.ids is gone.* a cache folder that stays"):
+        pickle.loads(pickled)
+
+
+# What is left out
+
+
+def test_lines_left_out_or_changed_are_counted(tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes(b"@a b\n\nabcdefghijkl\n\r\nhi\n@ann " + b"x" * 9 + b"\n")
+    corpus = LineCorpus(path, 12, normalise=normalise_tweet)
+    assert corpus.counts() == {"lines": 6, "empty": 2, "too_long": 2, "normalized": 2}
+    assert corpus.notes() == [
+        f"{path}: 4 of 6 lines left out: 2 empty, 2 too long (over 11 bytes)",
+        f"{path}: 2 of 6 lines changed by normalization "
+        "(tweets: links become url, @handles @userid)",
+    ]
+    path.write_text("ab\ncd\n")
+    assert LineCorpus(path, 12, normalise=normalise_tweet).notes() == []
+
+
+def test_characters_after_the_last_window_are_counted():
+    corpus = WindowCorpus.from_text("abcdefg", 3)
+    assert corpus.counts() == {"characters_left_over": 1}
+    corpus = WindowCorpus.from_text("é" * 5, 3, vocabulary=ByteVocabulary())
+    assert corpus.counts() == {"bytes_left_over": 1}
+
+
+# Encodings and formats
+
+PLAIN = "".join(f"name number {n}\n" for n in range(400))
+
+
+def tar(format):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=format) as file:
+        member = tarfile.TarInfo("names.txt")
+        member.size = len(PLAIN)
+        file.addfile(member, io.BytesIO(PLAIN.encode()))
+    return content.getvalue()
+
+
+def zipped():
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("names.txt", PLAIN)
+    return content.getvalue()
+
+
+NOT_TEXT = {
+    "UTF-16 text": PLAIN.encode("utf-16"),
+    "UTF-16 text ": PLAIN.encode("utf-16-be"),
+    "UTF-16 text  ": codecs.BOM_UTF16_BE + PLAIN.encode("utf-16-be"),
+    "UTF-32 text": PLAIN.encode("utf-32"),
+    "an xz file": lzma.compress(PLAIN.encode()),
+    "an LZMA file": lzma.compress(PLAIN.encode(), lzma.FORMAT_ALONE),
+    "a bzip2 file": bz2.compress(PLAIN.encode()),
+    "a bzip2 file ": bz2.compress(b""),
+    "a Zstandard file": b"\x28\xb5\x2f\xfd\x24\x05" + b"names",
+    "a zip file": zipped(),
+    "a Parquet file": b"PAR1\x15\x04\x15\x1c" + b"names",
+    "a tar file": tar(tarfile.USTAR_FORMAT),
+    "a tar file ": tar(tarfile.GNU_FORMAT),
+    "a tar file  ": tar(tarfile.PAX_FORMAT),
+    "a gzip file": gzip.compress(PLAIN.encode()),
+}
+READERS = [
+    lambda path: WindowCorpus(path, 64),
+    lambda path: WindowCorpus(path, 64, vocabulary=ByteVocabulary()),
+    lambda path: LineCorpus(path, 64),
+]
+
+
+@pytest.mark.parametrize("make", READERS, ids=["characters", "bytes", "lines"])
+@pytest.mark.parametrize("what", NOT_TEXT)
+def test_files_that_are_no_text_are_refused(make, what, tmp_path):
+    path, content = tmp_path / "names.txt", NOT_TEXT[what]
+    if what != "a gzip file":
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"names\.txt is {what.strip()}, not text in UTF-8: "):
+            make(path)
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match=rf"unpacked, is {what.strip()}, not text in UTF-8: "):
+        make(path)
+
+
+@pytest.mark.parametrize("make", READERS, ids=["characters", "bytes", "lines"])
+@pytest.mark.parametrize("name", ["names", "names.txt", "NAMES.GZ"])
+def test_gzip_is_unpacked_under_any_name(make, name, tmp_path):
+    (tmp_path / "plain").write_text(PLAIN)
+    path = tmp_path / name
+    half = len(PLAIN) // 2
+    path.write_bytes(gzip.compress(PLAIN[:half].encode()) + gzip.compress(PLAIN[half:].encode()))
+    assert torch.equal(fixed_pass(make(path)), fixed_pass(make(tmp_path / "plain")))
+
+
+@pytest.mark.parametrize("make", READERS, ids=["characters", "bytes", "lines"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_byte_order_mark_is_no_text(make, pack, tmp_path):
+    for name, content in (("plain", PLAIN.encode()), ("mark", PLAIN.encode("utf-8-sig"))):
+        (tmp_path / name).write_bytes(pack(content))
+    plain, mark = make(tmp_path / "plain"), make(tmp_path / "mark")
+    assert mark.vocabulary == plain.vocabulary
+    assert torch.equal(fixed_pass(mark), fixed_pass(plain))
+
+
+def test_bad_bytes_after_a_mark_are_counted_from_the_files_start(tmp_path):
+    (tmp_path / "text").write_bytes(codecs.BOM_UTF8 + b"abc\xff")
+    with pytest.raises(ValueError, match="not UTF-8 at byte 6 "):
+        WindowCorpus(tmp_path / "text", 2)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"ab\rc\r\rd", [b"ab", b"c", b"", b"d"]),
+        (b"ab\r", [b"ab"]),
+        (b"ab\r\r\nc\r\n\r\n", [b"ab\r", b"c", b""]),
+        (b"10%\r20%\r\nend", [b"10%\r20%", b"end"]),
+        (b"\n\na", [b"", b"", b"a"]),
+        (b"", []),
+    ],
+)
+def test_line_ends(content, expected, size):
+    head, tail = content[:10], content[10:]  # the first chunk tells whether \r ends lines
+    chunks = [head, *(tail[i : i + size] for i in range(0, len(tail), size))]
+    assert list(text_files.lines(chunks)) == expected
+
+
+@given(st.lists(st.binary(max_size=6), min_size=1), st.integers(1, 4))
+def test_lines_do_not_depend_on_the_chunks(parts, size):
+    content = b"\n" + b"".join(parts)
+    expected = [line.removesuffix(b"\r") for line in content.split(b"\n")]
+    if not expected[-1] and not content.endswith(b"\r"):
+        expected.pop()
+    chunks = [content[i : i + size] for i in range(0, len(content), size)]
+    assert list(text_files.lines(chunks)) == expected
 
 
 # Memory

@@ -1,4 +1,6 @@
 import json
+import re
+import time
 
 import pytest
 import torch
@@ -30,6 +32,11 @@ def test_any_bytes_survive(data):
     # what the command line could not decode comes as surrogate escapes
     escaped = data.decode("utf-8", "surrogateescape")
     assert vocabulary.encode(escaped) == ids.tolist()
+
+
+def test_characters_as_bytes():
+    vocabulary = CharVocabulary("aé☃")
+    assert vocabulary.decode_bytes([1, 2, 3, 0]) == "é☃a".encode()
 
 
 def test_character_ids():
@@ -100,6 +107,37 @@ def test_damaged_vocabulary_names_its_file(content, tmp_path):
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"vocabulary\.json: "):
         Vocabulary.load(path)
+
+
+def test_a_vocabulary_of_all_characters_takes_a_moment(tmp_path):
+    """Time grows with the characters, not with their square: 300,000 would take minutes."""
+    codes = [*range(0xD800), *range(0xE000, 0x4A000)]
+    characters = "".join(map(chr, codes))
+    path = tmp_path / "text"
+    path.write_bytes(characters[::-1].encode())
+    begin = time.process_time()
+    vocabulary = CharVocabulary.from_file(path)
+    assert vocabulary.characters == characters[::-1]
+    vocabulary.save(tmp_path / "vocabulary.json")
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == vocabulary
+    with pytest.raises(ValueError, match=re.escape(f"{characters[-1]!r} twice")):
+        CharVocabulary(characters + characters[-1])
+    assert time.process_time() - begin < 20
+
+
+@pytest.mark.parametrize(
+    "content", [b" " * (1 << 24) + b"{}", b"[" * 100_000], ids=["long", "deep"]
+)
+def test_a_senseless_vocabulary_is_refused(content, tmp_path):
+    path = tmp_path / "vocabulary.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"vocabulary\.json: "):
+        Vocabulary.load(path)
+
+
+def test_an_endless_vocabulary_is_read_to_a_limit():
+    with pytest.raises(ValueError, match=r"/dev/zero is too large: it may have 16 MiB"):
+        Vocabulary.load("/dev/zero")
 
 
 def test_from_file_keeps_the_order_of_first_appearance(tmp_path):

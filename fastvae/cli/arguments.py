@@ -6,9 +6,23 @@ from typing import Annotated
 import typer
 
 Run = Annotated[Path, typer.Argument(help="Folder of a trained run or a saved model.")]
-Data = Annotated[Path, typer.Option("--data", help="Text file (.gz too).")]
+Data = Annotated[Path, typer.Option("--data", help="Text file in UTF-8 (gzip too).")]
 MaybeData = Annotated[
-    Path | None, typer.Option("--data", help="Text file (.gz too); else texts on standard input.")
+    Path | None, typer.Option("--data", help="Text file (gzip too); else texts on standard input.")
+]
+Read = Annotated[
+    str | None,
+    typer.Option(help="windows or lines: how to read the text, if not as the run recorded."),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option(
+        help="tweets (links become url, @handles @userid) or none: what lines go through first, "
+        "if not what the run recorded or the preset has.",
+    ),
+]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Print the exact bytes of texts, nothing escaped.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]

@@ -1,7 +1,10 @@
 """Commands that use a trained model: measure it, write with it, encode with it."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,13 +20,27 @@ from fastvae.cli.arguments import (
     Int8,
     Json,
     MaybeData,
+    Normalize,
+    Raw,
+    Read,
     Run,
     Seed,
     Temperature,
 )
 from fastvae.evaluation import measure
-from fastvae.inputs import encode_texts, load_model, open_for, posterior, token_batches
-from fastvae.terminal import console, escape, print_json, table, track
+from fastvae.inputs import (
+    LineTokens,
+    encode_texts,
+    find_reading,
+    in_batches,
+    load_model,
+    open_for,
+    posterior,
+    tell,
+)
+from fastvae.terminal import console, escape, print_bytes, print_json, table, track
+from fastvae.text import Vocabulary
+from fastvae.text.reading import WINDOWS
 
 
 def evaluate(
@@ -44,11 +61,15 @@ def evaluate(
     seed: Seed = 0,
     device: Device = None,
     best: Best = False,
+    read: Read = None,
+    normalize: Normalize = None,
     as_json: Json = False,
 ) -> None:
     """Reconstruction, KL, bound, bits per character and more on a file, in nats per text."""
     model, vocabulary = load_model(run, best=best, device=device)
-    corpus = open_for(model, vocabulary, data)
+    reading = find_reading(run, model, read, normalize)
+    corpus = open_for(model, vocabulary, reading, data)
+    tell(corpus.notes())
     count = min(len(corpus), limit or len(corpus))
     result = measure(
         model,
@@ -66,7 +87,7 @@ def evaluate(
         parts = track(corpus.batches(batch_size, n), "int8 weights", -(-n // batch_size))
         result |= {f"int8_{k}": v for k, v in metrics.int8_loss(model, parts, seed=seed).items()}
     if as_json:
-        print_json(result)
+        print_json({**result, "text": {**asdict(reading), **corpus.counts()}})
     else:
         _print_evaluation(result, vocabulary.unit, model.latent_size)
 
@@ -112,9 +133,11 @@ def sample(
     device: Device = None,
     best: Best = False,
     int8: Int8 = False,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Texts from the prior, one a line."""
+    show = _printer(raw, as_json)
     model, vocabulary = load_model(run, best=best, device=device)
     generator = torch.Generator().manual_seed(seed)
     texts: list[str] = []
@@ -123,11 +146,8 @@ def sample(
         tokens = model.sample(
             count, temperature=temperature, generator=generator, weights=_weights(int8)
         )
-        batch = [vocabulary.decode(row) for row in tokens.tolist()]
-        if not as_json:
-            for text in batch:
-                print(escape(text))
-        texts += batch
+        for row in tokens.tolist():
+            texts.append(show("", row, vocabulary))
     if as_json:
         print_json(texts)
 
@@ -142,26 +162,74 @@ def reconstruct(
     device: Device = None,
     best: Best = False,
     int8: Int8 = False,
+    read: Read = None,
+    normalize: Normalize = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Texts beside what the decoder makes of their posterior means.
 
-    A model of windows of L characters reads the first L of each line of standard input.
+    A model of windows of L characters reads the first L of each line of standard input. Empty lines
+    are left out, and lines of --data that are too long; on standard input these are an error.
     """
+    show = _printer(raw, as_json)
     model, vocabulary = load_model(run, best=best, device=device)
+    reading = find_reading(run, model, read, normalize)
     generator = torch.Generator().manual_seed(seed)
-    pairs = []
-    for tokens in token_batches(model, vocabulary, data, n if data else None, batch_size)[1]:
+    if data is not None and reading.kind == WINDOWS:
+        corpus = open_for(model, vocabulary, reading, data)
+        rows, lines = ((None, row) for x in corpus.batches(batch_size, n) for row in x), None
+    else:
+        lines = LineTokens(vocabulary, model.length, reading, data, strict=data is None)
+        rows = islice(_numbered(lines), n if data else None)
+    found = []
+    for batch in in_batches(rows, batch_size):
+        tokens = torch.stack([row for _, row in batch])
         mean, _ = posterior(model, tokens)
         out = model.generate(
             mean, temperature=temperature, generator=generator, weights=_weights(int8)
         )
-        for original, copy in zip(tokens.tolist(), out.tolist(), strict=True):
-            pairs.append((vocabulary.decode(original), vocabulary.decode(copy)))
-            if not as_json:
-                print(f"in  {escape(pairs[-1][0])}\nout {escape(pairs[-1][1])}")
+        for (number, original), copy in zip(batch, out.tolist(), strict=True):
+            line = {} if number is None else {"line": number}
+            text = show("in  ", original.tolist(), vocabulary)
+            found.append({**line, "text": text, "reconstruction": show("out ", copy, vocabulary)})
+    if lines:
+        if not found:
+            raise ValueError(
+                f"{lines.name} holds no text that fits: of {lines.counts.lines:,} lines "
+                f"{lines.counts.empty:,} are empty, the others over {lines.room} {vocabulary.unit}s"
+            )
+        tell(lines.notes(every_line=False))
     if as_json:
-        print_json([{"text": text, "reconstruction": copy} for text, copy in pairs])
+        print_json(found)
+
+
+def _numbered(lines: LineTokens) -> Iterator[tuple[int, torch.Tensor]]:
+    """Number and tokens of each line that is not empty and fits."""
+    empty = 0
+    for row in lines:
+        if lines.counts.empty == empty and row is not None:
+            yield lines.counts.lines, torch.from_numpy(row)
+        empty = lines.counts.empty
+
+
+def _printer(raw: bool, as_json: bool) -> Callable[..., str]:
+    """A function that decodes tokens and prints them at once, unless JSON is to come."""
+    if raw and as_json:
+        raise ValueError("--raw and --json exclude each other")
+
+    def show(label: str, row: list[int], vocabulary: Vocabulary, style: str = "") -> str:
+        exact = vocabulary.decode_bytes(row)
+        text = exact.decode("utf-8", "surrogateescape")
+        if raw:
+            print_bytes(label.encode() + exact)
+        elif style and not as_json:
+            console().print(Text(label + escape(text), style=style), soft_wrap=True)
+        elif not as_json:
+            print(label + escape(text))
+        return text
+
+    return show
 
 
 def interpolate(
@@ -172,19 +240,21 @@ def interpolate(
     device: Device = None,
     best: Best = False,
     int8: Int8 = False,
+    read: Read = None,
+    normalize: Normalize = None,
+    raw: Raw = False,
     as_json: Json = False,
 ) -> None:
     """Texts on the line between the posterior means of two texts."""
+    show = _printer(raw, as_json)
     model, vocabulary = load_model(run, best=best, device=device)
-    ends, _ = posterior(model, encode_texts(model, vocabulary, (a, b)))
-    tokens = model.interpolate(*ends, steps, weights=_weights(int8))
-    texts = [vocabulary.decode(row) for row in tokens.tolist()]
+    reading = find_reading(run, model, read, normalize)
+    ends, _ = posterior(model, encode_texts(model, vocabulary, reading, {"A": a, "B": b}))
+    rows = model.interpolate(*ends, steps, weights=_weights(int8)).tolist()
+    styles = ["bold", *[""] * (steps - 2), "bold"]
+    texts = [show("", row, vocabulary, style) for row, style in zip(rows, styles, strict=True)]
     if as_json:
         print_json(texts)
-        return
-    for number, text in enumerate(texts):
-        style = "bold" if number in (0, steps - 1) else ""
-        console().print(Text(escape(text), style=style), soft_wrap=True)
 
 
 def encode(
@@ -195,23 +265,52 @@ def encode(
     batch_size: Batch = 256,
     device: Device = None,
     best: Best = False,
+    read: Read = None,
+    normalize: Normalize = None,
 ) -> None:
-    """Posterior means of texts as a NumPy file."""
+    """Posterior means of texts as a NumPy file.
+
+    Lines have a row each, in order: NaN for one that is too long. A file that a model of windows
+    reads has a row for each window; of a line of standard input such a model reads the first L.
+    """
     if out.suffix != ".npy":
         raise ValueError(f"--out {out}: the file's name must end in .npy")
     model, vocabulary = load_model(run, best=best, device=device)
-    count, batches = token_batches(model, vocabulary, data, limit, batch_size)
-    shape = count, model.latent_size
-    partial = out.with_name(out.name + ".partial")
+    reading = find_reading(run, model, read, normalize)
+    total = lines = None
+    if data is not None and reading.kind == WINDOWS:
+        corpus = open_for(model, vocabulary, reading, data)
+        total = min(len(corpus), limit or len(corpus))
+        rows = (row for tokens in corpus.batches(batch_size, limit) for row in tokens.numpy())
+    else:
+        lines = LineTokens(vocabulary, model.length, reading, data)
+        rows = islice(lines, limit)
+    partial = out.with_name(out.name[-32:] + ".partial")  # no longer than a name may be
+    count = 0
     try:
         # Written as a stream: the latents of a large file need no memory of its size.
         with open(partial, "wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for tokens in track(batches, "encoding", -(-count // batch_size)):
-                mean, _ = posterior(model, tokens)
-                file.write(mean.float().cpu().numpy().astype("<f4").tobytes())
+            _write_header(file, count, model.latent_size)
+            batches = in_batches(rows, batch_size)
+            steps = None if total is None else -(-total // batch_size)
+            for batch in track(batches, "encoding", steps):
+                latents = np.full((len(batch), model.latent_size), np.nan, "<f4")
+                fits = [n for n, row in enumerate(batch) if row is not None]
+                if fits:
+                    tokens = torch.from_numpy(np.stack([batch[n] for n in fits]))
+                    latents[fits] = posterior(model, tokens)[0].float().cpu().numpy()
+                file.write(latents.tobytes())
+                count += len(batch)
+            file.seek(0)
+            _write_header(file, count, model.latent_size)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
-    console(stderr=True).print(f"{out}: {shape[0]:,} texts, {shape[1]} dimensions")
+    tell(lines.notes(every_line=True) if lines else corpus.notes())
+    tell([f"{out}: {count:,} texts, {model.latent_size} dimensions"])
+
+
+def _write_header(file: BinaryIO, rows: int, columns: int) -> None:
+    """Of a .npy file; numpy pads it to the same size for every number of rows."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)}
+    np.lib.format.write_array_header_1_0(file, header)

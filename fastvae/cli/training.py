@@ -3,18 +3,19 @@
 import itertools
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from fastvae.cli.arguments import Data, Device, Json, Seed
+from fastvae.cli.arguments import Data, Device, Json, Normalize, Seed
 from fastvae.demo import demo as run_demo
 from fastvae.experiments import NAMES, PAPER_STEPS, Options
 from fastvae.experiments import experiment as run_experiment
 from fastvae.inputs import find_device
-from fastvae.presets import build_model, configure, open_corpus
+from fastvae.presets import READINGS, build_model, configure, read_corpus
 from fastvae.terminal import console, print_json, table
 from fastvae.training import train as run_training
 from fastvae.training_config import TrainingConfig
@@ -43,6 +44,7 @@ def train(
     valid: Annotated[Path | None, typer.Option(help="Text file to evaluate on.")] = None,
     preset: Annotated[str, typer.Option(help="Settings to start from: see below.")] = "small",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    normalize: Normalize = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -57,11 +59,13 @@ def train(
     """
     chosen = configure(preset, _options(context.args))
     config = TrainingConfig(**chosen.training)
-    corpus = open_corpus(data, chosen.length, text=chosen.text, cache=out / "cache")
+    reading = READINGS[chosen.text]
+    if normalize is not None:
+        reading = reading.normalized_by(normalize)
+    cache = out / "cache"
+    corpus = read_corpus(data, chosen.length, reading, cache=cache)
     vocabulary = corpus.vocabulary
-    validation = valid and open_corpus(
-        valid, chosen.length, vocabulary, text=chosen.text, cache=out / "cache"
-    )
+    validation = valid and read_corpus(valid, chosen.length, reading, vocabulary, cache=cache)
     torch.manual_seed(config.seed)
     model = build_model(chosen, vocabulary).to(find_device(device))
     result = run_training(
@@ -73,18 +77,26 @@ def train(
         resume=resume,
     )
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks
-        _print_training(result, out, as_json)
+        counts = {"train": corpus.counts(), "valid": validation and validation.counts()}
+        result["text"] = {**asdict(reading), **counts}
+        _print_training(result, out, config.kl_target, as_json)
     if result["interrupted"]:
         raise typer.Exit(130)
 
 
-def _print_training(result: dict[str, Any], out: Path, as_json: bool) -> None:
+def _print_training(result: dict[str, Any], out: Path, kl_target: float, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    keys = "step", "reconstruction", "kl", "bound", "bpc"
+    keys = "step", "reconstruction", "kl", "kl_weight", "bound", "bpc"
     rows = [[name, *(result[name][k] for k in keys)] for name in ("train", "valid") if result[name]]
-    console().print(table(("", "step", "reconstruction", "KL", "bound", "bpc"), rows))
+    console().print(table(("", "step", "reconstruction", "KL", "KL weight", "bound", "bpc"), rows))
+    if any(row[4] < kl_target for row in rows):
+        console().print(
+            "The KL is hardly held down while its weight is small: bound and bits per character "
+            f"mean little before it is {kl_target:g}.",
+            soft_wrap=True,
+        )
     console().print(f"nats per text; next: fastvae sample {out}", soft_wrap=True)
 
 

@@ -1,6 +1,7 @@
-"""Text in and out: vocabularies, corpora, tweet normalisation, the corpus of known entropy."""
+"""Text in and out: vocabularies, corpora, tweet normalization, the corpus of known entropy."""
 
 from fastvae.text.corpus import Corpus, LineCorpus, WindowCorpus
+from fastvae.text.reading import Reading
 from fastvae.text.synthetic import SyntheticCorpus
 from fastvae.text.tweets import normalise_tweet
 from fastvae.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
@@ -10,6 +11,7 @@ __all__ = [
     "CharVocabulary",
     "Corpus",
     "LineCorpus",
+    "Reading",
     "SyntheticCorpus",
     "Vocabulary",
     "WindowCorpus",

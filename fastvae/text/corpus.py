@@ -1,29 +1,68 @@
 """Corpora: random batches for training and one fixed pass, memory-mapped from a cache on disk."""
 
-import inspect
+import operator
 import os
 import shutil
 import tempfile
 import weakref
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastvae.text import tweets
 from fastvae.text.files import CHUNK, MappedArray, byte_chunks, lines, stored, text_chunks
+from fastvae.text.reading import (
+    LINES,
+    NORMALIZATIONS,
+    NORMALIZERS,
+    WINDOWS,
+    Reading,
+    normalization_name,
+)
 from fastvae.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
 
 PathLike = str | os.PathLike
 
 
+@dataclass
+class LineCounts:
+    """What became of the lines of a text; `empty` and `too_long` are those left out."""
+
+    lines: int = 0
+    empty: int = 0
+    too_long: int = 0
+    normalized: int = 0  # changed by the normalization
+
+    def notes(self, name: str, room: int, unit: str, normalization: str) -> list[str]:
+        """A sentence about lines left out and one about lines changed, where there are any."""
+        found = []
+        of = f"of {self.lines:,} lines"
+        if left := self.empty + self.too_long:
+            found.append(
+                f"{name}: {left:,} {of} left out: {self.empty:,} empty, {self.too_long:,} too long "
+                f"(over {room} {unit}s)"
+            )
+        if self.normalized:
+            how = NORMALIZATIONS.get(normalization, normalization)
+            found.append(f"{name}: {self.normalized:,} {of} changed by normalization ({how})")
+        return found
+
+
 class Corpus:
-    """Base of all corpora: samples are rows of `length` ids of `vocabulary`."""
+    """Base of all corpora: samples are rows of `length` ids of `vocabulary`.
+
+    A corpus is a map-style dataset too: `len`, an index and pickling serve torch's DataLoader.
+    """
 
     vocabulary: Vocabulary
     length: int
+    reading: Reading | None = None
+    name: str = "the text"
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
         """Random samples [count, L] int64, a pure function of the generator's state (CPU)."""
@@ -44,6 +83,27 @@ class Corpus:
         """Samples in the fixed pass."""
         raise NotImplementedError
 
+    def __getitem__(self, index: int) -> Tensor:
+        """Sample [L] int64 of the fixed pass. Raises IndexError where there is none."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        """Samples of the fixed pass, as a DataLoader asks for them: a batch at once."""
+        count = len(self)
+        wanted = [operator.index(i) for i in indices]
+        for i in wanted:
+            if not -count <= i < count:
+                raise IndexError(f"index {i} is out of range: the corpus has {count} samples")
+        return list(self._samples(torch.tensor([i % count for i in wanted], device="cpu")))
+
+    def counts(self) -> dict[str, int]:
+        """How much of the text the fixed pass leaves out or changes, by name."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """Sentences about what of the text the corpus leaves out or changes."""
+        return []
+
     def _samples(self, index: Tensor) -> Tensor:
         """Samples of the fixed pass [n, L] at index [n]."""
         raise NotImplementedError
@@ -57,21 +117,29 @@ class Corpus:
         if cache is not None:
             return Path(cache)
         folder = Path(tempfile.mkdtemp(prefix="fastvae-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # at exit at the latest
+        weakref.finalize(self, _remove, folder, os.getpid())  # at exit at the latest
         return folder
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked worker must not remove what its parent reads
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class WindowCorpus(Corpus):
     """Windows of L symbols of one stream, lines crossed, line ends ordinary symbols.
 
-    source: a path (`.gz` is unpacked), or the text itself if it is a `str` with a newline in it
+    source: a path (gzip is unpacked), or the text itself if it is a `str` with a newline in it
     (`from_text` takes any text). vocabulary: by default the file's characters in order of first
     appearance; a ByteVocabulary reads any file. cache: folder that keeps the ids for the next run;
     by default they go to a temporary folder. The fixed pass is the windows that follow each other
-    without overlap; what is left after the last whole one is not in it.
+    without overlap; what is left after the last whole one is not in it (`counts`).
     Raises FileNotFoundError; ValueError if the text is empty, shorter than one window, not UTF-8
-    or holds a character that the given vocabulary lacks.
+    or holds a character that the given vocabulary lacks, and for a file of a known format that is
+    no text.
     """
+
+    reading = Reading(WINDOWS)
 
     def __init__(
         self,
@@ -124,7 +192,10 @@ class WindowCorpus(Corpus):
             raise ValueError(
                 f"{name} has {len(ids)} {vocabulary.unit}s, fewer than one window of {self.length}"
             )
-        self.vocabulary, self._ids = vocabulary, ids
+        self.vocabulary, self._ids, self.name = vocabulary, ids, name
+
+    def counts(self) -> dict[str, int]:
+        return {f"{self.vocabulary.unit}s_left_over": len(self._ids) % self.length}
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
         starts = len(self._ids) - self.length + 1
@@ -144,11 +215,14 @@ class WindowCorpus(Corpus):
 class LineCorpus(Corpus):
     """Lines as bytes: a sample is the line's bytes, the end symbol, pads up to L.
 
-    Empty lines and lines of more than L - 1 bytes are left out (`left_out` counts the latter).
+    Empty lines and lines of more than L - 1 bytes are left out; `counts` tells how many there were
+    (`left_out` those that are too long).
     normalise: applied to each line first, e.g. `normalise_tweet`; bytes that are not UTF-8 reach it
-    as surrogate escapes. cache: folder that keeps lines and their index for the next run (unless
-    `normalise` is not a module's own function: nothing tells lambdas and closures apart).
-    Raises FileNotFoundError; ValueError if the file is empty or no line fits.
+    as surrogate escapes. cache: folder that keeps lines and their index for the next run, where
+    `normalise` is None or `normalise_tweet`: nothing tells whether what another function calls is
+    still the same.
+    Raises FileNotFoundError; ValueError if the file is empty, no line fits, or the file is of a
+    known format that is no text.
     """
 
     def __init__(
@@ -164,16 +238,31 @@ class LineCorpus(Corpus):
         if not isinstance(self.vocabulary, ByteVocabulary):
             raise ValueError("LineCorpus reads bytes: its vocabulary must be a ByteVocabulary")
         self._set_length(length)
-        path, name = Path(path), _identity(normalise)
+        path = Path(path)
+        self.name = str(path)
+        self.reading = Reading(LINES, normalization_name(normalise))
+        known = self.reading.normalization in NORMALIZERS
         locate, notes = stored(
             path,
-            self._cache_folder(None if normalise and name is None else cache),
-            {"lines": length, "normalise": name},
+            self._cache_folder(cache if known else None),
+            {"lines": length, "normalise": self.reading.normalization, "version": tweets.VERSION},
             lambda folder: _write_lines(path, length - 1, normalise, folder),
         )
-        self.left_out: int = notes["left_out"]
+        self._counts = LineCounts(**notes)
         self._bytes = MappedArray(locate("bytes"), "u1")
         self._offsets = MappedArray(locate("offsets"), "<i8")
+
+    @property
+    def left_out(self) -> int:
+        """Lines left out as too long."""
+        return self._counts.too_long
+
+    def counts(self) -> dict[str, int]:
+        return asdict(self._counts)
+
+    def notes(self) -> list[str]:
+        room, unit = self.length - 1, self.vocabulary.unit
+        return self._counts.notes(self.name, room, unit, self.reading.normalization)
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
         return self._samples(torch.randint(len(self), (count,), generator=generator, device="cpu"))
@@ -204,43 +293,42 @@ def _encoded(path: Path, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
         offset += len(text)
 
 
+def normalized_lines(
+    chunks: Iterable[bytes], normalise: Callable[[str], str] | None, counts: LineCounts
+) -> Iterator[bytes]:
+    """Each line, normalized unless it is over a MiB; counts lines and those that changed."""
+    for line in lines(chunks):
+        counts.lines += 1
+        if normalise and len(line) < CHUNK:
+            text = normalise(line.decode("utf-8", "surrogateescape"))
+            before, line = line, text.encode("utf-8", "surrogateescape")
+            counts.normalized += line != before
+        yield line
+
+
 def _write_lines(
     path: Path, longest: int, normalise: Callable[[str], str] | None, folder: Path
 ) -> dict:
     """Write the kept lines' bytes end to end, and the offsets of their ends after a 0."""
-    seen = kept = left_out = position = 0
-    ends = array("q", [0])
+    counts, position, ends = LineCounts(), 0, array("q", [0])
     with open(folder / "bytes", "wb") as data, open(folder / "offsets", "wb") as offsets:
-        for seen, line in enumerate(lines(path), start=1):  # noqa: B007  used after the loop
-            too_long = len(line) >= CHUNK
-            if normalise and not too_long:
-                text = normalise(line.decode("utf-8", "surrogateescape"))
-                line = text.encode("utf-8", "surrogateescape")
-            if too_long or len(line) > longest:
-                left_out += 1
-            elif line:
-                kept += 1
+        for line in normalized_lines(byte_chunks(path), normalise, counts):
+            if not line:
+                counts.empty += 1
+            elif len(line) > longest or len(line) >= CHUNK:
+                counts.too_long += 1
+            else:
                 position += data.write(line)
                 ends.append(position)
                 if len(ends) >= CHUNK:
                     offsets.write(np.array(ends, "<i8").tobytes())
                     ends = array("q")
         offsets.write(np.array(ends, "<i8").tobytes())
-    if not kept:
-        if not left_out:
-            raise ValueError(f"{path} " + ("has only empty lines" if seen else "is empty"))
+    if not position:
+        if not counts.too_long:
+            raise ValueError(f"{path} " + ("has only empty lines" if counts.lines else "is empty"))
         raise ValueError(
-            f"{path}: no line fits the length: all {left_out} have more than {longest} bytes "
-            f"(length {longest + 1} less the end symbol)"
+            f"{path}: no line fits the length: all {counts.too_long} have more than {longest} "
+            f"bytes (length {longest + 1} less the end symbol)"
         )
-    return {"left_out": left_out}
-
-
-def _identity(function: Callable | None) -> str | None:
-    """Name and source text of a module's own function; None for what these do not tell apart."""
-    if not inspect.isfunction(function) or "<" in function.__qualname__:
-        return None
-    try:
-        return f"{function.__module__}.{function.__qualname__}\n{inspect.getsource(function)}"
-    except OSError:  # typed in at a prompt
-        return None
+    return asdict(counts)

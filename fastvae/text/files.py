@@ -1,14 +1,18 @@
-"""Reading text files as a stream; what was read is kept in a cache and memory-mapped from there."""
+"""Reading text files and streams; what was read is kept in a cache and memory-mapped from there."""
 
 import codecs
 import gzip
 import hashlib
+import io
 import json
 import mmap
 import os
+import re
+import shutil
+import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,24 +20,50 @@ from typing import BinaryIO
 
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed build left there stays
+    fcntl = None
+
 CHUNK = 1 << 20  # bytes read at once
-FORMAT = 1  # of the cache's files: part of every key
+HEAD = 1 << 12  # bytes looked at to recognize a format
+FORMAT = 2  # of the cache's files: part of every key
+LONGEST_STEM = 128  # bytes of the source's name in those of the cache's files
+LARGEST_NOTES = 1 << 24  # bytes: a vocabulary of every character there is fits
 RESIDENT = 128 << 20  # bytes of a mapped file that may stay in this process's memory
 ROWS_AT_ONCE = 64  # from a larger file: a page fault may map as much as 2 MiB around a row
 
-
-@contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes, unpacked if its name ends in .gz.
-
-    Raises FileNotFoundError, or ValueError if it is no regular file or a damaged gzip file.
-    """
-    check_exists(path)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        try:
-            yield file
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path} is a damaged gzip file: {error}") from error
+GZIP = rb"\x1f\x8b\x08[\0-\x1f].{6}"
+_UNPACK, _EXPORT, _CONVERT = "unpack it first", "export its text first", "convert it to UTF-8 first"
+# How a file begins that is no text, what it is then, and what to do about it.
+_FORMATS = [
+    (re.compile(begin, re.DOTALL), what, advice)
+    for begin, what, advice in (
+        (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32 text", _CONVERT),
+        # A mark alone may begin a line of Latin-1; with no mark, every other byte is zero.
+        (rb"(?:\xff\xfe|\xfe\xff).*\0|(?:[^\0]\0){4}|(?:\0[^\0]){4}", "UTF-16 text", _CONVERT),
+        (GZIP, "a gzip file", _UNPACK),
+        (rb"\xfd7zXZ\0", "an xz file", _UNPACK),
+        (rb"\]\0\0..\xff{8}", "an LZMA file", _UNPACK),
+        (rb"LZIP[\x00\x01]", "an lzip file", _UNPACK),
+        (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", "a bzip2 file", _UNPACK),
+        (rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", "a Zstandard file", _UNPACK),
+        (rb"\x04\x22\x4d\x18", "an LZ4 file", _UNPACK),
+        (rb"\xff\x06\0\0sNaPpY", "a Snappy file", _UNPACK),
+        (rb"\x1f\x9d[\x89-\x90]", "a file packed by compress", _UNPACK),
+        (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "a zip file", _UNPACK),
+        (rb"7z\xbc\xaf\x27\x1c", "a 7z file", _UNPACK),
+        (rb"Rar!\x1a\x07", "a RAR file", _UNPACK),
+        (rb"PAR1\x15", "a Parquet file", _EXPORT),
+        (rb"ARROW1\0\0", "an Arrow file", _EXPORT),
+        (rb"Obj\x01", "an Avro file", _EXPORT),
+        (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", _EXPORT),
+        (rb"SQLite format 3\0", "an SQLite file", _EXPORT),
+        (rb"\x93NUMPY", "a NumPy file", _EXPORT),
+        (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office file", _EXPORT),
+        (rb"%PDF-\d", "a PDF file", _EXPORT),
+    )
+]
 
 
 def check_exists(path: Path) -> None:
@@ -45,17 +75,26 @@ def check_exists(path: Path) -> None:
 
 
 def byte_chunks(path: Path) -> Iterator[bytes]:
-    """The file's bytes, a MiB at a time."""
-    with reading(path) as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
+    """The file's bytes after a byte-order mark, a MiB at a time; gzip is unpacked.
+
+    Raises FileNotFoundError, or ValueError if it is no regular file, a damaged gzip file, or of a
+    known format that is no text.
+    """
+    return _without_mark(_file_chunks(path))
+
+
+def stream_chunks(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """An open file's bytes as `byte_chunks` gives them; errors call it `name`."""
+    return _without_mark(_raw_chunks(file, name))
 
 
 def text_chunks(path: Path) -> Iterator[str]:
     """The file's characters, line ends untouched. Raises ValueError naming the first bad byte."""
     offset, pending = 0, b""
-    for chunk in chain(byte_chunks(path), [b""]):  # b"" comes last: nothing may be pending then
+    for chunk in chain(_file_chunks(path), [b""]):  # b"" comes last: nothing may be pending then
         data = pending + chunk
+        if not offset and data.startswith(codecs.BOM_UTF8):
+            offset, data = len(codecs.BOM_UTF8), data.removeprefix(codecs.BOM_UTF8)
         try:
             text, used = codecs.utf_8_decode(data, "strict", not chunk)
         except UnicodeDecodeError as error:
@@ -68,14 +107,68 @@ def text_chunks(path: Path) -> Iterator[str]:
             yield text
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """The file's lines without their ends (\\n or \\r\\n); a line of over a MiB is cut there."""
-    with reading(path) as file:
-        starts = True
-        while line := file.readline(CHUNK):
-            if starts:
-                yield line.removesuffix(b"\n").removesuffix(b"\r")
-            starts = line.endswith(b"\n")
+def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines without their ends (\\n or \\r\\n); a line of over a MiB is cut there.
+
+    Where the first MiB has no \\n, lines end with \\r, as on old Macs.
+    """
+    end, rest = b"", b""
+    for chunk in chunks:
+        if not end:
+            end = b"\r" if b"\n" not in chunk and b"\r" in chunk[:-1] else b"\n"
+        *whole, rest = (rest + chunk).split(end)
+        yield from map(_without_return, whole)
+        rest = rest[:CHUNK]
+    if rest:
+        yield _without_return(rest)
+
+
+def _without_return(line: bytes) -> bytes:
+    return line.removesuffix(b"\r") if len(line) < CHUNK else line[:CHUNK]
+
+
+def _file_chunks(path: Path) -> Iterator[bytes]:
+    check_exists(path)
+    with open(path, "rb", buffering=0) as file:
+        yield from _raw_chunks(file, str(path), packed=path.suffix.lower() == ".gz")
+
+
+def _raw_chunks(file: BinaryIO, name: str, packed: bool = False) -> Iterator[bytes]:
+    """Bytes of a file of text, unpacked where `packed` or where they begin as gzip's do."""
+    reader = io.BufferedReader(file, HEAD)
+    try:
+        if packed or re.match(GZIP, reader.peek(), re.DOTALL):
+            yield from _unpacked_chunks(reader, name)
+        else:
+            yield from _checked_chunks(reader, name)
+    finally:
+        reader.detach()  # or it closes the file, which may be standard input
+
+
+def _unpacked_chunks(reader: BinaryIO, name: str) -> Iterator[bytes]:
+    try:
+        with gzip.GzipFile(fileobj=reader) as file:
+            yield from _checked_chunks(io.BufferedReader(file, HEAD), f"{name}, unpacked,")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{name} is a damaged gzip file: {error}") from error
+
+
+def _checked_chunks(reader: io.BufferedReader, name: str) -> Iterator[bytes]:
+    head = reader.peek()
+    for begin, what, advice in _FORMATS:
+        if begin.match(head):
+            raise ValueError(f"{name} is {what}, not text in UTF-8: {advice}")
+    with suppress(tarfile.HeaderError):  # its checksum tells a header of any kind of tar
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        raise ValueError(f"{name} is a tar file, not text in UTF-8: {_UNPACK}")
+    while chunk := reader.read(CHUNK):
+        yield chunk
+
+
+def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    if first := next(chunks, b"").removeprefix(codecs.BOM_UTF8):
+        yield first
+    yield from chunks
 
 
 def stored(
@@ -84,14 +177,16 @@ def stored(
     """What `write(folder)` makes of the file at `path`: a function name -> its file, and its notes.
 
     `write` puts files into the folder and returns JSON-able notes about them. Both are reused while
-    the source (path, size, time of change) and the settings stay as they are. Several processes may
-    do this at once: each file appears whole, the notes last, and all of them write the same bytes.
+    the source (path, size, time of change) and the settings stay as they are, unless a digest shows
+    damage. Several processes may do this at once: each file appears whole, the notes last, and all
+    of them write the same bytes. Only the user may read the files: they hold the text.
     """
     check_exists(path)
     status = path.stat()
     source = [str(path.resolve()), status.st_size, status.st_mtime_ns]
     key = json.dumps([FORMAT, source, settings], sort_keys=True)
-    stem = f"{path.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    name = os.fsencode(path.name)[:LONGEST_STEM].decode(errors="ignore")
+    stem = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
     def locate(name: str) -> Path:
         return cache / f"{stem}.{name}"
@@ -99,23 +194,69 @@ def stored(
     notes = _read_notes(locate)
     if notes is None:
         cache.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="partial-", dir=cache) as partial:
-            folder = Path(partial)
+        with _partial_folder(cache) as folder:
             notes = write(folder)
-            sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-            (folder / "json").write_text(json.dumps({"notes": notes, "sizes": sizes}))
-            for name in (*sizes, "json"):
+            digests = {file.name: _file_digest(file) for file in folder.iterdir()}
+            content = json.dumps({"notes": notes, "digests": digests})
+            (folder / "json").write_text(f"{_digest(content)}\n{content}", encoding="ascii")
+            for name in (*digests, "json"):
+                (folder / name).chmod(0o600)
                 os.replace(folder / name, locate(name))
     return locate, notes
 
 
 def _read_notes(locate: Callable[[str], Path]) -> dict | None:
+    """The notes in the cache; None where they or a file that they name are not as written."""
     try:
-        content = json.loads(locate("json").read_text())
-        whole = all(locate(n).stat().st_size == size for n, size in content["sizes"].items())
-    except (OSError, ValueError, KeyError):
+        with open(locate("json"), encoding="ascii") as file:
+            digest, _, content = file.read(LARGEST_NOTES).partition("\n")
+        if digest != _digest(content):
+            return None
+        found = json.loads(content)
+        whole = all(_file_digest(locate(n)) == d for n, d in found["digests"].items())
+    except (OSError, ValueError):
         return None
-    return content["notes"] if whole else None
+    return found["notes"] if whole else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+@contextmanager
+def _partial_folder(cache: Path) -> Iterator[Path]:
+    """An empty folder in the cache, removed in the end; what killed builds left is removed first.
+
+    A lock on each such folder, which the system releases at any exit, tells those still in use.
+    """
+    with ExitStack() as stack:
+        with _locked(cache):
+            for left in cache.glob("partial-*"):
+                with _locked(left, wait=False) as unused:
+                    if unused:
+                        shutil.rmtree(left, ignore_errors=True)
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="partial-", dir=cache)))
+            stack.enter_context(_locked(folder))
+        yield folder
+
+
+@contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Whether this holds the folder's lock now: False where another does, or locks do not work."""
+    with ExitStack() as stack:
+        held = False
+        if fcntl is not None:
+            with suppress(OSError):
+                handle = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                held = True
+        yield held
 
 
 class MappedArray:
@@ -123,13 +264,18 @@ class MappedArray:
 
     The pages of a large file are let go of after every few rows, or random reads would in time map
     all of it into this process. They stay in the system's cache as long as it has room.
+    Pickled and copied by its path.
     """
 
     def __init__(self, path: Path, dtype: str):
+        self.path, self.dtype = path, dtype
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._values = np.frombuffer(self._map, dtype)
         self._drops = len(self._map) > RESIDENT and hasattr(mmap, "MADV_DONTNEED")
+
+    def __reduce__(self) -> tuple:
+        return _mapped_again, (self.path.absolute(), self.dtype, len(self))
 
     def __len__(self) -> int:
         return len(self._values)
@@ -142,3 +288,17 @@ class MappedArray:
             values[i : i + ROWS_AT_ONCE] = self._values[index[i : i + ROWS_AT_ONCE]]
             self._map.madvise(mmap.MADV_DONTNEED)
         return values
+
+
+def _mapped_again(path: Path, dtype: str, size: int) -> MappedArray:
+    """A pickled array. Raises FileNotFoundError, or ValueError where its file is another."""
+    try:
+        array = MappedArray(path, dtype)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is gone, which a pickled corpus was read from: "
+            "give the corpus a cache folder that stays"
+        ) from None
+    if len(array) != size:
+        raise ValueError(f"{path} has changed since a corpus that reads it was pickled")
+    return array

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastvae.text.corpus import Corpus
 from fastvae.text.grammar import ALPHABET, FACTORS, WEIGHTS, parse, render
+from fastvae.text.reading import LINES, Reading
 from fastvae.text.vocabulary import CharVocabulary
 
 LONGEST = 47  # characters of the longest line
@@ -29,6 +30,9 @@ class SyntheticCorpus(Corpus):
     The pads follow from the line, so the entropy of a sample is that of its line.
     seed, samples: of the fixed set. Raises ValueError if a line might not fit the length.
     """
+
+    reading = Reading(LINES)
+    name = "the synthetic corpus"
 
     def __init__(self, length: int = 48, seed: int = 0, *, samples: int = 1024):
         if length < LONGEST:

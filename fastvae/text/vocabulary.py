@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from fastvae.files import read_limited
 from fastvae.text.files import text_chunks
 
 
@@ -56,6 +58,10 @@ class Vocabulary:
         """Text of the ids up to the end symbol, without pads. ValueError if one is out of range."""
         raise NotImplementedError
 
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The same as exact bytes."""
+        return self.decode(ids).encode("utf-8", "surrogatepass")
+
     def _content(self, ids: Iterable[int]) -> list[int]:
         """The ids up to the end symbol, pads dropped, checked."""
         ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
@@ -93,8 +99,8 @@ class Vocabulary:
     def load(path: str | os.PathLike) -> "Vocabulary":
         """Read what `save` wrote. Raises OSError, or ValueError if it is something else."""
         try:
-            return Vocabulary.from_dict(json.loads(Path(path).read_text(encoding="ascii")))
-        except ValueError as error:
+            return Vocabulary.from_dict(json.loads(read_limited(Path(path))))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     def __eq__(self, other: object) -> bool:
@@ -116,7 +122,7 @@ class CharVocabulary(Vocabulary):
         if not characters:
             raise ValueError("a vocabulary needs at least one character")
         if len(set(characters)) < len(characters):
-            twice = next(c for n, c in enumerate(characters) if c in characters[:n])
+            twice = next(c for c, count in Counter(characters).items() if count > 1)
             raise ValueError(f"the vocabulary has {twice!r} twice")
         self.characters = characters
         self.pad_id = len(characters)
@@ -139,8 +145,8 @@ class CharVocabulary(Vocabulary):
         """
         seen: dict[str, None] = {}
         for text in text_chunks(Path(path)):
-            new = set(text).difference(seen)
-            seen.update(dict.fromkeys(sorted(new, key=text.index)))
+            if new := set(text).difference(seen):
+                seen.update(dict.fromkeys(c for c in text if c in new))
         if not seen:
             raise ValueError(f"{path} is empty")
         return cls("".join(seen))
