@@ -127,6 +127,20 @@ INLINE Exp<f64> exp_parts(f64 x) {
   for (unsigned i = 0; i < sizeof(x) / sizeof(double); ++i) x[i] = std::expm1(x[i]);
   return {f64{} + 1, x};
 }
+// log x of a normal number above 0, 1e-7 relative: log m by a minimax polynomial, m in [√½, √2), and the exponent's.
+INLINE f32 log(f32 x) {
+  const i32 bits = (i32)x, exponent = (bits - 0x3f3504f3) >> 23;
+  const f32 f = (f32)(bits - (exponent << 23)) - 1, e = __builtin_convertvector(exponent, f32);
+  f32 p = f * -7.634310468e-2f + 1.276150216e-1f;
+  p = p * f - 1.316021758e-1f;
+  p = p * f + 1.420177053e-1f;
+  p = p * f - 1.662335495e-1f;
+  p = p * f + 2.000122629e-1f;
+  p = p * f - 2.500082109e-1f;
+  p = p * f + 3.333333171e-1f;
+  const f32 square = f * f;
+  return f - 0.5f * square + (p * f * square - e * 2.12194440e-4f) + e * 0.693359375f;
+}
 INLINE f32 abs(f32 x) { return (f32)((u32)x & 0x7fffffffu); }
 INLINE f64 abs(f64 x) { return x < 0 ? -x : x; }
 

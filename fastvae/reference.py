@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastvae.ops.gumbel_noise import gumbel_noise_reference
+
 EPS = 1e-4
 
 
@@ -273,9 +275,10 @@ class TextVAE(nn.Module):
         shape = (self.length, z.shape[0], self.vocab_size)
         if temperature == 0:
             return z.new_zeros(1).expand(shape)
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        noise = torch.empty(shape, dtype=dtype, device=z.device).exponential_(generator=generator)
-        return -noise.log() * temperature
+        seed = torch.randint(2**63 - 1, (1,), generator=generator, device=z.device)
+        return gumbel_noise_reference(seed, *shape, temperature).to(
+            torch.promote_types(z.dtype, torch.float32)
+        )
 
     def _generate(self, z: Tensor, noise: Tensor) -> Tensor:
         features, state = self.start(z)

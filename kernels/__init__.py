@@ -4,9 +4,16 @@ from collections.abc import Callable
 
 import torch
 
-from fastvae.kernels import decode_bytenet, decode_lstm, highway_conv, layer_norm_lstm
+from fastvae.kernels import (
+    decode_bytenet,
+    decode_lstm,
+    gumbel_noise,
+    highway_conv,
+    layer_norm_lstm,
+)
 
 KERNELS = {
+    "gumbel_noise": gumbel_noise.gumbel_noise,
     "layer_norm_lstm": layer_norm_lstm.layer_norm_lstm,
     "layer_norm_lstm_backward": layer_norm_lstm.layer_norm_lstm_backward,
     "highway_conv_project": highway_conv.highway_conv_project,

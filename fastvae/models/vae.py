@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastvae import ops
 from fastvae.checkpoint import PretrainedMixin
 from fastvae.nn import widen
 from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats
@@ -224,11 +225,11 @@ class TextVAE(PretrainedMixin, nn.Module):
             raise ValueError(f"temperature must be 0 or more, got {temperature}")
         if temperature == 0:
             return None
-        shape = self.length, z.shape[0], self.vocab_size
-        dtype = widen(next(self.parameters())).dtype
         drawn_on = z.device if generator is None else generator.device
-        noise = torch.empty(shape, dtype=dtype, device=drawn_on).exponential_(generator=generator)
-        return noise.log().mul(-temperature).to(z.device)
+        seed = torch.randint(2**63 - 1, (1,), generator=generator, device=drawn_on).to(z.device)
+        shape = self.length, z.shape[0], self.vocab_size
+        noise = ops.gumbel_noise(seed, *shape, temperature)
+        return noise.to(widen(next(self.parameters())).dtype)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises ValueError for tokens of another shape or dtype, or outside the vocabulary."""

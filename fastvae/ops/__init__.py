@@ -6,6 +6,7 @@ V symbols, N layers, Z latent size. Sequences are time-major, as in `torch.nn.LS
 
 from fastvae.ops.decode_bytenet import decode_bytenet, decode_bytenet_pack
 from fastvae.ops.decode_lstm import decode_lstm, decode_lstm_pack
+from fastvae.ops.gumbel_noise import gumbel_noise
 from fastvae.ops.highway_conv import highway_conv, highway_conv_gate, highway_conv_project
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm
 from fastvae.ops.linear import linear
@@ -15,6 +16,7 @@ __all__ = [
     "decode_bytenet_pack",
     "decode_lstm",
     "decode_lstm_pack",
+    "gumbel_noise",
     "highway_conv",
     "highway_conv_gate",
     "highway_conv_project",

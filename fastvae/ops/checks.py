@@ -320,3 +320,12 @@ def check_decode_bytenet_pack(
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def check_gumbel_noise(seed: Tensor, steps: int, batch: int, symbols: int) -> None:
+    check_shapes(seed=(seed, (1,)))
+    if seed.dtype != torch.int64:
+        raise RuntimeError(f"seed must have dtype int64, got {_name(seed.dtype)}")
+    sizes = [steps, batch, symbols]
+    if min(sizes) < 0:
+        raise RuntimeError(f"steps, batch and symbols must be 0 or more, got {sizes}")

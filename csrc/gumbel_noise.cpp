@@ -1,0 +1,31 @@
+// Gumbel noise on CPU. Equations: fastvae/ops/gumbel_noise.py.
+#include "common.h"
+
+struct GumbelNoise {
+  int64_t count;
+  uint64_t seed;
+  float temperature;
+  float* noise;
+};
+
+#define KERNELS "gumbel_noise.kernels.h"
+#include "foreach_isa.h"
+
+namespace {
+
+Tensor gumbel_noise(Tensor seed, int64_t steps, int64_t batch, int64_t symbols, double temperature) {
+  CHECK_SHAPE(seed, 1);
+  CHECK(seed.scalar_type() == ScalarType::Long, "seed must have dtype int64, got " + name_of(seed));
+  CHECK(steps >= 0 && batch >= 0 && symbols >= 0,
+        "steps, batch and symbols must be 0 or more, got " + shape_of({steps, batch, symbols}));
+  CHECK(times({steps, batch, symbols}) <= LARGEST,
+        "noise must have at most 2^40 elements, got " + shape_of({steps, batch, symbols}));
+  check_memory(times({steps, batch, symbols}), sizeof(float));
+  Tensor noise = torch::stable::new_empty(seed, {steps, batch, symbols}, ScalarType::Float);
+  const GumbelNoise args{steps * batch * symbols, uint64_t(*in<int64_t>(seed)), float(temperature), out<float>(noise)};
+  parallel(team_size(8.0 * args.count), [&](Team& team) { CALL_BEST(float, gumbel_noise, team, args); });
+  return noise;
+}
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastvae, CPU, m) { m.impl("gumbel_noise", TORCH_BOX(&gumbel_noise)); }
