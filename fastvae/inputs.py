@@ -197,6 +197,8 @@ class LineTokens:
     def _chunks(self) -> Iterator[bytes]:
         if self.path is not None:
             return byte_chunks(self.path)
+        if sys.stdin is None:
+            raise ValueError("standard input is closed: name a file with --data")
         if sys.stdin.isatty():
             console(stderr=True).print("Type texts, one a line, then Ctrl-D.")
         return stream_chunks(sys.stdin.buffer, STANDARD_INPUT)
