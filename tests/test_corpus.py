@@ -3,10 +3,12 @@ import codecs
 import copy
 import gzip
 import importlib
+import inspect
 import io
 import lzma
 import os
 import pickle
+import re
 import stat
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from fastvae.text import (
     SyntheticCorpus,
     WindowCorpus,
     normalise_tweet,
+    tweets,
 )
 from fastvae.text import files as text_files
 
@@ -425,6 +428,24 @@ def test_lines_never_come_from_an_older_function(tmp_path, monkeypatch):
         corpus = LineCorpus(tmp_path / "text", 8, normalise=clean, cache=tmp_path / "cache")
         assert [corpus.vocabulary.decode(row) for row in fixed_pass(corpus)] == expected
         assert corpus.reading == Reading("lines", "cleaning.clean")
+
+
+def test_lines_never_come_from_an_older_normalization_of_ours(tmp_path, monkeypatch):
+    (tmp_path / "text").write_text("@ann\n")
+
+    def first():
+        corpus = LineCorpus(
+            tmp_path / "text", 12, normalise=normalise_tweet, cache=tmp_path / "cache"
+        )
+        return corpus.vocabulary.decode(corpus[0])
+
+    assert first() == "@userid"
+    source = inspect.getsource(tweets)
+    monkeypatch.setattr(tweets, "_TOKEN", re.compile("a"))
+    monkeypatch.setattr(
+        inspect, "getsource", lambda module: source.replace("_TOKEN = ", "_TOKEN  = ")
+    )
+    assert first() == "@urlnn"
 
 
 # Datasets

@@ -187,6 +187,12 @@ def test_a_run_goes_on_with_the_text_read_as_before(words, tmp_path, fastvae_cli
     assert json.loads((tmp_path / "run" / "text.json").read_text())["normalization"] == "tweets"
 
 
+def test_changed_ends_of_an_interpolation_are_told(lines_model, fastvae_cli):
+    status, _, err = fastvae_cli("interpolate", lines_model, "@ann", "hi")
+    assert status == 0
+    assert err == ("A was changed by normalization (tweets: links become url, @handles @userid)\n")
+
+
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"kind": 3}', '{"kind": "lines", "normalization": 1}']
 )
