@@ -18,7 +18,7 @@ from fastvae.terminal import console, escape, one_line
 from fastvae.text import ByteVocabulary, Corpus, Reading, Vocabulary
 from fastvae.text.corpus import LineCounts, normalized_lines
 from fastvae.text.files import CHUNK, byte_chunks, stream_chunks
-from fastvae.text.reading import LINES, NORMALIZERS, WINDOWS, load_reading
+from fastvae.text.reading import LINES, NORMALIZATIONS, NORMALIZERS, WINDOWS, load_reading
 
 STANDARD_INPUT = "standard input"
 
@@ -92,10 +92,12 @@ def tell(notes: Iterable[str]) -> None:
 
 @dataclass
 class LineTokens:
-    """Each line of a file, or of standard input where `path` is None, as tokens.
+    """Number and tokens of lines of a file, or of standard input where `path` is None.
 
-    Windows of L symbols take the first L of a line; `cut` counts the lines that have more. A line
-    that does not fit otherwise gives None, or with `strict` raises ValueError. Iterate once.
+    Windows of L symbols take the first L of a line; `cut` counts the lines that have more. Empty
+    lines and others that are too long are left out, but with `every_line` an empty line has tokens
+    and one that is too long has None. With `strict`, one that is too long raises ValueError.
+    Iterate once.
     """
 
     vocabulary: Vocabulary
@@ -103,6 +105,7 @@ class LineTokens:
     reading: Reading
     path: Path | None = None
     strict: bool = False
+    every_line: bool = False
     counts: LineCounts = field(default_factory=LineCounts)
     cut: int = 0
     first_too_long: int | None = None
@@ -120,8 +123,8 @@ class LineTokens:
     def room(self) -> int:
         return self.length - (self.end_id is not None)
 
-    def __iter__(self) -> Iterator[np.ndarray | None]:
-        """Tokens [L] of each line in order. Raises ValueError naming a line that has none."""
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray | None]]:
+        """Number and tokens [L] in order. Raises ValueError naming a line that has none."""
         normalize = NORMALIZERS[self.reading.normalization]
         for line in normalized_lines(self._chunks(), normalize, self.counts):
             number = self.counts.lines
@@ -131,7 +134,8 @@ class LineTokens:
             if row is None:
                 self.counts.too_long += 1
                 self.first_too_long = self.first_too_long or number
-            yield row
+            if self.every_line or (line and row is not None):
+                yield number, row
         if not self.counts.lines:
             if self.path is not None:
                 raise ValueError(f"{self.path} is empty")
@@ -168,8 +172,8 @@ class LineTokens:
             row[len(ids)] = self.end_id
         return row
 
-    def notes(self, *, every_line: bool) -> list[str]:
-        """Sentences about the lines that were not read as they are; `every_line` has a row."""
+    def notes(self) -> list[str]:
+        """Sentences about the lines that were not read, or not as they are."""
         of, unit = f"of {self.counts.lines:,} lines", self.vocabulary.unit
         found = []
         if self.cut:
@@ -177,7 +181,7 @@ class LineTokens:
                 f"{self.name}: {self.cut:,} {of} have more than {self.room} {unit}s: "
                 f"only their first {self.room} were read"
             )
-        if not every_line:
+        if not self.every_line:
             return found + self._counted(self.counts)
         if self.counts.empty:
             found.append(
@@ -197,6 +201,8 @@ class LineTokens:
     def _chunks(self) -> Iterator[bytes]:
         if self.path is not None:
             return byte_chunks(self.path)
+        if sys.stdin is None:
+            raise ValueError("standard input is closed: name a file with --data")
         if sys.stdin.isatty():
             console(stderr=True).print("Type texts, one a line, then Ctrl-D.")
         return stream_chunks(sys.stdin.buffer, STANDARD_INPUT)
@@ -213,10 +219,13 @@ def encode_texts(
     normalize = NORMALIZERS[reading.normalization] or str
     rows = []
     for name, text in texts.items():
-        before = encoder.cut
-        rows.append(encoder.encode(normalize(text).encode("utf-8", "surrogateescape"), name))
+        before, read = encoder.cut, normalize(text)
+        rows.append(encoder.encode(read.encode("utf-8", "surrogateescape"), name))
         if encoder.cut > before:
             tell([f"only the first {encoder.room} {vocabulary.unit}s of {name} were read"])
+        if read != text:
+            how = NORMALIZATIONS[reading.normalization]
+            tell([f"{name} was changed by normalization ({how})"])
     return torch.from_numpy(np.stack(rows))
 
 

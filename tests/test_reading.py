@@ -5,7 +5,6 @@ import ctypes
 import gzip
 import io
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -17,7 +16,7 @@ import fastvae
 from fastvae import allocator, cli
 from fastvae.metrics import evaluate
 from fastvae.models.hybrid import HybridVAE
-from fastvae.terminal import escape
+from fastvae.terminal import escape, print_json
 from fastvae.text import (
     ByteVocabulary,
     CharVocabulary,
@@ -188,6 +187,12 @@ def test_a_run_goes_on_with_the_text_read_as_before(words, tmp_path, fastvae_cli
     assert json.loads((tmp_path / "run" / "text.json").read_text())["normalization"] == "tweets"
 
 
+def test_changed_ends_of_an_interpolation_are_told(lines_model, fastvae_cli):
+    status, _, err = fastvae_cli("interpolate", lines_model, "@ann", "hi")
+    assert status == 0
+    assert err == ("A was changed by normalization (tweets: links become url, @handles @userid)\n")
+
+
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"kind": 3}', '{"kind": "lines", "normalization": 1}']
 )
@@ -349,6 +354,15 @@ def test_errors_on_standard_input_name_the_line(kind, text, message, request, fa
     assert message in err
 
 
+def test_closed_standard_input_is_one_line(lines_model, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SystemExit):
+        cli.main(["reconstruct", str(lines_model)])
+    assert capsys.readouterr().err == (
+        "fastvae: standard input is closed: name a file with --data\n"
+    )
+
+
 def test_a_line_without_end_on_standard_input(windows_model, lines_model, tmp_path, fastvae_cli):
     """Windows take its beginning, whatever character stands where reading it was cut."""
     endless = b"a" * 20 + "é".encode() * (1 << 20)
@@ -381,13 +395,17 @@ def test_no_byte_is_lost(lines_model, fastvae_cli):
         assert status == 2 and "--raw and --json exclude each other" in err
 
 
-def test_json_survives_a_terminal_of_few_characters(windows_model):
-    program = "import sys; from fastvae.terminal import print_json; print_json(['é\\udcf1☃'])"
-    command = [sys.executable, "-c", program]
-    for encoding in ("ascii", "latin-1", "utf-8"):
-        environment = {"PYTHONIOENCODING": encoding + ":backslashreplace", "PATH": ""}
-        found = subprocess.run(command, capture_output=True, env=environment, check=True)
-        assert json.loads(found.stdout) == ["é\udcf1☃"]
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_survives_a_terminal_of_few_characters(encoding, monkeypatch):
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding, "backslashreplace")
+    monkeypatch.setattr(sys, "stdout", stream)
+    for value in (["é☃"], ["é\udcf1☃"]):
+        print_json(value)
+        stream.flush()
+        assert json.loads(written.getvalue().decode(encoding)) == value
+        written.seek(0)
+        written.truncate()
 
 
 @pytest.mark.parametrize(

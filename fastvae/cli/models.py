@@ -1,6 +1,7 @@
 """Commands that use a trained model: measure it, write with it, encode with it."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -178,13 +179,16 @@ def reconstruct(
     generator = torch.Generator().manual_seed(seed)
     if data is not None and reading.kind == WINDOWS:
         corpus = open_for(model, vocabulary, reading, data)
-        rows, lines = ((None, row) for x in corpus.batches(batch_size, n) for row in x), None
+        rows, lines = (
+            ((None, row) for x in corpus.batches(batch_size, n) for row in x.numpy()),
+            None,
+        )
     else:
         lines = LineTokens(vocabulary, model.length, reading, data, strict=data is None)
-        rows = islice(_numbered(lines), n if data else None)
+        rows = islice(lines, n if data else None)
     found = []
     for batch in in_batches(rows, batch_size):
-        tokens = torch.stack([row for _, row in batch])
+        tokens = torch.from_numpy(np.stack([row for _, row in batch]))
         mean, _ = posterior(model, tokens)
         out = model.generate(
             mean, temperature=temperature, generator=generator, weights=_weights(int8)
@@ -199,18 +203,9 @@ def reconstruct(
                 f"{lines.name} holds no text that fits: of {lines.counts.lines:,} lines "
                 f"{lines.counts.empty:,} are empty, the others over {lines.room} {vocabulary.unit}s"
             )
-        tell(lines.notes(every_line=False))
+        tell(lines.notes())
     if as_json:
         print_json(found)
-
-
-def _numbered(lines: LineTokens) -> Iterator[tuple[int, torch.Tensor]]:
-    """Number and tokens of each line that is not empty and fits."""
-    empty = 0
-    for row in lines:
-        if lines.counts.empty == empty and row is not None:
-            yield lines.counts.lines, torch.from_numpy(row)
-        empty = lines.counts.empty
 
 
 def _printer(raw: bool, as_json: bool) -> Callable[..., str]:
@@ -283,9 +278,10 @@ def encode(
         total = min(len(corpus), limit or len(corpus))
         rows = (row for tokens in corpus.batches(batch_size, limit) for row in tokens.numpy())
     else:
-        lines = LineTokens(vocabulary, model.length, reading, data)
-        rows = islice(lines, limit)
-    partial = out.with_name(out.name[-32:] + ".partial")  # no longer than a name may be
+        lines = LineTokens(vocabulary, model.length, reading, data, every_line=True)
+        rows = (row for _, row in islice(lines, limit))
+    # Of its own, and no longer than a name may be.
+    partial = out.with_name(f"{os.getpid()}-{out.name[-32:]}.partial")
     count = 0
     try:
         # Written as a stream: the latents of a large file need no memory of its size.
@@ -306,7 +302,7 @@ def encode(
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
-    tell(lines.notes(every_line=True) if lines else corpus.notes())
+    tell(lines.notes() if lines else corpus.notes())
     tell([f"{out}: {count:,} texts, {model.latent_size} dimensions"])
 
 

@@ -114,6 +114,7 @@ def _measure(
         "curves": {split: [{k: r[k] for k in CURVES} for r in rows[split]] for split in rows},
         **measured,
         "variety": {**variety(texts), "texts": len(texts)},
+        "text": {split: corpus.counts() for split, corpus in corpora.items()},
         "variety_of_held_out": {**variety(_decode(words, first)), "texts": len(first)},
         "samples": texts[:SHOWN],
         "interpolations": [_decode(words, model.interpolate(a, b, 7)) for a, b in ends],

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastvae.text import tweets
 from fastvae.text.files import CHUNK, MappedArray, byte_chunks, lines, stored, text_chunks
 from fastvae.text.reading import (
     LINES,
     NORMALIZATIONS,
-    NORMALIZERS,
     WINDOWS,
     Reading,
     normalization_name,
+    normalization_source,
 )
 from fastvae.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
 
@@ -241,11 +240,11 @@ class LineCorpus(Corpus):
         path = Path(path)
         self.name = str(path)
         self.reading = Reading(LINES, normalization_name(normalise))
-        known = self.reading.normalization in NORMALIZERS
+        source = normalization_source(self.reading.normalization)
         locate, notes = stored(
             path,
-            self._cache_folder(cache if known else None),
-            {"lines": length, "normalise": self.reading.normalization, "version": tweets.VERSION},
+            self._cache_folder(None if source is None else cache),
+            {"lines": length, "normalise": source},
             lambda folder: _write_lines(path, length - 1, normalise, folder),
         )
         self._counts = LineCounts(**notes)

@@ -1,5 +1,6 @@
 """How a corpus reads a text, recorded in a run so that every command reads others the same way."""
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -7,12 +8,15 @@ from pathlib import Path
 from typing import Self
 
 from fastvae.files import read_json, write_json
-from fastvae.text.tweets import normalise_tweet
+from fastvae.text import tweets
 
 FILE = "text.json"
 WINDOWS, LINES = "windows", "lines"
 NORMALIZATIONS = {"tweets": "tweets: links become url, @handles @userid"}
-NORMALIZERS: dict[str, Callable[[str], str] | None] = {"none": None, "tweets": normalise_tweet}
+NORMALIZERS: dict[str, Callable[[str], str] | None] = {
+    "none": None,
+    "tweets": tweets.normalise_tweet,
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,13 @@ def normalization_name(function: Callable[[str], str] | None) -> str:
             return name
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{getattr(function, '__module__', None) or 'builtins'}.{name}"
+
+
+def normalization_source(name: str) -> str | None:
+    """All the source text that decides what a normalization does; None where that is not known."""
+    if name == "none":
+        return ""
+    return inspect.getsource(tweets) if name == "tweets" else None
 
 
 def load_reading(folder: Path) -> Reading | None:

@@ -2,7 +2,6 @@
 
 import re
 
-VERSION = 1  # of what `normalise_tweet` does: part of a cache's key
 # Each look-behind stands after its letter, so that the search can skip to the next @ or h.
 _TOKEN = re.compile(r"(?:@(?<!\S@)|h(?<!\Sh)ttps?://)\S*")
 
