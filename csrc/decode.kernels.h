@@ -44,21 +44,48 @@ INLINE bool better(S logit, const Best<S>& best) {
   return best.symbol < 0 || logit > best.logit || (logit != logit && best.logit == best.logit);
 }
 
+// The best of n logits, the symbols from `first` on, and what was best before.
+template <class T, int N>
+INLINE void take_best(const vec<T> (&logits)[N], int64_t n, int64_t first, Best<Wide<T>>& best) {
+  using S = Wide<T>;
+  vec<T> top = logits[0], wrong{};
+  for (int v = 0; v < N; ++v) {
+    top = logits[v] > top ? logits[v] : top;
+    wrong = logits[v] == logits[v] ? wrong : logits[v];
+  }
+  const bool some_wrong = sum(wrong) != 0;
+  S largest = top[0];
+  for (int l = 1; l < LANES<T>; ++l) largest = top[l] > largest ? S(top[l]) : largest;
+  if (!some_wrong && best.symbol >= 0 && !(largest > best.logit)) return;
+  S values[N * LANES<T>];
+  std::memcpy(values, logits, sizeof values);
+  for (int64_t j = 0; j < n; ++j)
+    if ((some_wrong || values[j] == largest) && better(values[j], best)) best = {values[j], first + j};
+}
+
 // The classifier's product of panel p with tiles [t0, t1).
 template <class T, class Q>
 void classify(const Team& team, Decode<T, Q>& s, const Rows<T, Q>& rows, const Panels<T, Q>& weight, int64_t t,
               int64_t p, int64_t t0, int64_t t1) {
   using S = Wide<T>;
+  constexpr int64_t w = LANES<T>, N = Panels<T, Q>::W / w;
   S* block = s.blocks + team.id * s.block_size;
   Best<S>* bests = s.bests + team.id * s.best_size;
   const int64_t first = p * weight.W, n = std::min(weight.W, s.V - first);
   multiply_panel(rows, t0, t1, weight, p, block, weight.W, n);
   for (int64_t b = t0 * ROWS; b < std::min(t1 * ROWS, s.B); ++b, block += weight.W) {
     const S* noise = s.noise ? s.noise + (t * s.B + b) * s.V + first : nullptr;
-    for (int64_t j = 0; j < n; ++j) {
-      const S logit = block[j] + S(s.classifier_bias[first + j]) + (noise ? noise[j] : S(0));
-      if (better(logit, bests[b])) bests[b] = {logit, first + j};
+    vec<T> logits[N];
+    for (int64_t v = 0; v < N; ++v) {
+      const int64_t k = v * w, left = n - k;
+      logits[v] = vec<T>{} - std::numeric_limits<S>::infinity();
+      if (left <= 0) continue;
+      vec<T> sums = load(block + k, left) + load(s.classifier_bias + first + k, left);
+      if (noise) sums += load(noise + k, left);
+      for (int64_t l = left; l < w; ++l) sums[l] = -std::numeric_limits<S>::infinity();
+      logits[v] = sums;
     }
+    take_best<T>(logits, n, first, bests[b]);
   }
 }
 
