@@ -6,12 +6,15 @@
 // and, where a multiply-add needs no register besides, three vectors of B. AMX's eight: 2 x 3 of 16 x 16 sums, one of A
 // and one of B.
 
-#ifdef AMX
-constexpr int64_t ROWS = 32;
-#elif VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int64_t ROWS = 8;
+#if VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int64_t VECTOR_ROWS = 8;
 #else
-constexpr int64_t ROWS = 4;
+constexpr int64_t VECTOR_ROWS = 4;
+#endif
+#ifdef AMX  // a row alone is left to vectors
+constexpr int64_t ROWS = 32, ROWS_BY_VECTORS = 1;
+#else
+constexpr int64_t ROWS = VECTOR_ROWS, ROWS_BY_VECTORS = ROWS;
 #endif
 
 // What packed operands of tensors of T are made of, and what their products add up in. Operands of int8_t are rounded
@@ -281,7 +284,8 @@ INLINE V multiply_add(V sum, V a, V b) {
 // A function of its own and without special cases: compilers then keep all sums in registers.
 template <class P, int M, int V, class S>
 NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, bool add, int64_t rows) {
-  constexpr int PARTS = M * V * 4 <= 3 * ROWS ? 4 : M * V * 2 <= 3 * ROWS ? 2 : 1;
+  constexpr int ROOM = 3 * VECTOR_ROWS - !HOLD_COLUMNS<P>;
+  constexpr int PARTS = M * V * 4 <= ROOM ? 4 : M * V * 2 <= ROOM ? 2 : 1;
   constexpr int64_t W = LANES<S>;
   vec<S> acc[PARTS][M][V] = {};
   const auto step = [&](int part) __attribute__((always_inline)) {
@@ -322,7 +326,7 @@ NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc
     }
 }
 
-// multiply_rows for m <= ROWS rows and so many whole vectors that n columns fit, in sums of bounded length.
+// multiply_rows for m <= ROWS_BY_VECTORS rows and so many whole vectors that n columns fit, in sums of bounded length.
 template <class P, class S>
 INLINE void multiply_vectors(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n,
                              bool add, int64_t rows) {
@@ -332,12 +336,14 @@ INLINE void multiply_vectors(const P* tile, const P* panel, int64_t k, S* c, int
       multiply_rows<P, M, V>(tile + k0 * rows, panel + k0 * PANEL<P>, std::min(length, k - k0), c, ldc, add || k0 > 0,
                              rows);
   };
-  if (m == ROWS && n <= LANES<S>) return run.template operator()<ROWS, 1>();
-  if (m == ROWS && n <= 2 * LANES<S>) return run.template operator()<ROWS, 2>();
+  if constexpr (ROWS_BY_VECTORS == ROWS) {
+    if (m == ROWS && n <= LANES<S>) return run.template operator()<ROWS, 1>();
+    if (m == ROWS && n <= 2 * LANES<S>) return run.template operator()<ROWS, 2>();
+  }
   const auto choose = [&]<int... M>(std::integer_sequence<int, M...>) {
     ((m == M + 1 ? run.template operator()<M + 1>() : void()), ...);
   };
-  choose(std::make_integer_sequence<int, ROWS>());
+  choose(std::make_integer_sequence<int, ROWS_BY_VECTORS>());
 }
 
 #ifdef AMX

@@ -14,7 +14,7 @@ void multiply_add_rounds(int64_t n, double& operations, float& result) {
   result = 0;
   operations = 2.0 * SUMS * 16 * 16 * ROW_STEP<P> * n;
 #else
-  constexpr int SUMS = 3 * ROWS;
+  constexpr int SUMS = 3 * VECTOR_ROWS;
   vec<P> sums[SUMS] = {}, x{};
   for (int i = 0; i < SUMS; ++i) sums[i] += Sum<P>(i);
   for (int64_t k = 0; k < n; ++k) {
