@@ -167,10 +167,13 @@ void multiply_panel(const Rows<T, Q>& a, int64_t t0, int64_t t1, const Panels<T,
       }
     }
   } else {
-    for (int64_t k0 = 0; k0 < std::max<int64_t>(a.k, 1); k0 += DEPTH<P>)
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(a.k, 1); k0 += DEPTH<P>) {
+      const P* const panel = b.operands(p) + k0 * W;
+      const int64_t here = std::min(DEPTH<P>, a.k - k0);
       for (int64_t t = t0; t < t1; ++t)
-        multiply(a.tile(t, k0), b.operands(p) + k0 * W, std::min(DEPTH<P>, a.k - k0), c + (t - t0) * ROWS * ldc, ldc,
-                 rows(t), n, add || k0 > 0, a.tile_rows());
+        multiply(a.tile(t, k0), panel, here, c + (t - t0) * ROWS * ldc, ldc, rows(t), n, add || k0 > 0, a.tile_rows(),
+                 behind(panel, here, t - t0, t1 - t0));
+    }
   }
 }
 

@@ -51,6 +51,7 @@ constexpr int64_t PACKED_SLICE = SLICE / 2 * STEP<P>;
 constexpr int64_t L2_BYTES = 1 << 20;  // of packed B that stay in the L2 cache
 // So many steps of k are summed in a register before the sum joins the others: this bounds the rounding of long sums.
 constexpr int64_t SUMMED = 256;
+constexpr int64_t LINE = 64;  // bytes of a cache line
 template <class P>
 constexpr int64_t PANEL = 3 * LANES<Wide<P>>;
 
@@ -281,15 +282,21 @@ INLINE V multiply_add(V sum, V a, V b) {
 
 // c [M, V vectors] (+)= tile · the first V vectors of a panel, a tile of `rows` rows. Few rows or columns leave
 // registers free: they hold several partial sums over k, which hides the latency of the multiply-add and rounds less.
+// Beside it a line of `ahead` a step is fetched into the L2 cache, where not null.
 // A function of its own and without special cases: compilers then keep all sums in registers.
 template <class P, int M, int V, class S>
-NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, bool add, int64_t rows) {
-  constexpr int ROOM = 3 * VECTOR_ROWS - !HOLD_COLUMNS<P>;
+NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, bool add, int64_t rows,
+                            const char* ahead) {
+  constexpr int ROOM = HOLD_COLUMNS<P> ? 3 * VECTOR_ROWS : 2 * VECTOR_ROWS - 1;
   constexpr int PARTS = M * V * 4 <= ROOM ? 4 : M * V * 2 <= ROOM ? 2 : 1;
   constexpr int64_t W = LANES<S>;
   vec<S> acc[PARTS][M][V] = {};
+  const int64_t stride = ahead ? LINE : 0;
+  if (!ahead) ahead = reinterpret_cast<const char*>(a);
   const auto step = [&](int part) __attribute__((always_inline)) {
     vec<P> columns[V];
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += stride;
 #pragma GCC unroll 3
     for (int v = 0; v < V; ++v) {
       columns[v] = load_panel(b + v * W * STEP<P>);
@@ -329,12 +336,12 @@ NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc
 // multiply_rows for m <= ROWS_BY_VECTORS rows and so many whole vectors that n columns fit, in sums of bounded length.
 template <class P, class S>
 INLINE void multiply_vectors(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n,
-                             bool add, int64_t rows) {
+                             bool add, int64_t rows, const char* ahead) {
   constexpr int64_t length = SUMMED * STEP<P>;
   const auto run = [&]<int M, int V = 3>() {
     for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += length)
       multiply_rows<P, M, V>(tile + k0 * rows, panel + k0 * PANEL<P>, std::min(length, k - k0), c, ldc, add || k0 > 0,
-                             rows);
+                             rows, ahead ? ahead + k0 / STEP<P> * LINE : nullptr);
   };
   if constexpr (ROWS_BY_VECTORS == ROWS) {
     if (m == ROWS && n <= LANES<S>) return run.template operator()<ROWS, 1>();
@@ -430,19 +437,29 @@ INLINE void multiply_amx(const P* tile, const P* panel, int64_t k, S* c, int64_t
 }
 #endif
 
-// c [m, n] (+)= tile · panel, m <= ROWS, n <= PANEL; the tile has `rows` rows.
+// c [m, n] (+)= tile · panel, m <= ROWS, n <= PANEL; the tile has `rows` rows. Fetches a line of `ahead` for each step
+// of k, where not null.
 template <class P, class S = Sum<P>>
 void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
-              int64_t rows = ROWS) {
+              int64_t rows = ROWS, const char* ahead = nullptr) {
   constexpr int64_t W = PANEL<P>;
 #ifdef AMX
   if (rows > 1) return multiply_amx(tile, panel, k, c, ldc, m, n, add, rows);
 #endif
-  if (n == W || (m == ROWS && n % LANES<S> == 0)) return multiply_vectors(tile, panel, k, c, ldc, m, n, add, rows);
+  if (n == W || (m == ROWS && n % LANES<S> == 0)) return multiply_vectors(tile, panel, k, c, ldc, m, n, add, rows, ahead);
   S block[ROWS * W];  // the end of a row: nothing is written past it
-  multiply_vectors(tile, panel, k, block, W, m, n, false, rows);
+  multiply_vectors(tile, panel, k, block, W, m, n, false, rows, ahead);
   for (int64_t i = 0; i < m; ++i)
     for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = add ? c[i * ldc + j] + block[i * W + j] : block[i * W + j];
+}
+
+// What the i-th product with k steps of a panel fetches, so that what lies behind them, more of it or the next one, has
+// come from far away once the last product is done. So few that they cannot fetch it all leave it to the machine.
+template <class P>
+INLINE const char* behind(const P* panel, int64_t k, int64_t i, int64_t products) {
+  constexpr int64_t LINES = PANEL<P> * STEP<P> * int64_t(sizeof(P)) / LINE;  // a step
+  if (i >= LINES || products < LINES) return nullptr;
+  return reinterpret_cast<const char*>(panel + k * PANEL<P>) + i * (k / STEP<P>) * LINE;
 }
 
 // A matrix in memory, element (i, j) at p[i · si + j · sj].
@@ -471,11 +488,14 @@ void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, Wide<P
   const auto [i0, i1] = team.share(panels<P>(n) * rows);
   for (int64_t i = i0; i < i1;) {
     const int64_t p = i / rows, t0 = i % rows, t1 = std::min(rows, t0 + i1 - i);
-    for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += DEPTH<P>)
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += DEPTH<P>) {
+      const P* const panel = b + (p * depth + k0) * PANEL<P>;
+      const int64_t here = std::min(DEPTH<P>, k - k0);
       for (int64_t t = t0; t < t1; ++t)
-        multiply(a + (t * depth + k0) * ROWS, b + (p * depth + k0) * PANEL<P>, std::min(DEPTH<P>, k - k0),
-                 c + t * ROWS * ldc + p * PANEL<P>, ldc, std::min(ROWS, m - t * ROWS),
-                 std::min(PANEL<P>, n - p * PANEL<P>), add || k0 > 0);
+        multiply(a + (t * depth + k0) * ROWS, panel, here, c + t * ROWS * ldc + p * PANEL<P>, ldc,
+                 std::min(ROWS, m - t * ROWS), std::min(PANEL<P>, n - p * PANEL<P>), add || k0 > 0, ROWS,
+                 behind(panel, here, t - t0, t1 - t0));
+    }
     i += t1 - t0;
   }
 }

@@ -1,5 +1,6 @@
 // Scratch memory and its sizes.
 #pragma once
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -42,14 +43,20 @@ class Buffer {
  public:
   explicit Buffer(int64_t n) {
     check_memory(n, sizeof(S));
-    data_ = static_cast<S*>(::operator new(n * sizeof(S), ALIGNMENT));
+    const size_t bytes = n * sizeof(S);
+    alignment_ = std::align_val_t{bytes < 2 * HUGE_PAGE ? 64 : HUGE_PAGE};
+    data_ = static_cast<S*>(::operator new(bytes, alignment_));
+#if defined(MADV_HUGEPAGE)
+    if (bytes >= 2 * HUGE_PAGE) madvise(data_, bytes, MADV_HUGEPAGE);  // a weight spans thousands of small ones
+#endif
   }
-  ~Buffer() { ::operator delete(data_, ALIGNMENT); }
+  ~Buffer() { ::operator delete(data_, alignment_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   operator S*() const { return data_; }
 
  private:
-  static constexpr std::align_val_t ALIGNMENT{64};
+  static constexpr size_t HUGE_PAGE = 2 << 20;
+  std::align_val_t alignment_;
   S* data_;
 };
