@@ -21,10 +21,13 @@ from torch.optim import Optimizer
 from fastvae.files import (
     DTYPES,
     DamagedFileError,
+    check_signature,
     check_tensors,
+    digest_json,
     first_line,
     make_folder,
     open_tensors,
+    parse_json,
     read_json,
     read_tensors,
     write_json,
@@ -35,6 +38,14 @@ FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.json"
 LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
 MODELS = {"HybridVAE": "fastvae.models.hybrid", "LSTMVAE": "fastvae.models.lstm_vae"}
+CONFIG_SCHEMA = {"class": str, "version": int, "dtype": str, "arguments": dict}
+STATE_SCHEMA = {
+    "format": int,
+    "step": int,
+    "seed?": int,
+    "best?": (float, type(None)),
+    "window?": dict,
+}
 FLOATS = {str(t).removeprefix("torch."): t for t in DTYPES.values() if t.is_floating_point}
 
 
@@ -61,8 +72,10 @@ class PretrainedMixin(PyTorchModelHubMixin):
         if vocabulary is not None:
             _check_vocabulary(vocabulary, self.config, "the vocabulary")
         make_folder(folder)
+        signatures = {}
         if vocabulary is not None:
             write_json(folder / VOCABULARY, vocabulary.to_dict())
+            signatures[VOCABULARY] = digest_json(vocabulary.to_dict())
         config = {
             "class": type(self).__name__,
             "version": FORMAT,
@@ -70,7 +83,9 @@ class PretrainedMixin(PyTorchModelHubMixin):
             "arguments": self.config,
         }
         write_json(folder / CONFIG, config)
-        write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+        # JSON turns tuples into lists: sign what will be read.
+        signatures[CONFIG] = digest_json(json.loads(json.dumps(config)))
+        write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **signatures})
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub: Any) -> Self:
@@ -79,10 +94,14 @@ class PretrainedMixin(PyTorchModelHubMixin):
         Raises ValueError where the files hold another class, other arguments or other tensors,
         FileNotFoundError where there are none.
         """
-        config = _read_config(_find(source, CONFIG, hub))
+        path = _find(source, CONFIG, hub)
+        config = _read_config(path)
         if config["class"] != cls.__name__:
             raise ValueError(f"{source} holds a {config['class']}, not a {cls.__name__}")
-        return _build(cls, config, _find(source, WEIGHTS, hub))
+        weights = _find(source, WEIGHTS, hub)
+        model = _build(cls, config, weights)
+        check_signature(path, config, weights)
+        return model
 
     def push_to_hub(
         self,
@@ -126,11 +145,15 @@ def load(folder: str | Path, *, best: bool = False):
         )
     cls = getattr(importlib.import_module(MODELS[config["class"]]), config["class"])
     weights, prefix = (BEST, "model.") if best else (WEIGHTS, "")
-    model = _build(cls, config, _find(folder, weights, {}), prefix)
-    if not (folder / VOCABULARY).exists():
-        return model, None
-    vocabulary = Vocabulary.load(folder / VOCABULARY)
-    _check_vocabulary(vocabulary, model.config, folder / VOCABULARY)
+    model, vocabulary = _build(cls, config, _find(folder, weights, {}), prefix), None
+    contents = {CONFIG: config}
+    if (folder / VOCABULARY).exists():
+        vocabulary = Vocabulary.load(folder / VOCABULARY)
+        _check_vocabulary(vocabulary, model.config, folder / VOCABULARY)
+        contents[VOCABULARY] = vocabulary.to_dict()
+    # Last: an error of what does not fit says more.
+    for name, content in contents.items() if (folder / WEIGHTS).exists() else ():
+        check_signature(folder / name, content, folder / WEIGHTS)
     return model, vocabulary
 
 
@@ -163,7 +186,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[
         tensors, metadata = read_tensors(path, file)
         if not {"digest", "fastvae"} <= metadata.keys():
             raise DamagedFileError(f"{path} is damaged or no training checkpoint")
-        state = json.loads(metadata["fastvae"])
+        state = parse_json(metadata["fastvae"], f"{path}: its state", STATE_SCHEMA)
         if state.pop("format") != FORMAT:
             raise ValueError(f"{path} was written by another version of fastvae")
         expected = {f"model.{name}": t for name, t in model.state_dict().items()}
@@ -231,15 +254,11 @@ def _find(source: str | Path, name: str, hub: dict[str, Any]) -> Path:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
-    if not isinstance(config, dict) or config.keys() != {"class", "version", "dtype", "arguments"}:
-        raise ValueError(f"{path} needs exactly class, version, dtype and arguments")
+    config = read_json(path, CONFIG_SCHEMA)
     if config["version"] != FORMAT:
         raise ValueError(f"{path} has version {config['version']}, this fastvae reads {FORMAT}")
-    if str(config["dtype"]) not in FLOATS:
+    if config["dtype"] not in FLOATS:
         raise ValueError(f"{path}: unknown dtype {config['dtype']!r}")
-    if not isinstance(config["class"], str) or not isinstance(config["arguments"], dict):
-        raise ValueError(f"{path}: class must be a name and arguments an object")
     return config
 
 

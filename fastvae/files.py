@@ -70,13 +70,66 @@ def read_limited(path: Path) -> bytes:
     return content
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file of at most 16 MiB. Raises ValueError where it is none."""
-    content = read_limited(path)
+def read_json(path: Path, schema: Any = object) -> Any:
+    """A JSON file of at most 16 MiB. Raises ValueError where it is none, or not of the schema."""
+    return parse_json(read_limited(path), str(path), schema)
+
+
+def parse_json(content: bytes | str, name: str, schema: Any = object) -> Any:
+    """A JSON document; ValueError calls it `name` where it is none, or not of the schema.
+
+    A schema is a type or several; [schema], a list of any length; or {key: schema}, exactly these
+    keys, of which those that end in "?" may be missing, and "..." is the schema of all others. A
+    whole number is a float too.
+    """
     try:
-        return json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {first_line(error)}") from error
+        raise ValueError(f"{name} is not valid JSON: {first_line(error)}") from error
+    _check_schema(value, schema, name, "")
+    return value
+
+
+def _check_schema(value: Any, schema: Any, name: str, place: str) -> None:
+    if isinstance(schema, dict) and isinstance(value, dict):
+        schemas = {key.removesuffix("?"): kind for key, kind in schema.items()}
+        others = schemas.pop("...", None)
+        for key in schemas:
+            if key not in value and key in schema:
+                raise ValueError(f"{name} lacks {place}{key}")
+        for key, item in value.items():
+            if (kind := schemas.get(key, others)) is None:
+                raise ValueError(f"{name} has an unknown key {place}{key}")
+            _check_schema(item, kind, name, f"{place}{key}.")
+    elif isinstance(schema, list) and isinstance(value, list):
+        for n, item in enumerate(value):
+            _check_schema(item, schema[0], name, f"{place}{n}.")
+    else:
+        kinds = {dict: (dict,), list: (list,)}.get(type(schema)) or (
+            schema if isinstance(schema, tuple) else (schema,)
+        )
+        fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and not {bool, object} & set(kinds)):
+            wanted = " or ".join(_KINDS[kind] for kind in kinds)
+            what = place.rstrip(".") or "it"
+            raise ValueError(f"{name}: {what} must be {wanted}, got {json.dumps(value)[:40]}")
+
+
+_KINDS = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+    type(None): "null",
+}
+
+
+def digest_json(content: Any) -> str:
+    """A digest of what a JSON document says, however it is written."""
+    canonical = json.dumps(content, sort_keys=True).encode()
+    return hashlib.blake2b(canonical, digest_size=16).hexdigest()
 
 
 def write_tensors(
@@ -120,6 +173,17 @@ def check_tensors(path: Path, file, expected: dict[str, Tensor], prefix: str = "
             raise ValueError(
                 f"{path}: {name} is {dtype} {shape}, this model has {t.dtype} {list(t.shape)}"
             )
+
+
+def check_signature(path: Path, content: Any, weights: Path) -> None:
+    """The JSON file's content must be the one that `weights` was written with, where it tells.
+
+    Raises DamagedFileError where it is another.
+    """
+    with open_tensors(weights) as file:
+        signature = (file.metadata() or {}).get(path.name)
+    if signature is not None and signature != digest_json(content):
+        raise DamagedFileError(f"{path} is damaged or not the one that {weights.name} belongs to")
 
 
 def read_tensors(path: Path, file) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -46,7 +46,7 @@ def _leave() -> None:
 
 @contextmanager
 def stop_signals(patient: bool) -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; a second one acts as ever, unless `patient`."""
+    """An event that SIGINT, SIGTERM or SIGHUP sets; a second one acts as ever, unless `patient`."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread can receive signals
@@ -61,11 +61,26 @@ def stop_signals(patient: bool) -> Iterator[threading.Event]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it
+        numbers.append(hangup)
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stop
     finally:
         restore()
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside what torch.compile, DataParallel or DistributedDataParallel made of it."""
+    while True:
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's
+            model = model._orig_mod
+        elif isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
 
 
 def wire(group: dist.ProcessGroup, device: torch.device) -> torch.device:

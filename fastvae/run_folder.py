@@ -4,6 +4,7 @@ config.json, vocabulary.json and model.safetensors make it a model that `fastvae
 last, previous and best.safetensors are training checkpoints.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -11,13 +12,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastvae.checkpoint import BEST, CONFIG, LAST, PREVIOUS, VOCABULARY, WEIGHTS
-from fastvae.files import make_folder, read_json, write_bytes, write_json
+import torch
+
+from fastvae import _C
+from fastvae.checkpoint import BEST, CONFIG, CONFIG_SCHEMA, LAST, PREVIOUS, VOCABULARY, WEIGHTS
+from fastvae.files import first_line, make_folder, parse_json, read_json, write_bytes, write_json
 
 SETTINGS, METRICS, LOCK = "training.json", "metrics.jsonl", "lock"
 # What may differ when a run goes on: how far, and what only looks on.
 FREE = {"steps", "log_every", "eval_every", "eval_samples", "checkpoint_every"}
 FREE |= {"sample_every", "samples"}
+# Runs of before have no digest of the validation's, and one of the first batch alone.
+SETTINGS_SCHEMA = {
+    "data": str,
+    "config": dict,
+    "validation?": (str, type(None)),
+    "threads?": int,
+    "cpu_capability?": str,
+}
+NUMBER = (float, type(None))
+_SPEEDS = {"steps_per_second": float, "characters_per_second": float}
+_TERMS = dict.fromkeys(("reconstruction", "kl", "kl_weight", "bound", "bpc"), NUMBER)
+RECORD_SCHEMAS = {
+    "train": {"step": int, "split": str, **_TERMS, **_SPEEDS, "...": NUMBER},
+    "valid": {"step": int, "split": str, **_TERMS, "...": NUMBER},
+}
 
 
 class RunFolder:
@@ -42,14 +61,22 @@ class RunFolder:
         if resume and self.fresh:
             say(f"{self.path} holds no run to resume: beginning one")
 
-    def create(self, model, vocabulary, config, fingerprint: str) -> None:
-        """Begin a run: the model with its vocabulary, then the settings, which make it one."""
-        model.save_pretrained(self.path, vocabulary)
-        write_json(self.path / SETTINGS, {"data": fingerprint, "config": asdict(config)})
+    def create(self, model, vocabulary, config, data: Callable[[bool], dict]) -> None:
+        """Begin a run: the model with its vocabulary, then the settings, which make it one.
 
-    def check(self, model, vocabulary, config, fingerprint: str) -> None:
-        """Raises ValueError naming what differs from the run that is there."""
-        saved, there = read_json(self.path / SETTINGS), read_json(self.path / CONFIG)
+        data(of_before): the digests of what it reads, by name, or the one that runs of before have.
+        """
+        model.save_pretrained(self.path, vocabulary)
+        self._write_settings(config, data(False))
+
+    def _write_settings(self, config, data: dict) -> None:
+        content = {**data, "config": asdict(config), **_machine()}
+        write_json(self.path / SETTINGS, content)
+
+    def check(self, model, vocabulary, config, data: Callable[[bool], dict]) -> None:
+        """Raises ValueError naming what differs from the run that is there; see `create`."""
+        saved = read_json(self.path / SETTINGS, SETTINGS_SCHEMA)
+        there = read_json(self.path / CONFIG, CONFIG_SCHEMA)
         if there["class"] != type(model).__name__:
             raise ValueError(f"{self.path} holds a {there['class']}, not a {type(model).__name__}")
         # JSON turns tuples into lists: compare what both look like in a file.
@@ -64,20 +91,48 @@ class RunFolder:
                     )
         if read_json(self.path / VOCABULARY) != vocabulary.to_dict():
             raise ValueError(f"{self.path} was begun with another vocabulary")
-        if saved["data"] != fingerprint:
+        found = data(False)
+        if saved["data"] != (data(True) if "validation" not in saved else found)["data"]:
             raise ValueError(f"{self.path} was begun with other training data")
-        write_json(self.path / SETTINGS, {**saved, "config": asdict(config)})
+        if saved.get("validation", found["validation"]) != found["validation"]:
+            raise ValueError(
+                f"{self.path} was begun with other validation data, or with none where there is "
+                "some now: resume with what it was, or choose another folder"
+            )
+        changed = [
+            f"{saved[name]} {name.replace('_', ' ')}, now {now}"
+            for name, now in _machine().items()
+            if saved.get(name, now) != now
+        ]
+        if changed:
+            self._say(
+                f"the run was begun with {' and '.join(changed)}: it goes on, but not bit for bit "
+                "as it would have"
+            )
+        self._write_settings(config, found)
 
     def open_metrics(self, step: int) -> dict[str, dict[str, Any]]:
         """Cut the metrics back to `step` and append from there -> last record of each split."""
-        path, kept = self.path / METRICS, []
-        for line in path.read_bytes().splitlines() if path.exists() else []:
+        path, kept, damaged = self.path / METRICS, [], []
+        content = path.read_bytes() if path.exists() else b""
+        lines = content.split(b"\n")
+        lines.pop()  # nothing, or what a kill left of a line
+        for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
-            except ValueError:  # a kill in the middle of a line
-                break
+                split = parse_json(line, METRICS, {"split": str, "...": object})["split"]
+                record = parse_json(line, METRICS, RECORD_SCHEMAS[split])
+            except (ValueError, KeyError):
+                damaged.append(number)
+                continue
             if record["step"] <= step:
                 kept.append(record)
+        if damaged:
+            aside = _free_name(self.path / f"{METRICS}.damaged")
+            write_bytes(aside, content)
+            self._say(
+                f"{path}: {len(damaged)} damaged lines, the first {damaged[0]}; the others are "
+                f"kept, and the file as it was is {aside.name}"
+            )
         write_bytes(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115  open as long as the run
         self._board = self._open_board(step)
@@ -89,22 +144,32 @@ class RunFolder:
             self._metrics.write(json.dumps(record).encode() + b"\n")
         except OSError as error:
             raise OSError(f"cannot write {self.path / METRICS}: {error.strerror}") from error
-        if self._board:
-            for name, value in record.items():
-                if name not in ("step", "split"):
-                    self._board.add_scalar(f"{record['split']}/{name}", value, record["step"])
+        for name, value in record.items() if self._board else ():
+            if name not in ("step", "split"):
+                tag = f"{record['split']}/{name}"
+                self._to_board(lambda b, t=tag, v=value: b.add_scalar(t, v, record["step"]))
 
     def sync(self) -> None:
         """Bring the metrics to disk, before a checkpoint that they belong to."""
         os.fsync(self._metrics.fileno())
-        if self._board:
-            self._board.flush()
+        self._to_board(lambda board: board.flush())
 
     def close(self) -> None:
         """Release the folder."""
-        for part in (self._metrics, self._board, self._lock):
+        self._to_board(lambda board: board.close())
+        for part in (self._metrics, self._lock):
             if part:
                 part.close()
+
+    def _to_board(self, write: Callable) -> None:
+        """Let TensorBoard's writer do something; where it fails the run goes on without it."""
+        if not self._board:
+            return
+        try:
+            write(self._board)
+        except Exception as error:  # whatever goes wrong in a log that only looks on
+            self._board = None
+            self._say(f"no TensorBoard log from here on: {first_line(error)}")
 
     def _open_board(self, step: int):
         try:
@@ -112,8 +177,22 @@ class RunFolder:
         except ImportError:
             self._say("no TensorBoard log: pip install tensorboard to get one")
             return None
-        # Events of steps after the checkpoint belong to a future that did not happen.
-        return SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
+        try:
+            # Events of steps after the checkpoint belong to a future that did not happen.
+            return SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
+        except Exception as error:
+            self._say(f"no TensorBoard log: {first_line(error)}")
+            return None
+
+
+def _machine() -> dict[str, Any]:
+    """What decides how sums are rounded: a run goes on bit for bit where it stays the same."""
+    return {"threads": torch.get_num_threads(), "cpu_capability": _C.cpu_capability()}
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}{n or ''}") for n in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def _lock(folder: Path):

@@ -23,8 +23,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fastvae.checkpoint import BEST, LAST, PREVIOUS, load_latest, save_checkpoint
 from fastvae.metrics import bits_per_character, count_characters, evaluate
 from fastvae.models.vae import trusting
-from fastvae.processes import joined, stop_signals, wire, wrapped
+from fastvae.processes import bare, joined, stop_signals, wire, wrapped
 from fastvae.run_folder import METRICS, RunFolder
+from fastvae.text.corpus import digest
 from fastvae.text.reading import record_reading
 from fastvae.training_config import TrainingConfig
 from fastvae.training_display import TrainingDisplay
@@ -46,20 +47,23 @@ def train(
 ) -> dict[str, Any]:
     """Train `model`, where it is, on `corpus` and keep the run in `run_dir`.
 
+    What `torch.compile` or DataParallel made of a model trains as that and is saved as the model.
+
     -> step, interrupted, best (the lowest validation bound, nats per sample, or None), train and
     valid (the last record of each in metrics.jsonl, or None). Under torchrun every process calls
-    this with the same arguments; the first one writes. SIGINT and SIGTERM end it after the step,
-    saved. Raises ValueError for settings, data or a folder that do not fit and for a loss that is
-    not finite, OSError where the folder cannot be written.
+    this with the same arguments; the first one writes. SIGINT, SIGTERM and SIGHUP end it after the
+    step, saved. Raises ValueError for settings, data or a folder that do not fit and for a loss
+    that is not finite, OSError where the folder cannot be written.
     """
     for name, data in {"training": corpus, "validation": validation}.items():
         if data is not None:
-            _check_data(name, data, model)
+            _check_data(name, data, bare(model))
     if validation is not None and validation.vocabulary != corpus.vocabulary:
         raise ValueError("the validation data have another vocabulary than the training data")
+    forward, model = model, bare(model)
     with ExitStack() as stack:
         group = stack.enter_context(joined(model))
-        trainer = _Trainer(model, corpus, config, validation, group)
+        trainer = _Trainer(model, forward, corpus, config, validation, group)
         stack.callback(trainer.release)
         if trainer.rank == 0:
             display = stack.enter_context(TrainingDisplay(console, config.steps, config.kl_target))
@@ -70,13 +74,19 @@ def train(
         stack.callback(model.train, model.training)
         model.train()
         stop = stack.enter_context(stop_signals(patient=group is not None))
-        return trainer.loop(stop)
+        try:
+            return trainer.loop(stop)
+        except KeyboardInterrupt:  # a second one
+            if trainer.display:
+                saved = f"the last checkpoint is that of step {trainer.saved_at}"
+                trainer.display.say(f"stopped without saving: {saved}")
+            raise
 
 
 class _Trainer:
     """One process's share of a run; on the first process also the run's folder and display."""
 
-    def __init__(self, model, corpus, config: TrainingConfig, validation, group) -> None:
+    def __init__(self, model, forward, corpus, config: TrainingConfig, validation, group) -> None:
         self.model, self.corpus, self.validation = model, corpus, validation
         self.config, self.group = config, group
         self.rank, self.world = (group.rank(), group.size()) if group else (0, 1)
@@ -90,7 +100,7 @@ class _Trainer:
         self.optimizer = torch.optim.Adam(
             model.parameters(), config.learning_rate, fused=self.device.type in ("cpu", "cuda")
         )
-        self.forward: nn.Module = model
+        self.forward: nn.Module = forward
         self.run: RunFolder | None = None
         self.display: TrainingDisplay | None = None
         self.step = self.saved_at = 0
@@ -108,7 +118,7 @@ class _Trainer:
         if self.run:
             self._open_run(self.run)
         if self.group:
-            self.forward = wrapped(self.model, self.group)
+            self.forward = wrapped(self.forward, self.group)
             self._share_optimizer()
 
     def release(self) -> None:
@@ -118,14 +128,11 @@ class _Trainer:
 
     def _open_run(self, run: RunFolder) -> None:
         vocabulary, say = self.corpus.vocabulary, self.display.say
-        generator = _generator(self.config.seed, 0)
-        tokens = self.corpus.batch(self.config.batch_size, generator).numpy()
-        fingerprint = hashlib.blake2b(tokens.tobytes(), digest_size=16).hexdigest()
         state = None
         if run.fresh:
-            run.create(self.model, vocabulary, self.config, fingerprint)
+            run.create(self.model, vocabulary, self.config, self._data_digests)
         else:
-            run.check(self.model, vocabulary, self.config, fingerprint)
+            run.check(self.model, vocabulary, self.config, self._data_digests)
             state = load_latest(run.path, self.model, self.optimizer, say)
         record_reading(run.path, self.corpus)
         notes = [getattr(data, "notes", list)() for data in (self.corpus, self.validation)]
@@ -142,6 +149,14 @@ class _Trainer:
         else:
             self._save_state(run.path / LAST)
         self.records = run.open_metrics(self.step)
+
+    def _data_digests(self, of_before: bool) -> dict[str, str | None]:
+        """Digests of all that training and validation read, or as runs of before have them."""
+        if of_before:  # of the first batch
+            tokens = self.corpus.batch(self.config.batch_size, _generator(self.config.seed, 0))
+            return {"data": digest([tokens.numpy()])}
+        validation = None if self.validation is None else self.validation.digest()
+        return {"data": self.corpus.digest(), "validation": validation}
 
     def _share_optimizer(self) -> None:
         step = torch.tensor(float(self.step), device=wire(self.group, self.device))

@@ -1,6 +1,8 @@
 """What a training run shows while it runs, on standard error."""
 
+import io
 import time
+from collections.abc import Callable
 from typing import Any, Self
 
 from rich.console import Console
@@ -24,18 +26,24 @@ class TrainingDisplay:
 
     def __enter__(self) -> Self:
         if self.bar:
-            self.bar.start()
+            self._show(self.bar.start)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar:
-            self.bar.stop()
+            self._show(self.bar.stop)
 
     def say(self, text: str) -> None:
         """One line, whatever the text holds."""
-        self.console.print(
-            terminal.escape(text), markup=False, emoji=False, highlight=False, soft_wrap=True
-        )
+        options = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+        self._show(lambda: self.console.print(terminal.escape(text), **options))
+
+    def _show(self, write: Callable[[], object]) -> None:
+        """Write to the terminal; once it has been closed, nothing more: the run must be saved."""
+        try:
+            write()
+        except OSError:
+            self.bar, self.console = None, Console(file=io.StringIO())
 
     def update(self, step: int, record: dict[str, Any] | None) -> None:
         """Show how far the run is and its last record."""
@@ -47,7 +55,7 @@ class TrainingDisplay:
                 f"{record['characters_per_second']:,.0f} characters/s"
             )
         if self.bar:
-            self.bar.update(self.task, completed=step, description=text)
+            self._show(lambda: self.bar.update(self.task, completed=step, description=text))
         elif text and (time.monotonic() - self.spoken > 10 or step == self.steps):
             self.say(f"step {step} of {self.steps}  {text}")
             self.spoken = time.monotonic()

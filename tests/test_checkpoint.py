@@ -120,9 +120,9 @@ def test_class_is_checked(saved):
         ({"dtype": "float64"}, "more bytes"),
         ({"dtype": "bfloat16"}, r"is torch.float32 .*, this model has torch.bfloat16"),
         ({"dtype": ["float32"]}, "dtype"),
-        ({"class": ["HybridVAE"]}, "class must be a name"),
+        ({"class": ["HybridVAE"]}, "class must be a string"),
         ({"version": 2}, "version 2"),
-        ({"extra": 1}, "needs exactly"),
+        ({"extra": 1}, "has an unknown key extra"),
     ],
 )
 def test_config_must_fit(saved, changes, message):

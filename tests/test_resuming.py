@@ -50,7 +50,7 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, number):
     before = signal.getsignal(number)
     console = quiet()
@@ -62,6 +62,39 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, number):
     # The checkpoint before is another one, that of the interruption or after it.
     assert_same_run(whole, tmp_path / "parts", ("last", "best", "model"))
     assert result["valid"] == [r for r in records(whole) if r["split"] == "valid"][-1]
+
+
+def test_a_hangup_that_is_ignored_stays_so(tmp_path):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        _, result = run(tmp_path / "run", corpus=interrupting(7, signal.SIGHUP))
+        assert not result["interrupted"] and result["step"] == 20
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_interruption_tells_what_is_saved(tmp_path):
+    console = quiet()
+
+    def twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", corpus=Acting(11, twice), console=console)
+    assert (
+        "stopped without saving: the last checkpoint is that of step 8" in console.file.getvalue()
+    )
+
+
+def test_a_closed_terminal_ends_no_run(tmp_path):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    _, result = run(tmp_path / "run", console=Console(file=Closed(), force_terminal=True))
+    assert result["step"] == 20 and (tmp_path / "run" / "last.safetensors").exists()
 
 
 def test_metrics_after_the_checkpoint_are_cut(whole, tmp_path):

@@ -55,16 +55,16 @@ def records(folder):
 
 
 class Acting(Letters):
-    """Does something while the batch of a step is drawn; before all steps one is drawn as well."""
+    """Does something while the batch of a step, counted from 1, is drawn."""
 
     def __init__(self, step, act):
         super().__init__()
         self.left, self.act = step, act
 
     def batch(self, count, generator):
+        self.left -= 1
         if self.left == 0:
             self.act()
-        self.left -= 1
         return super().batch(count, generator)
 
 

@@ -1,5 +1,6 @@
 """Corpora: random batches for training and one fixed pass, memory-mapped from a cache on disk."""
 
+import hashlib
 import operator
 import os
 import shutil
@@ -8,6 +9,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,10 @@ class Corpus:
                 raise IndexError(f"index {i} is out of range: the corpus has {count} samples")
         return list(self._samples(torch.tensor([i % count for i in wanted], device="cpu")))
 
+    def digest(self) -> str:
+        """Of all ids that samples are made of: another text has another one."""
+        return digest(batch.numpy() for batch in self.batches(1024))
+
     def counts(self) -> dict[str, int]:
         """How much of the text the fixed pass leaves out or changes, by name."""
         return {}
@@ -118,6 +124,21 @@ class Corpus:
         folder = Path(tempfile.mkdtemp(prefix="fastvae-"))
         weakref.finalize(self, _remove, folder, os.getpid())  # at exit at the latest
         return folder
+
+
+def digest(arrays: Iterable[np.ndarray]) -> str:
+    """Of the arrays' bytes, one after the other."""
+    found = hashlib.blake2b(digest_size=16)
+    for array_ in arrays:
+        found.update(np.ascontiguousarray(array_))
+    return found.hexdigest()
+
+
+def _parts(values, dtype: str) -> Iterator[np.ndarray]:
+    """An array, or a mapped one, a MiB at a time."""
+    for start in range(0, len(values), CHUNK):
+        row = np.arange(start, min(start + CHUNK, len(values)))[None]  # one: see MappedArray
+        yield values[row].astype(dtype)
 
 
 def _remove(folder: Path, owner: int) -> None:
@@ -193,6 +214,9 @@ class WindowCorpus(Corpus):
             )
         self.vocabulary, self._ids, self.name = vocabulary, ids, name
 
+    def digest(self) -> str:
+        return digest(_parts(self._ids, "<i4"))
+
     def counts(self) -> dict[str, int]:
         return {f"{self.vocabulary.unit}s_left_over": len(self._ids) % self.length}
 
@@ -255,6 +279,9 @@ class LineCorpus(Corpus):
     def left_out(self) -> int:
         """Lines left out as too long."""
         return self._counts.too_long
+
+    def digest(self) -> str:
+        return digest(chain(_parts(self._offsets, "<i8"), _parts(self._bytes, "u1")))
 
     def counts(self) -> dict[str, int]:
         return asdict(self._counts)

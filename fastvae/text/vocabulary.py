@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -80,9 +81,9 @@ class Vocabulary:
     def from_dict(values: dict) -> "Vocabulary":
         """The vocabulary that `to_dict` described. Raises ValueError on anything else."""
         match values:
-            case {"kind": "character", "characters": str(characters)}:
+            case {"kind": "character", "characters": str(characters), **more} if not more:
                 return CharVocabulary(characters)
-            case {"kind": "byte"}:
+            case {"kind": "byte", **more} if not more:
                 return ByteVocabulary()
         raise ValueError(
             'not a vocabulary: its kind must be "character" (with characters) or "byte"'
@@ -124,6 +125,11 @@ class CharVocabulary(Vocabulary):
         if len(set(characters)) < len(characters):
             twice = next(c for c, count in Counter(characters).items() if count > 1)
             raise ValueError(f"the vocabulary has {twice!r} twice")
+        if found := re.search("[\ud800-\udfff]", characters):
+            raise ValueError(
+                f"the vocabulary has U+{ord(found[0]):04X}, half of a character: join pairs by "
+                'text.encode("utf-16", "surrogatepass").decode("utf-16"), or read the text as bytes'
+            )
         self.characters = characters
         self.pad_id = len(characters)
         self.size = len(characters) + 1
