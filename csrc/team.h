@@ -18,20 +18,28 @@ struct Team {
   int id, size;
   Barrier& barrier;
 
-  // Spins briefly, then yields: a thread may share its core with others, and a pure spin would starve them.
+  // Spins briefly, yields a few times, then sleeps: a thread may share its core with others, which a pure spin would
+  // starve, and which a yield gives no more than a turn.
   void wait() {
     if (size == 1) return;
+    constexpr int SPINS = 2000, YIELDS = 20;
     const int round = barrier.round.load(std::memory_order_relaxed);
     if (barrier.arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
       barrier.arrived.store(0, std::memory_order_relaxed);
       barrier.round.store(round + 1, std::memory_order_release);
+      barrier.round.notify_all();
       return;
     }
-    for (int spins = 0; barrier.round.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins >= 2000) sched_yield();
+    for (int tries = 0; barrier.round.load(std::memory_order_acquire) == round; ++tries) {
+      if (tries >= SPINS + YIELDS) {
+        barrier.round.wait(round, std::memory_order_acquire);
+      } else if (tries >= SPINS) {
+        sched_yield();
+      } else {
 #if defined(__x86_64__)
-      __builtin_ia32_pause();
+        __builtin_ia32_pause();
 #endif
+      }
     }
   }
 

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -300,3 +301,25 @@ def test_data_of_another_length_or_vocabulary(tmp_path):
     with pytest.raises(ValueError, match="another vocabulary"):
         run(tmp_path / "run", corpus=Other())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("waited, told", [(1.9, 0), (2.1, 1)])
+def test_a_crowded_machine_is_told_once(tmp_path, monkeypatch, waited, told):
+    """Threads that waited for a core twice as long as they ran."""
+    import fastvae.training as training
+
+    clock = iter(range(1000))
+    monkeypatch.setattr(training, "scheduled", lambda: ((n := next(clock)) * 1.0, n * waited))
+    console = quiet()
+    run(tmp_path / "run", console=console, log_every=2)
+    assert console.file.getvalue().count("keep the cores busy") == told
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux tells")
+def test_scheduled_counts_this_process():
+    from fastvae.processes import scheduled
+
+    before, end = scheduled()[0], time.perf_counter() + 0.2
+    while time.perf_counter() < end:
+        pass
+    assert 0.02 < scheduled()[0] - before < 30
