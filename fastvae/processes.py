@@ -6,9 +6,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -71,16 +70,6 @@ def stop_signals(patient: bool) -> Iterator[threading.Event]:
         yield stop
     finally:
         restore()
-
-
-def scheduled() -> tuple[float, float]:
-    """Seconds that this process's threads ran, and that they waited for a core; 0, 0 if unknown."""
-    running = waiting = 0
-    for path in Path("/proc/self/task").glob("*/schedstat"):
-        with suppress(OSError, ValueError):  # a thread may have ended
-            ran, waited, _ = map(int, path.read_text().split())
-            running, waiting = running + ran, waiting + waited
-    return running / 1e9, waiting / 1e9
 
 
 def bare(model: nn.Module) -> nn.Module:

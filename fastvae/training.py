@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fastvae.checkpoint import BEST, LAST, PREVIOUS, load_latest, save_checkpoint
 from fastvae.metrics import bits_per_character, count_characters, evaluate
 from fastvae.models.vae import trusting
-from fastvae.processes import bare, joined, scheduled, stop_signals, wire, wrapped
+from fastvae.processes import bare, joined, stop_signals, wire, wrapped
 from fastvae.run_folder import METRICS, RunFolder
 from fastvae.text.corpus import digest
 from fastvae.text.reading import record_reading
@@ -32,7 +32,7 @@ from fastvae.training_display import TrainingDisplay
 
 __all__ = ["TrainingConfig", "train"]
 
-CROWDED_SECONDS = 2  # of running and waiting before a run says that it is crowded out
+CROWDED_SECONDS = 1  # the least time between records that tells whether cores are busy
 TERMS = ("loss", "reconstruction", "kl", "auxiliary", "gradient_norm")
 
 
@@ -110,7 +110,7 @@ class _Trainer:
         self.pending: list[Tensor] = []  # terms of steps that nobody has waited for yet
         self.records: dict[str, dict[str, Any]] = {}
         self.timed_steps, self.clock = 0, 0.0
-        self.crowded_since: tuple[float, float] | None = None  # None once it has been told
+        self.cpu_clock, self.crowded = 0.0, False
 
     def attach(self, run: RunFolder, display: TrainingDisplay) -> None:
         self.run, self.display = run, display
@@ -191,7 +191,7 @@ class _Trainer:
             self.display.say(f"the run is at step {self.step} already: raise steps to go on")
         if self.run and self.config.steps < self.config.kl_end:
             self.display.say(_unfinished_annealing(self.config))
-        self.clock, self.crowded_since = time.perf_counter(), scheduled()
+        self.clock, self.cpu_clock = time.perf_counter(), time.thread_time()
         while self.step < self.config.steps and not interrupted:
             self._train_step()
             interrupted = self._agree(stop.is_set())
@@ -285,7 +285,7 @@ class _Trainer:
             if log:
                 self._log()
             self.display.update(self.step, self.records.get("train"))
-            paused = time.perf_counter()
+            paused, cpu_paused = time.perf_counter(), time.thread_time()
             if valid:
                 self._validate()
             if sample:
@@ -293,6 +293,7 @@ class _Trainer:
             if save:
                 self._save()
             self.clock += time.perf_counter() - paused
+            self.cpu_clock += time.thread_time() - cpu_paused
         if save:
             self.saved_at = self.step
 
@@ -340,20 +341,20 @@ class _Trainer:
             "characters_per_second": speed * self.config.batch_size * self.model.length,
         }
         self._record(record)
-        self._tell_if_crowded()
+        self._tell_if_crowded(now - self.clock)
         self.window = dict.fromkeys(self.window, 0.0)
-        self.timed_steps, self.clock = 0, now
+        self.timed_steps, self.clock, self.cpu_clock = 0, now, time.thread_time()
 
-    def _tell_if_crowded(self) -> None:
-        """One line, once, where other processes take most of the time that the threads want."""
-        if self.crowded_since is None:
+    def _tell_if_crowded(self, seconds: float) -> None:
+        """One line, once, where this thread, which no step leaves idle, mostly waits for a core."""
+        ran = time.thread_time() - self.cpu_clock
+        if self.crowded or self.device.type != "cpu" or seconds < CROWDED_SECONDS:
             return
-        running, waiting = (b - a for a, b in zip(self.crowded_since, scheduled(), strict=True))
-        if running + waiting > CROWDED_SECONDS and running < (running + waiting) / 3:
-            self.crowded_since = None
+        if ran < seconds / 3:
+            self.crowded = True
             self.display.say(
-                f"other processes keep the cores busy: the threads ran {running:.1f} s and waited "
-                f"{waiting:.1f} s for a core; fewer threads, or stopping the others, may be faster"
+                f"the cores are busy: training ran {ran:.1f} s of the last {seconds:.1f} s; fewer "
+                "threads, or fewer processes beside it, may be faster"
             )
 
     def _validate(self) -> None:
