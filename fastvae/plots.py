@@ -1,6 +1,10 @@
 """Learning curves of runs, from their metrics.jsonl to a PNG."""
 
+import atexit
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,20 @@ PANELS = {
 }
 
 Metrics = Mapping[str, list[dict[str, Any]]]
+
+
+def pyplot():
+    """matplotlib's, which draws to files here, with a cache of its own where the home has none."""
+    if "MPLCONFIGDIR" not in os.environ and not os.access(Path.home(), os.W_OK):
+        cache = tempfile.mkdtemp(prefix="fastvae-")
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
+        os.environ["MPLCONFIGDIR"] = cache
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def read_metrics(path: str | Path) -> dict[str, list[dict[str, Any]]]:
@@ -36,11 +54,7 @@ def learning_curves(
     steps, on a logarithmic scale where that spans a factor of ten. Raises ValueError where there
     is nothing to draw.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     if not any(metrics.values()):
         raise ValueError("metrics.jsonl has no rows yet: train the run first")
     figure, grid = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")

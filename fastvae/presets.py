@@ -14,6 +14,7 @@ from typing import Any
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
 from fastvae.models.vae import TextVAE
+from fastvae.processes import check_fits
 from fastvae.text import (
     ByteVocabulary,
     Corpus,
@@ -127,6 +128,56 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+MEANINGS = {
+    "length": "Characters or bytes of a text.",
+    "latent_size": "Numbers in a latent vector.",
+    "encoder_channels": "Channels of each block of the encoder; each halves the length.",
+    "feature_channels": "Channels of the features that the decoder reads.",
+    "decoder": "lstm, bytenet (masked convolutions) or none (no history).",
+    "hidden_size": "Units of an LSTM.",
+    "conv_layers": "Layers of the bytenet decoder.",
+    "conv_channels": "Channels of the bytenet decoder.",
+    "carry": "Whether its highway layers carry their input on.",
+    "aux_weight": "Weight of the auxiliary loss, of the features alone.",
+    "word_dropout": "Share of history hidden from the decoder; 1 hides all.",
+    "mask_pad": "Whether pads are left out of the loss.",
+    "steps": "Training steps.",
+    "batch_size": "Texts of a step, over all processes.",
+    "learning_rate": "Adam's learning rate.",
+    "lr_decay": "What multiplies it every lr_decay_every steps.",
+    "lr_decay_every": "Steps between two decays.",
+    "lr_decay_start": "Step that the decays begin at.",
+    "kl_floor": "Weight of the KL before kl_start.",
+    "kl_start": "Step that the weight begins to rise at.",
+    "kl_end": "Step that it reaches kl_target at.",
+    "kl_cycles": "How many times it rises, from kl_start to kl_end.",
+    "kl_rise": "Share of a cycle in which it rises.",
+    "kl_target": "Weight of the KL at the end.",
+    "free_bits": "Nats of KL that cost nothing, a latent dimension.",
+    "clip_norm": "Largest norm of a gradient; none for no limit.",
+    "precision": "fp32, or bf16 (autocast).",
+    "accumulate": "Micro-batches of a step.",
+    "seed": "Seed of everything drawn at random.",
+    "log_every": "Steps between two records of training.",
+    "eval_every": "Steps between two evaluations; 0 for none.",
+    "eval_samples": "Texts of an evaluation; none for all.",
+    "checkpoint_every": "Steps between two checkpoints.",
+    "sample_every": "Steps between two prints of samples; 0 for none.",
+    "samples": "How many samples are printed.",
+}
+
+
+def defaults(preset: Preset) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What each field of the preset's model and of its training is."""
+    parameters = inspect.signature(MODELS[preset.model].__init__).parameters
+    model = {name: parameters[name].default for name in _model_fields(preset.model)}
+    training = {f.name: f.default for f in fields(TrainingConfig)}
+    return (
+        {"length": preset.length, **model, **preset.model_arguments},
+        {**training, **preset.training},
+    )
+
+
 def configure(name: str, overrides: Mapping[str, str]) -> Preset:
     """The preset with fields replaced by values given as text.
 
@@ -193,14 +244,21 @@ def read_corpus(
 
 
 def build_model(preset: Preset, vocabulary: Vocabulary) -> TextVAE:
-    """The preset's model for this vocabulary, on the CPU, initialised by torch's seed."""
-    return MODELS[preset.model](
-        vocabulary.size,
-        preset.length,
-        pad_id=vocabulary.pad_id,
-        end_id=vocabulary.end_id,
+    """The preset's model for this vocabulary, on the CPU, initialized by torch's seed.
+
+    Raises ValueError where this machine has too little memory to train it.
+    """
+    arguments = {
+        "vocab_size": vocabulary.size,
+        "length": preset.length,
+        "pad_id": vocabulary.pad_id,
+        "end_id": vocabulary.end_id,
         **preset.model_arguments,
-    )
+    }
+    trial = MODELS[preset.model](**arguments, device="meta")
+    weights = sum(p.numel() * p.element_size() for p in trial.parameters())
+    check_fits(4 * weights, "the model's weights, their gradients and Adam's moments")
+    return MODELS[preset.model](**arguments)
 
 
 def _model_fields(name: str) -> dict[str, Any]:

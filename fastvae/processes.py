@@ -72,6 +72,18 @@ def stop_signals(patient: bool) -> Iterator[threading.Event]:
         restore()
 
 
+def check_fits(size: int, what: str) -> None:
+    """Raises ValueError where `size` bytes are more than this machine's memory."""
+    if not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise ValueError(
+            f"{what} need {size / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f} GB of memory: "
+            "choose smaller sizes"
+        )
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The model inside what torch.compile, DataParallel or DistributedDataParallel made of it."""
     while True:

@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fastvae.checkpoint import BEST, LAST, PREVIOUS, load_latest, save_checkpoint
 from fastvae.metrics import bits_per_character, count_characters, evaluate
 from fastvae.models.vae import trusting
-from fastvae.processes import bare, joined, stop_signals, wire, wrapped
+from fastvae.processes import bare, check_fits, joined, stop_signals, wire, wrapped
 from fastvae.run_folder import METRICS, RunFolder
 from fastvae.text.corpus import digest
 from fastvae.text.reading import record_reading
@@ -96,8 +96,12 @@ class _Trainer:
                 f"batch_size {config.batch_size} is not divisible by {self.world} processes times "
                 f"accumulate {config.accumulate}"
             )
-        first = next(model.parameters())
-        self.device = first.device
+        self.device = next(model.parameters()).device
+        symbols = config.batch_size * model.length
+        logits = symbols // config.accumulate // self.world * model.vocab_size
+        if self.device.type == "cpu":
+            what = f"the ids and logits of a step (batch_size {config.batch_size})"
+            check_fits(8 * symbols + 2 * 4 * logits, what)
         self.optimizer = torch.optim.Adam(
             model.parameters(), config.learning_rate, fused=self.device.type in ("cpu", "cuda")
         )

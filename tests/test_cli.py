@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import resource
 import shutil
 import signal
@@ -25,7 +26,7 @@ TINY = [
     *("--hidden-size=8", "--feature-channels=4", "--log-every=2", "--eval-every=2"),
 ]
 COMMANDS = ["demo", "train", "evaluate", "sample", "reconstruct", "interpolate", "encode", "info"]
-COMMANDS += ["experiment"]
+COMMANDS += ["experiment", "fields"]
 PROGRAM = str(Path(sys.executable).with_name("fastvae"))
 
 
@@ -309,10 +310,10 @@ def test_a_closed_pipe_is_quiet(run):
         (b"x" * 99 + b"\n", ("--preset", "tweets"), "{data}: no line fits the length"),
         (TEXT.encode(), ("--length", "18", "--encoder-channels", "4,4"), "not divisible by 4"),
         (TEXT.encode(), ("--preset", "huge"), "no preset 'huge': there are small, ptb-lstm"),
-        (TEXT.encode(), ("--speed", "9"), "small has no field 'speed': there are length, "),
+        (TEXT.encode(), ("--speed", "9"), "No such option: --speed"),
         (TEXT.encode(), ("--steps", "many"), "steps = 'many': expected a whole number"),
-        (TEXT.encode(), ("--steps",), "--steps needs a value"),
-        (TEXT.encode(), ("stray",), "unexpected argument 'stray'"),
+        (TEXT.encode(), ("--steps",), "--steps"),
+        (TEXT.encode(), ("stray",), "unexpected extra argument"),
         (TEXT.encode(), ("--decoder", "magic"), "decoder must be"),
         (TEXT.encode(), ("--device", "abacus"), "device abacus cannot be used here"),
     ],
@@ -346,8 +347,8 @@ def test_bad_use_is_one_line(refused, fastvae, run, text, tmp_path):
     assert "--data" in refused("evaluate", run)
     assert "nowhere is not a folder" in refused("sample", tmp_path / "nowhere")
     assert ".npy" in refused("encode", run, "--data", text, "--out", tmp_path / "z.txt")
-    missing = tmp_path / "missing" / "z.npy"
-    assert "missing" in refused("encode", run, "--data", text, "--out", missing)
+    below_a_file = text / "z.npy"
+    assert "cannot make the folder" in refused("encode", run, "--data", text, "--out", below_a_file)
     status, out, err = fastvae()
     assert (status, err) == (2, "") and "Usage" in out
 
@@ -427,3 +428,120 @@ def test_learning_curves_need_rows(tmp_path):
     empty.write_text(json.dumps(row) + "\n")
     learning_curves(read_metrics(empty), tmp_path / "x.svg", entropy=1.25, title="one [/b] row")
     assert "</svg>" in (tmp_path / "x.svg").read_text()
+
+
+# Options that several commands share
+
+
+def test_version(fastvae):
+    import fastvae as package
+
+    assert fastvae("--version") == (0, f"fastvae {package.__version__}\n", "")
+
+
+def test_threads(fastvae, run):
+    before = torch.get_num_threads()
+    try:
+        for command in (("sample", run, "-n", 1), ("interpolate", run, "the cat", "a dog")):
+            torch.set_num_threads(before)
+            assert fastvae(*command, "--threads", before + 3)[0] == 0
+            assert torch.get_num_threads() == before + 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_of_none(refused, run):
+    assert "--threads" in refused("sample", run, "--threads", 0)
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_help_of_train_has_every_field(columns):
+    from fastvae.presets import MEANINGS, PRESETS
+
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    command = [PROGRAM, "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0 and "…" not in done.stdout
+    said = " ".join(done.stdout.replace("│", " ").split())
+    for name, meaning in MEANINGS.items():
+        assert f"--{name.replace('_', '-')} " in said
+        assert meaning.split()[0] in said
+    for name, preset in PRESETS.items():
+        assert f"{name}: {preset.description}" in said
+    assert (
+        "--decoder lstm, bytenet (masked convolutions) or none (no history). (default lstm)" in said
+    )
+
+
+def test_fields(fastvae):
+    status, out, _ = fastvae("fields", "--preset", "tweets-lstm-vae", "--json")
+    rows = {row["field"]: row for row in json.loads(out)}
+    assert status == 0 and rows["length"]["default"] == 128 and rows["clip_norm"]["default"] == 100
+    assert rows["word_dropout"]["group"] == "Model" and "carry" not in rows
+    assert all(row["meaning"].endswith(".") for row in rows.values())
+    status, out, _ = fastvae("fields")
+    assert status == 0 and "--encoder-channels" in out and "64,128" in out
+
+
+def test_fields_of_no_preset(refused):
+    assert "no preset 'huge'" in refused("fields", "--preset", "huge")
+
+
+def test_options_may_have_underscores(refused, text, tmp_path):
+    said = refused("train", "--data", text, "--out", tmp_path / "run", "--hidden_size=a")
+    assert "hidden_size = 'a': expected a whole number" in said
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--hidden-size", 10**6), "Adam's moments need 64"),
+        (("--batch-size", 10**9), "batch_size 1000000000"),
+        (("--batch-size", 10**30), "batch_size must be at most"),
+        (("--seed", 2**70), "seed must be at most"),
+        (("--lr-decay", 1e300), "lr_decay"),
+    ],
+    ids=str,
+)
+def test_absurd_sizes(refused, text, tmp_path, options, message):
+    said = refused("train", "--data", text, "--out", tmp_path / "run", *TINY, *options)
+    assert message in said and not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_encode_makes_the_folder(fastvae, run, text, tmp_path):
+    out = tmp_path / "a" / "b" / "latents.npy"
+    assert fastvae("encode", run, "--data", text, "--out", out)[0] == 0
+    assert np.load(out).shape[1] == 3
+
+
+def test_pictures_where_the_home_is_read_only(tmp_path):
+    """As of a user without rights to write there: matplotlib keeps its cache elsewhere."""
+    program = """
+import os
+from pathlib import Path
+access = os.access
+os.access = lambda path, *rest, **named: path != Path.home() and access(path, *rest, **named)
+from fastvae.plots import pyplot
+pyplot()
+import matplotlib
+print(matplotlib.get_cachedir())
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "MPLCONFIGDIR"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    folder = Path(done.stdout.strip())
+    assert folder.name.startswith("fastvae-") and not folder.exists()
+
+
+@pytest.mark.parametrize("moment", [0.05, 0.2, 0.6])
+def test_interrupted_while_it_is_imported(moment):
+    process = subprocess.Popen([PROGRAM, "info"], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    time.sleep(moment)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    # In the very first moments Python itself, which knows no command yet, tells of it.
+    assert process.returncode in (130, 0) or (moment < 0.1 and b"fastvae" not in said)
+    assert b"Traceback" not in said or moment < 0.1

@@ -2,18 +2,21 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+import fastvae
 from fastvae.allocator import keep_freed_memory
 from fastvae.cli.arguments import Json
 from fastvae.cli.models import encode, evaluate, interpolate, reconstruct, sample
-from fastvae.cli.training import demo, experiment, train
+from fastvae.cli.training import demo, experiment, fields, train
 from fastvae.info import facts
 from fastvae.terminal import console, hush, one_line, print_json, table
 
-# Fields of models and of training are options too.
+# Fields of models and of training are options too; their names may be written with underscores.
 _ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
+_UNDERSCORES = {"token_normalize_func": lambda name: name.replace("_", "-")}
 
 app = typer.Typer(
     name="fastvae",
@@ -24,10 +27,29 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
-app.command(context_settings=_ANY_OPTION)(train)
+app.command(context_settings=_UNDERSCORES)(train)
+app.command()(fields)
 for command in (evaluate, sample, reconstruct, interpolate, encode):
     app.command()(command)
 app.command(context_settings=_ANY_OPTION)(experiment)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastvae {fastvae.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """A hybrid convolutional VAE for text: train it, measure it, let it speak."""
 
 
 @app.command()

@@ -3,7 +3,16 @@
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+
+
+def use_threads(count: int | None) -> int | None:
+    """Sets how many threads every op of this process runs on."""
+    if count is not None:
+        torch.set_num_threads(count)
+    return count
+
 
 Run = Annotated[Path, typer.Argument(help="Folder of a trained run or a saved model.")]
 Data = Annotated[Path, typer.Option("--data", help="Text file in UTF-8 (gzip too).")]
@@ -23,6 +32,10 @@ Normalize = Annotated[
 ]
 Raw = Annotated[
     bool, typer.Option("--raw", help="Print the exact bytes of texts, nothing escaped.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads.", callback=use_threads),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]

@@ -27,8 +27,10 @@ from fastvae.cli.arguments import (
     Run,
     Seed,
     Temperature,
+    Threads,
 )
 from fastvae.evaluation import measure
+from fastvae.files import make_folder
 from fastvae.inputs import (
     LineTokens,
     encode_texts,
@@ -61,6 +63,7 @@ def evaluate(
     batch_size: Batch = 64,
     seed: Seed = 0,
     device: Device = None,
+    threads: Threads = None,
     best: Best = False,
     read: Read = None,
     normalize: Normalize = None,
@@ -132,6 +135,7 @@ def sample(
     batch_size: Batch = 256,
     seed: Seed = 0,
     device: Device = None,
+    threads: Threads = None,
     best: Best = False,
     int8: Int8 = False,
     raw: Raw = False,
@@ -161,6 +165,7 @@ def reconstruct(
     batch_size: Batch = 256,
     seed: Seed = 0,
     device: Device = None,
+    threads: Threads = None,
     best: Best = False,
     int8: Int8 = False,
     read: Read = None,
@@ -233,6 +238,7 @@ def interpolate(
     b: Annotated[str, typer.Argument(metavar="B", help="Text at the other end.")],
     steps: Annotated[int, typer.Option(min=2, help="Texts, the ends included.")] = 7,
     device: Device = None,
+    threads: Threads = None,
     best: Best = False,
     int8: Int8 = False,
     read: Read = None,
@@ -259,6 +265,7 @@ def encode(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first texts.")] = None,
     batch_size: Batch = 256,
     device: Device = None,
+    threads: Threads = None,
     best: Best = False,
     read: Read = None,
     normalize: Normalize = None,
@@ -280,6 +287,7 @@ def encode(
     else:
         lines = LineTokens(vocabulary, model.length, reading, data, every_line=True)
         rows = (row for _, row in islice(lines, limit))
+    make_folder(out.parent)
     # Of its own, and no longer than a name may be.
     partial = out.with_name(f"{os.getpid()}-{out.name[-32:]}.partial")
     count = 0

@@ -10,12 +10,20 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from fastvae.cli.arguments import Data, Device, Json, Normalize, Seed
+from fastvae.cli.arguments import Data, Device, Json, Normalize, Seed, Threads
+from fastvae.cli.fields import MODEL, groups, shown, with_field_options
 from fastvae.demo import demo as run_demo
 from fastvae.experiments import NAMES, PAPER_STEPS, Options
 from fastvae.experiments import experiment as run_experiment
 from fastvae.inputs import find_device
-from fastvae.presets import READINGS, build_model, configure, read_corpus
+from fastvae.presets import (
+    MEANINGS,
+    PRESETS,
+    READINGS,
+    build_model,
+    configure,
+    read_corpus,
+)
 from fastvae.terminal import console, print_json, table
 from fastvae.training import train as run_training
 from fastvae.training_config import TrainingConfig
@@ -29,6 +37,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
     seed: Seed = 0,
     device: Device = None,
+    threads: Threads = None,
 ) -> None:
     """Watch a small model learn a toy language in about a minute."""
     if out is None:
@@ -37,27 +46,30 @@ def demo(
     run_demo(out, steps=steps, seed=seed, device=find_device(device), console=console())
 
 
+@with_field_options
 def train(
-    context: typer.Context,
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run, made if missing.")],
     valid: Annotated[Path | None, typer.Option(help="Text file to evaluate on.")] = None,
-    preset: Annotated[str, typer.Option(help="Settings to start from: see below.")] = "small",
+    preset: Annotated[str, typer.Option(help="Settings to start from: see above.")] = "small",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     normalize: Normalize = None,
     device: Device = None,
+    threads: Threads = None,
     as_json: Json = False,
+    *,
+    overrides: dict[str, str],
 ) -> None:
     """Train on any text file.
 
-    Presets: small, ptb-lstm, ptb-bytenet, ptb-conv, ptb-lstm-vae, tweets, tweets-lstm-vae.
+    A preset sets the model and its training; the options below change it. Defaults shown are those
+    of preset small: fastvae fields --preset NAME lists another's.
 
-    Every field of the model and of the training is an option too: --steps 300 --seed 1 --length 64
-    --hidden-size 500 --kl-end 2000 --batch-size 16 --precision bf16. A wrong one lists them all.
+    PRESETS
 
     Ctrl-C saves; the same command with --resume goes on from there.
     """
-    chosen = configure(preset, _options(context.args))
+    chosen = configure(preset, overrides)
     config = TrainingConfig(**chosen.training)
     reading = READINGS[chosen.text]
     if normalize is not None:
@@ -82,6 +94,35 @@ def train(
         _print_training(result, out, config.kl_target, as_json)
     if result["interrupted"]:
         raise typer.Exit(130)
+
+
+train.__doc__ = train.__doc__.replace(
+    "PRESETS", "\n\n    ".join(f"{name}: {p.description}" for name, p in PRESETS.items())
+)
+
+
+def fields(
+    preset: Annotated[str, typer.Option(help="Whose defaults are shown.")] = "small",
+    as_json: Json = False,
+) -> None:
+    """Every field of models and training that train takes as an option."""
+    found = groups(preset)
+    rows = [
+        {"field": name, "group": group, "default": value, "meaning": MEANINGS[name]}
+        for group, values in found.items()
+        for name, value in values.items()
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    for group in found:
+        title = f"{group}, preset {preset}" if group == MODEL else group
+        cells = [
+            (f"--{row['field'].replace('_', '-')}", shown(row["default"]), row["meaning"])
+            for row in rows
+            if row["group"] == group
+        ]
+        console().print(table(("option", "default", "meaning"), cells, title=title))
 
 
 def _print_training(result: dict[str, Any], out: Path, kl_target: float, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastvae.experiments.report import Row, in_mode, modes_of
+from fastvae.plots import pyplot
 
 COLOURS = ("#1f5a8f", "#c0392b", "#2e8b57", "#8e5ea2", "#d68910", "#555555", "#17a2b8")
 
@@ -73,11 +74,7 @@ def _compared(row: Row) -> str:
 @contextmanager
 def _figure(path: Path, panels: int, x: str, y: str) -> Iterator[list]:
     """Panels side by side on one scale; saved when the block ends."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     size = (min(15, 2 + 4.2 * panels), 4.2)
     figure, grid = plt.subplots(
         1, panels, figsize=size, layout="constrained", sharey=True, squeeze=False
