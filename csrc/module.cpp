@@ -35,7 +35,7 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
       "linear_backward(Tensor da, Tensor? x, Tensor weight, Tensor? symbols) "
       "-> (Tensor dx, Tensor dweight, Tensor dbias)");
 
-  m.def("gumbel_noise(Tensor seed, int steps, int batch, int symbols, float temperature) -> Tensor");
+  m.def("gumbel_noise(Tensor seed, SymInt steps, SymInt batch, SymInt symbols, float temperature) -> Tensor");
   m.def(
       "decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor weight_hh, Tensor norm_weight, "
       "Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0, Tensor c0, Tensor? noise, "
