@@ -2,7 +2,8 @@
 
 Ours has its weights packed, as generation keeps them. `compile` compiles the step: the loop
 unrolled takes minutes. `nn.LSTM` has no norm: another function, shown as what PyTorch makes of
-nearly the same products; `nn.LSTM int8` is its dynamic quantisation. `graph`, on a GPU, is a CUDA
+nearly the same products; `nn.LSTM deprecated int8` is its
+dynamic quantization, which torch has deprecated. `graph`, on a GPU, is a CUDA
 graph of the reference.
 """
 
@@ -23,7 +24,7 @@ from fastvae.testing import assert_best
 LENGTH, D, V, H = 128, 200, 259, 1000
 EPS = 1e-4
 LINES = "fastvae", "fastvae bf16", "fastvae int8", "eager", "eager bf16", "compile"
-LINES += "nn.LSTM", "nn.LSTM int8", "graph", "graph bf16"
+LINES += "nn.LSTM", "nn.LSTM deprecated int8", "graph", "graph bf16"
 LINES += "fastvae persistent", "fastvae persistent bf16"
 
 

@@ -19,7 +19,8 @@ from fastvae.testing import assert_accurate, gradients
 
 INPUTS = 200
 SHAPES = [(48, 64, 500), (60, 128, 1000), (128, 32, 1000)]
-LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile", "nn.LSTM"
+LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile", "compile bf16"
+LINES += "nn.LSTM", "nn.LSTM bf16", "rival"
 LINES += "fastvae persistent bf16", "fastvae persistent fp16"
 LINES += "graph", "nn.LSTM fp16", "FlashRNN (no norm) bf16", "Haste (other norms)"
 WORKS = "LayerNorm-LSTM training", "LayerNorm-LSTM forward"
@@ -70,6 +71,7 @@ MODULES = {
     "graph": fastvae.reference.LayerNormLSTM,
     "compile": CompiledStep,
     "nn.LSTM": nn.LSTM,
+    "nn.LSTM bf16": partial(nn.LSTM, dtype=torch.bfloat16),
     "nn.LSTM fp16": partial(nn.LSTM, dtype=torch.float16),
     "FlashRNN": FlashRNN,
     "Haste": haste,
@@ -85,7 +87,7 @@ def autocast(low: torch.dtype | None) -> torch.autocast:
 
 def low_of(line: str) -> torch.dtype | None:
     """What the line's module runs in under autocast; None where it is not under it."""
-    if line.endswith("bf16"):
+    if line.endswith("bf16") and not line.startswith("nn."):
         return torch.bfloat16
     return torch.float16 if line == "fastvae persistent fp16" else None
 
@@ -100,7 +102,8 @@ def check(module: nn.Module, B: int, low: torch.dtype | None) -> None:
 
     def ours(x: Tensor) -> Tensor:
         with autocast(low):
-            return module(x)[0]
+            y = module(x)[0]
+            return y if low is None else y.to(low)  # autocast leaves some of a step in float32
 
     def reference(x: Tensor) -> Tensor:
         twin = wide if x.dtype == torch.float64 else plain
@@ -123,11 +126,13 @@ def check_other(line: str, module: nn.Module, x: Tensor) -> None:
     assert dx.shape == x.shape and dx.isfinite().all()
 
 
-def module_of(line: str, H: int, compiled) -> nn.Module:
+def module_of(line: str, H: int, compiled, rival=None) -> nn.Module:
     """The line's module for INPUTS and H, or the sizes next to them that it needs."""
+    if line == "rival":
+        return rival("layer_norm_lstm")(INPUTS, H)
     make = MODULES[line if line in MODULES else line.split()[0]]
     module = make(padded(INPUTS), padded(H)) if line in PADDED else make(INPUTS, H)
-    if line == "compile":
+    if line.startswith("compile"):
         module.step = compiled(layer_norm_lstm_cell)
     return module
 
@@ -169,16 +174,16 @@ def payloads(H: int, plan, sequences: int) -> list[int]:
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("work", WORKS)
-def test_layer_norm_lstm(time, compiled, graphed, serving, steps, work, line, shape):
+def test_layer_norm_lstm(time, compiled, graphed, serving, steps, rival, work, line, shape):
     T, B, H = shape
     served, module, low = (
         serving(line, "layer_norm_lstm"),
-        module_of(line, H, compiled),
+        module_of(line, H, compiled, rival),
         low_of(line),
     )
-    if line.startswith("fastvae") or line == "compile":
+    if line.startswith(("fastvae", "compile")):
         served(check)(module, B, low)
-    elif line.startswith(("FlashRNN", "Haste")):
+    elif line.startswith(("FlashRNN", "Haste", "rival")):
         check_other(line, module, sequence(line, 3, B))
     run = served(running(work, module, sequence(line, steps(T), B), low))
     beside = None

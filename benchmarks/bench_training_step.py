@@ -16,6 +16,8 @@ PTB = {"vocab_size": 51, "length": 48, "latent_size": 50, "encoder_channels": (1
 BYTENET = {**PTB, "length": 56, "decoder": "bytenet"}
 BASELINE = {"vocab_size": 51, "length": 48, "hidden_size": 500}
 TWEETS = {"vocab_size": 259, "length": 128}
+SMALL = {"vocab_size": 259, "length": 24, "latent_size": 32, "encoder_channels": (64, 128)}
+SMALL |= {"feature_channels": 100, "hidden_size": 200}
 WORK = {  # name: class, sizes, batch
     "PTB hybrid, LSTM 500": ("HybridVAE", {**PTB, "hidden_size": 500}, 64),
     "PTB hybrid, ByteNet 3": ("HybridVAE", {**BYTENET, "conv_layers": 3}, 64),
@@ -23,9 +25,13 @@ WORK = {  # name: class, sizes, batch
     "PTB LSTM VAE 500": ("LSTMVAE", BASELINE, 64),
     "tweets hybrid, LSTM 1000": ("HybridVAE", TWEETS, 32),
     "tweets LSTM VAE 1000": ("LSTMVAE", TWEETS, 32),
+    "small hybrid, LSTM 200": ("HybridVAE", SMALL, 64),
+    "small hybrid, LSTM 200, larger batch": ("HybridVAE", SMALL, 128),
 }
-LINES = "fastvae", "fastvae bf16", "eager", "compile"
-CASES = [(work, line) for work in WORK for line in LINES if "ByteNet" in work or line != "compile"]
+LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile", "compile bf16", "rival"
+CASES = [
+    (work, line) for work in WORK for line in LINES if "ByteNet" in work or "compile" not in line
+]
 
 
 def check(name: str, arguments: dict, low: bool) -> None:
@@ -51,12 +57,12 @@ def check(name: str, arguments: dict, low: bool) -> None:
     assert_accurate(lambda n: loss(n, model), lambda n: loss(n, twins[n.dtype]), noise)
 
 
-def training(line: str, name: str, sizes: dict, batch: int, compiled):
+def training(line: str, name: str, sizes: dict, batch: int, compiled, rival=None):
     """One step of the line's model."""
     package, low = fastvae if line.startswith("fastvae") else reference, line.endswith("bf16")
-    model = getattr(package, name)(**sizes)
+    model = rival(name)(**sizes) if line == "rival" else getattr(package, name)(**sizes)
     tokens = torch.randint(sizes["vocab_size"], (batch, sizes["length"]))
-    run = compiled(model) if line == "compile" else model
+    run = compiled(model) if line.startswith("compile") else model
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
 
     def step() -> None:
@@ -94,16 +100,16 @@ def multiply_adds(name: str, sizes: dict) -> float:
 
 
 @pytest.mark.parametrize("work, line", CASES)
-def test_training_step(time, compiled, steps, work, line):
+def test_training_step(time, compiled, steps, rival, work, line):
     name, sizes, batch = WORK[work]
     sizes = sizes | {"length": steps(sizes["length"], few=32)}
     if line.startswith("fastvae"):
         check(name, sizes, line.endswith("bf16"))
     beside = None if line == "fastvae" else training("fastvae", name, sizes, batch, compiled)
     time(
-        f"training step, {work}, B={batch}",
+        f"training step, {work.removesuffix(', larger batch')}, B={batch}",
         line,
-        training(line, name, sizes, batch, compiled),
+        training(line, name, sizes, batch, compiled, rival),
         beside,
         symbols=batch * sizes["length"],
         flops=3 * 2 * batch * multiply_adds(name, sizes),

@@ -1,5 +1,6 @@
 """The chart of a benchmark run: speed-ups over eager, and all that the measured peak allows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -20,9 +21,13 @@ COLOURS = {
 }
 
 
-def draw(run, path: Path) -> None:
-    """Writes the chart of a `report.Run`: bars per work on a logarithmic scale, as PNG."""
-    works = [work for work, lines in run.works.items() if "eager" in lines]
+def draw(run, path: Path, works: Sequence[str] | None = None) -> None:
+    """Writes the chart of a `report.Run`: bars per work on a logarithmic scale, as PNG.
+
+    `works`: those to draw, where the run has them; None: all.
+    """
+    there = [work for work, lines in run.works.items() if "eager" in lines]
+    works = [work for work in there if works is None or work in works] or there
     figure, axes = plt.subplots(figsize=(9, 1 + 0.5 * len(works)), layout="constrained")
     for n, work in enumerate(works):
         shown = _shown(run, work)

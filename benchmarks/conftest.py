@@ -4,6 +4,8 @@ With `--device cuda` every tensor is made on the GPU, whose own events are the c
 """
 
 import os
+import re
+import runpy
 import statistics
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -17,13 +19,14 @@ import torch
 import fastvae
 from fastvae import _C
 
+KEPT = "arch", "brand_raw", "count", "family", "model"
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Lines, works and batches: what a test's parameters must not hold on the other device.
 GPU_ONLY = {"graph", "graph bf16", "nn.LSTM fp16", "FlashRNN (no norm) bf16", "Haste (other norms)"}
 GPU_ONLY |= {"LayerNorm-LSTM forward", 1024}
 GPU_ONLY |= {"fastvae persistent", "fastvae persistent bf16", "fastvae persistent fp16"}
-CPU_ONLY = {"fastvae int8", "nn.LSTM int8"}
+CPU_ONLY = {"fastvae int8", "nn.LSTM deprecated int8"}
 
 
 def pytest_addoption(parser) -> None:
@@ -31,6 +34,8 @@ def pytest_addoption(parser) -> None:
     parser.addoption(
         "--threads", type=int, default=min(2, usable or 1), help="CPUs and threads to run on"
     )
+    parser.addoption("--rows", help="run only rows whose work and line match this expression")
+    parser.addoption("--rival", type=Path, help="Python file with your own line: see rival()")
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
 
 
@@ -90,12 +95,32 @@ def pytest_benchmark_update_machine_info(config, machine_info) -> None:
     cpu = machine_info["cpu"]
     kept = {key: machine_info[key] for key in ("machine", "python_version", "system")}
     machine_info.clear()
-    machine_info |= kept | {"cpu": {key: cpu.get(key) for key in ("arch", "brand_raw", "count")}}
+    machine_info |= kept | {"cpu": {key: cpu.get(key) for key in KEPT}}
 
 
 def pytest_benchmark_update_commit_info(config, commit_info) -> None:
     for key in {*commit_info} - {"id", "time", "dirty"}:
         del commit_info[key]
+
+
+@pytest.fixture
+def rival(request):
+    """rival(name): a function of the file that `--rival` names, which makes a line of its own.
+
+    layer_norm_lstm(inputs, H) -> a module that takes x [T, B, inputs] as nn.LSTM does;
+    HybridVAE(...) or LSTMVAE(...), called as fastvae's are -> a model whose output has a loss.
+    """
+    path = request.config.getoption("--rival")
+
+    def find(name: str) -> Callable:
+        if path is None:
+            pytest.skip("--rival names no file")
+        made = runpy.run_path(str(path))
+        if name not in made:
+            pytest.skip(f"{path} makes no {name}")
+        return made[name]
+
+    return find
 
 
 @pytest.fixture(autouse=True)
@@ -237,7 +262,7 @@ def steps(benchmark):
 
 
 @pytest.fixture
-def time(benchmark, threads, peak, device):
+def time(benchmark, threads, peak, device, pytestconfig):
     """time(work, line, function, beside, ...): the median of whole calls, after one to warm up.
 
     `work` names what all lines of a group do. `beside`, our own op in float32, takes turns with
@@ -259,6 +284,9 @@ def time(benchmark, threads, peak, device):
         exchanges: Sequence[int] = (),
         rounds: int = 5,
     ) -> None:
+        rows = pytestconfig.getoption("--rows")
+        if rows and not re.search(rows, f"{work}, {line}"):
+            pytest.skip("not one of --rows")
         gpu = device == "cuda"
         benchmark.group = f"{work}, {device if gpu else f'{threads} threads'}"
         if not benchmark.enabled:
@@ -303,6 +331,8 @@ def time(benchmark, threads, peak, device):
         benchmark.pedantic(function, setup=take_turns, rounds=rounds, warmup_rounds=1)
         times = benchmark.stats.stats.data
         median = statistics.median(times)
+        low, _, high = statistics.quantiles(times, n=4)
+        info["spread"] = (high - low) / median
         limits = [info["GFLOP"] / info["peak GFLOP/s"]] if info["peak GFLOP/s"] else []
         limits += [info["GB"] / info["peak GB/s"]] if weights else []
         info |= {"GFLOP/s": info["GFLOP"] / median, "GB/s": info["GB"] / median}

@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chart import draw
 from targets import CPU_TARGETS, GPU_TARGETS, Target, Time, duration
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
@@ -25,6 +24,15 @@ OURS = "fastvae", "fastvae bf16", "fastvae int8"
 OURS += "fastvae persistent", "fastvae persistent bf16", "fastvae persistent fp16"
 UNITS = {"B": 1, "KB": 1024}
 HEADER = "work", "ours", "eager", "best other", "× eager", "× other", "of peak"
+SPREAD = 0.2  # of the median, between the quartiles, that a quiet machine stays under
+MAIN_WORKS = (
+    "LayerNorm-LSTM training, T=60 B=128 H=1000",
+    "LayerNorm-LSTM training, T=48 B=64 H=500",
+    "training step, PTB hybrid, ByteNet 10, B=64",
+    "training step, tweets hybrid, LSTM 1000, B=32",
+    "greedy decoding, LSTM 1000, B=1",
+    "greedy decoding, LSTM 1000, B=128",
+)
 GPU_HEADER = "µs a step", "peak memory"
 
 
@@ -195,12 +203,31 @@ def setting(run: Run) -> str:
     ]
     peaks += [f"{peak:.0f} GB/s over {mb:.3g} MB" for mb, peak in sorted(run.reading.items())]
     info, cpu = run.info, run.machine.get("brand_raw") or "unknown CPU"
+    if "family" in run.machine:
+        cpu += f" (family {run.machine['family']}, model {run.machine['model']})"
     threads = f"{info['threads']} thread" + "s" * (info["threads"] != 1)
     place = run.gpu or f"{cpu}, {info['cpu_capability']}, {threads}"
     return (
         f"{place}, torch {info['torch']}. Medians; speed-ups "
         f"are medians over turns taken side by side; eager is float32. Peaks measured in the same "
-        f"run: {', '.join(peaks)}." + " Targets are those of an H100." * bool(run.gpu)
+        f"run: {', '.join(peaks)}." + " Targets are those of an H100." * bool(run.gpu) + busy(run)
+    )
+
+
+def busy(run: Run) -> str:
+    """A sentence where other work disturbed the run: times of one line that lie far apart."""
+    spreads = {
+        name(work, line, mine): mine.info.get("spread", 0.0)
+        for work, lines in run.works.items()
+        for line, mine in lines.items()
+        if line in OURS
+    }
+    wide = [f"{who} ({spread:.0%})" for who, spread in spreads.items() if spread > SPREAD]
+    if not wide:
+        return ""
+    return (
+        f" The machine was busy: the middle half of the times spreads over more than {SPREAD:.0%} "
+        f"of the median in {len(wide)} of {len(spreads)} rows: {', '.join(wide[:5])}."
     )
 
 
@@ -265,6 +292,23 @@ def shortfall(run: Run, target: Target) -> str:
     return f"{start}; {end} that leaves {reached:.3g} / {mine.share:.0%} = {limit:.3g}× at most."
 
 
+def with_rows_of(readme: str, text: str) -> str:
+    """The report with those rows of README's block whose works it does not have, as they are."""
+    if BEGIN not in readme or END not in readme:
+        return text
+    old = table_rows(readme.split(BEGIN)[1].split(END)[0])
+    new = table_rows(text)
+    kept = [row for work, row in old.items() if work not in new]
+    last = [*new.values()][-1]
+    return text.replace(last, "\n".join([last, *kept]), 1)
+
+
+def table_rows(text: str) -> dict[str, str]:
+    """The rows of its table by their first cell."""
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    return {row.split(" | ")[0].removeprefix("| "): row for row in rows if "| work |" not in row}
+
+
 def replace_block(readme: str, text: str) -> str:
     """README with what stands between its two marks replaced. Raises ValueError without them."""
     if (
@@ -282,7 +326,8 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="what --benchmark-json wrote")
     parser.add_argument("--limits", type=Path, help="what gpu_limits.py wrote on the same GPU")
     parser.add_argument("--readme", type=Path, help="file whose marked block is replaced")
-    parser.add_argument("--png", type=Path, help="where to draw the chart")
+    parser.add_argument("--png", type=Path, help="where to draw the chart of the main rows")
+    parser.add_argument("--whole-png", type=Path, help="where to draw the chart of all rows")
     arguments = parser.parse_args()
     path, limits = arguments.limits, None
     try:
@@ -293,12 +338,15 @@ def main() -> None:
         text = report(run)
         if arguments.readme:
             path = arguments.readme
-            path.write_text(replace_block(path.read_text("utf-8"), text), "utf-8")
+            before = path.read_text("utf-8")
+            path.write_text(replace_block(before, with_rows_of(before, text)), "utf-8")
         else:
             print(text)
-        if arguments.png:
-            path = arguments.png
-            draw(run, path)
+        for path, works in ((arguments.png, MAIN_WORKS), (arguments.whole_png, None)):
+            if path:
+                from chart import draw  # matplotlib takes a second
+
+                draw(run, path, works)
     except (OSError, ValueError) as error:
         sys.exit(f"{path}: {error}")
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 DECODE, BYTENET = "greedy decoding, LSTM 1000", "greedy decoding, ByteNet 10"
 LSTM, FORWARD = "LayerNorm-LSTM training", "LayerNorm-LSTM forward"
 STEP = "training step,"
+GREEDY, SAMPLE = "small hybrid, greedy", "small hybrid, temperature 1"
+SERVED = "fastvae", "fastvae bf16"
 
 
 class Time(NamedTuple):
@@ -62,47 +64,45 @@ def duration(seconds: float) -> str:
 
 
 CPU_TARGETS = (
-    Target(f"{DECODE}, B=1", "fastvae", "peak", 0.75),
-    Target(f"{DECODE}, B=1", "fastvae bf16", "peak", 0.75),
-    Target(f"{DECODE}, B=1", "fastvae int8", "fastvae bf16", 1.6),
-    Target(f"{DECODE}, B=16", "fastvae", "eager", 5),
-    Target(f"{DECODE}, B=16", "fastvae bf16", "eager", 10),
-    Target(f"{DECODE}, B=128", "fastvae", "eager", 3.5),
-    Target(f"{DECODE}, B=128", "fastvae bf16", "eager", 6),
-    Target(f"{BYTENET}, L=56 B=1", "fastvae", "eager", 8),
-    Target(f"{BYTENET}, L=56 B=1", "fastvae bf16", "eager", 15),
-    Target(f"{BYTENET}, L=56 B=128", "fastvae", "eager", 3),
-    Target(f"{BYTENET}, L=56 B=128", "fastvae bf16", "eager", 5),
-    Target(f"{BYTENET}, L=448 B=1", "fastvae", "fastvae", 0.95, f"{BYTENET}, L=56 B=1"),
-    Target(f"{BYTENET}, L=448 B=1", "fastvae bf16", "fastvae bf16", 0.95, f"{BYTENET}, L=56 B=1"),
-    Target(f"{LSTM}, T=60 B=128 H=1000", "fastvae", "eager", 7),
-    Target(f"{LSTM}, T=60 B=128 H=1000", "fastvae", "nn.LSTM"),
-    Target(f"{LSTM}, T=60 B=128 H=1000", "fastvae bf16", "fastvae", 1.6),
-    Target(f"{LSTM}, T=128 B=32 H=1000", "fastvae", "eager", 11),
-    Target(f"{LSTM}, T=128 B=32 H=1000", "fastvae", "nn.LSTM"),
-    Target(f"{LSTM}, T=128 B=32 H=1000", "fastvae bf16", "fastvae", 1.6),
-    Target(f"{LSTM}, T=48 B=64 H=500", "fastvae", "eager", 4),
-    Target(f"{LSTM}, T=48 B=64 H=500", "fastvae", "nn.LSTM"),
-    Target(f"{LSTM}, T=48 B=64 H=500", "fastvae bf16", "fastvae", 1.6),
-    Target(f"{STEP} PTB hybrid, ByteNet 3, B=64", "fastvae", "eager", 2),
-    Target(f"{STEP} PTB hybrid, ByteNet 3, B=64", "fastvae", "compile", 1.3),
-    Target(f"{STEP} PTB hybrid, ByteNet 10, B=64", "fastvae", "eager", 2),
-    Target(f"{STEP} PTB hybrid, ByteNet 10, B=64", "fastvae", "compile", 1.3),
-    Target(f"{STEP} tweets hybrid, LSTM 1000, B=32", "fastvae", "eager", 9),
-    Target(
-        f"{STEP} tweets hybrid, LSTM 1000, B=32",
-        "fastvae",
-        "fastvae",
-        1.4,
-        f"{STEP} tweets LSTM VAE 1000, B=32",
+    *(Target(f"{DECODE}, B={B}", line, "peak", 0.8) for B in (1, 16, 128) for line in SERVED),
+    Target(f"{DECODE}, B=1", "fastvae int8", "fastvae bf16", 1.8),
+    Target(f"{DECODE}, B=128", "fastvae bf16", "eager bf16", 1.6),
+    *(Target(f"{BYTENET}, L=56 B={B}", line, "peak", 0.8) for B in (1, 128) for line in SERVED),
+    *(Target(f"{BYTENET}, L=448 B=1", line, line, 0.95, f"{BYTENET}, L=56 B=1") for line in SERVED),
+    *(
+        Target(f"{LSTM}, {sizes}", line, over, least)
+        for sizes in ("T=60 B=128 H=1000", "T=128 B=32 H=1000", "T=48 B=64 H=500")
+        for line, over, least in (
+            ("fastvae", "nn.LSTM", 1.05),
+            ("fastvae bf16", "nn.LSTM bf16", 1.3),
+            ("fastvae bf16", "eager bf16", 1.5),
+        )
     ),
-    Target(f"{STEP} PTB hybrid, LSTM 500, B=64", "fastvae", "eager", 4),
-    Target(
-        f"{STEP} PTB hybrid, LSTM 500, B=64",
-        "fastvae",
-        "fastvae",
-        1.2,
-        f"{STEP} PTB LSTM VAE 500, B=64",
+    *(
+        Target(f"{STEP} PTB hybrid, ByteNet {layers}, B=64", line, over, least)
+        for layers in (3, 10)
+        for line, over, least in (
+            ("fastvae", "peak", 0.75),
+            ("fastvae", "compile", 1.3),
+            ("fastvae bf16", "compile bf16", 1.5),
+            ("fastvae bf16", "eager bf16", 1.5),
+        )
+    ),
+    *(
+        target
+        for hybrid, baseline, least in (
+            ("tweets hybrid, LSTM 1000, B=32", "tweets LSTM VAE 1000, B=32", 1.4),
+            ("PTB hybrid, LSTM 500, B=64", "PTB LSTM VAE 500, B=64", 1.2),
+        )
+        for target in (
+            Target(f"{STEP} {hybrid}", "fastvae", "peak", 0.75),
+            Target(f"{STEP} {hybrid}", "fastvae", "fastvae", least, f"{STEP} {baseline}"),
+        )
+    ),
+    *(Target(f"{STEP} small hybrid, LSTM 200, B={B}", "fastvae", "peak", 0.55) for B in (64, 128)),
+    *(
+        Target(f"{SAMPLE}, B={B}", "fastvae", "fastvae", 1 / 1.15, f"{GREEDY}, B={B}")
+        for B in (64, 128)
     ),
 )
 

@@ -106,9 +106,11 @@ def test_kernels_are_built_for_what_limits_are_measured_on(setup):
 
 def test_every_package_of_the_tree_is_installed():
     folders = [path.parent for path in (ROOT / "fastvae").rglob("__init__.py")]
-    in_tree = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    listed = PYPROJECT["tool"]["setuptools"]["packages"]
-    assert sorted(listed) == sorted(in_tree | {"fastvae.kernels"})
+    setuptools = PYPROJECT["tool"]["setuptools"]
+    placed = {path: name for name, path in setuptools["package-dir"].items()}
+    names = [str(folder.relative_to(ROOT)) for folder in folders]
+    in_tree = {placed.get(name, name.replace("/", ".")) for name in names}
+    assert sorted(setuptools["packages"]) == sorted(in_tree | {"fastvae.kernels"})
 
 
 def test_version_is_stated_once_and_the_same(tmp_path):
