@@ -1,4 +1,4 @@
-"""Turns a saved benchmark run into README's table, the arithmetic of what falls short, a chart.
+"""Turns a saved benchmark run into README's rows, or a whole table with arithmetic, and a chart.
 
     pytest benchmarks/ --benchmark-only --benchmark-json results.json
     python benchmarks/report.py results.json --readme README.md --png speed.png
@@ -154,6 +154,19 @@ def exchange_times(limits: dict[str, Any]) -> dict[int, float]:
 
 def _per_symbol(line: Line) -> float:
     return line.median / line.info["symbols"]
+
+
+def summary(run: Run) -> str:
+    """Rows of the main works, or of all where the run has none, without targets, as markdown."""
+    works = [work for work in MAIN_WORKS if work in run.works] or [*run.works]
+    rows = [HEADER] + [
+        row(run, work, line, [])[: len(HEADER)]
+        for work in works
+        for line in OURS
+        if line in run.works[work]
+    ]
+    head, *body = (f"| {' | '.join(cells)} |" for cells in rows)
+    return "\n".join([setting(run), "", head, "|---" + "|---:" * (len(HEADER) - 1) + "|", *body])
 
 
 def report(run: Run) -> str:
@@ -325,7 +338,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="what --benchmark-json wrote")
     parser.add_argument("--limits", type=Path, help="what gpu_limits.py wrote on the same GPU")
-    parser.add_argument("--readme", type=Path, help="file whose marked block is replaced")
+    parser.add_argument(
+        "--readme", type=Path, help="file whose marked block gets the main rows, or those there are"
+    )
     parser.add_argument("--png", type=Path, help="where to draw the chart of the main rows")
     parser.add_argument("--whole-png", type=Path, help="where to draw the chart of all rows")
     arguments = parser.parse_args()
@@ -339,7 +354,7 @@ def main() -> None:
         if arguments.readme:
             path = arguments.readme
             before = path.read_text("utf-8")
-            path.write_text(replace_block(before, with_rows_of(before, text)), "utf-8")
+            path.write_text(replace_block(before, with_rows_of(before, summary(run))), "utf-8")
         else:
             print(text)
         for path, works in ((arguments.png, MAIN_WORKS), (arguments.whole_png, None)):

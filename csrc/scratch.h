@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <limits>
 #include <new>
@@ -46,6 +48,8 @@ class Buffer {
     const size_t bytes = n * sizeof(S);
     alignment_ = std::align_val_t{bytes < 2 * HUGE_PAGE ? 64 : HUGE_PAGE};
     data_ = static_cast<S*>(::operator new(bytes, alignment_));
+    static const bool fill = std::getenv("FASTVAE_FILL_SCRATCH") != nullptr;
+    if (fill) std::memset(static_cast<void*>(data_), 0xff, bytes);  // NaN: tests see what is read before it is written
 #if defined(MADV_HUGEPAGE)
     if (bytes >= 2 * HUGE_PAGE) madvise(data_, bytes, MADV_HUGEPAGE);  // a weight spans thousands of small ones
 #endif

@@ -7,6 +7,7 @@ import torch
 
 # Without it, products on a GPU refuse to run where only deterministic algorithms may.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ["FASTVAE_FILL_SCRATCH"] = "1"  # with NaN, in C++
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: run kernels/ on CPU tensors
 

@@ -299,3 +299,30 @@ def test_targets_name_what_is_measured(report):
     for target in report.CPU_TARGETS + report.GPU_TARGETS:
         kind = target.work.split(",")[0].split(" T=")[0]
         assert kind in sources, target
+
+
+def test_readme_gets_the_main_rows(report, tmp_path):
+    """Without targets; rows of other works that stand there stay."""
+    run = report.Run(saved())
+    text = report.summary(run)
+    assert f"| {DECODING}, B=1, fp32 | 50 ms |  |  |  |  | 80% |" in text.splitlines()
+    assert "B=16" not in text and "target" not in text
+    kept = "| something else, fp32 | 3 ms |  |  |  |  | 5% |"
+    stale = f"| {DECODING}, B=1, fp32 | 99 ms |  |  |  |  | 1% |"
+    before = f"{report.BEGIN}\nx\n\n| work | ours |\n|---|---|\n{stale}\n{kept}\n{report.END}\n"
+    lines = report.with_rows_of(before, text).splitlines()
+    assert kept in lines and stale not in lines and len(set(lines)) == len(lines)
+
+
+def test_a_busy_machine_is_told(report):
+    data = saved()
+    assert "busy" not in report.report(report.Run(data))
+    data["benchmarks"][0]["extra_info"]["spread"] = 0.3
+    assert f"in 1 of 5 rows: {DECODING}, B=1, fp32 (30%)." in report.report(report.Run(data))
+
+
+def test_help_needs_no_matplotlib():
+    program = "import sys; sys.modules['matplotlib'] = None; import report; report.main()"
+    command = [sys.executable, "-c", program, "--help"]
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--whole-png" in done.stdout

@@ -1,0 +1,245 @@
+"""Values and sizes that ordinary inputs do not reach, for every kernel that they may break."""
+
+from functools import partial
+
+import pytest
+import test_decode_bytenet as bytenet
+import test_decode_lstm as lstm
+import test_highway_conv as highway
+import test_layer_norm_lstm as training
+import test_linear as dense
+import torch
+
+from fastvae import nn, ops
+from fastvae import reference as twins
+from fastvae.ops.decode_bytenet import decode_bytenet, decode_bytenet_reference
+from fastvae.ops.decode_lstm import decode_lstm, decode_lstm_reference
+from fastvae.ops.highway_conv import highway_conv_gate_reference
+from fastvae.ops.layer_norm_lstm import layer_norm_lstm, layer_norm_lstm_reference
+from fastvae.ops.linear import linear, linear_reference
+from fastvae.testing import assert_accurate, assert_same_non_finite, gradients
+
+EPS = 0.5  # beside variances of about one: outside of the root, or left out, it would show
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def triton_of(name):
+    return pytest.importorskip(f"fastvae.kernels.{name}")
+
+
+# Eps
+
+
+def small_inputs():
+    inputs = training.make((4, 3, 19))
+    return [inputs[0] * 0.5, inputs[1] * 0.5, *inputs[2:]]
+
+
+def test_eps_in_training(level):
+    ours, plain = (partial(f, eps=EPS) for f in (layer_norm_lstm, layer_norm_lstm_reference))
+    assert_accurate(ours, plain, *small_inputs())
+    assert_accurate(gradients(ours), gradients(plain), *small_inputs())
+
+
+def test_eps_in_triton():
+    kernels, inputs = triton_of("layer_norm_lstm"), small_inputs()
+    found = kernels.layer_norm_lstm(*(t.to(DEVICE) for t in inputs), EPS, False)[0].cpu()
+    expected = layer_norm_lstm_reference(*(t.double() for t in inputs), eps=EPS)[0]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_eps_in_decoding(level, dtype):
+    inputs, noise = lstm.make((12, 9, 4, 33, 17), dtype), lstm.gumbel((12, 9, 4, 33, 17), dtype)
+    inputs[2] *= 0.5
+    expected = decode_lstm_reference(*inputs, noise, EPS)
+    assert torch.equal(decode_lstm(*inputs, noise, EPS), expected)
+    assert not torch.equal(decode_lstm_reference(*inputs, noise, 1e-4), expected)
+
+
+def test_eps_in_triton_decoding():
+    kernels = triton_of("decode_lstm")
+    inputs, noise = lstm.make((6, 3, 4, 7, 9)), lstm.gumbel((6, 3, 4, 7, 9))
+    inputs[2] *= 0.5
+    tensors = [t.to(DEVICE) for t in (*inputs, noise)]
+    found = kernels.decode_lstm(*tensors, EPS, -1, -1).cpu()
+    assert torch.equal(found, decode_lstm_reference(*inputs, noise, EPS))
+
+
+# One sequence that goes on alone
+
+
+def of_cpu(make):
+    if make is lstm:
+        return lambda inputs, noise: decode_lstm(*inputs, noise, 1e-4, 2, 1)
+    return lambda inputs, noise: decode_bytenet(*inputs, noise, True, 2, 1)
+
+
+def of_triton(make):
+    kernels = triton_of("decode_lstm" if make is lstm else "decode_bytenet")
+    decode = kernels.decode_lstm if make is lstm else kernels.decode_bytenet
+    setting = 1e-4 if make is lstm else True
+
+    def run(inputs, noise):
+        return decode(*(t.to(DEVICE) for t in (*inputs, noise)), setting, 2, 1).cpu()
+
+    return run
+
+
+REFERENCES = {lstm: decode_lstm_reference, bytenet: decode_bytenet_reference}
+
+
+@pytest.mark.parametrize("path", [of_cpu, of_triton])
+@pytest.mark.parametrize("B", [1, 17])
+@pytest.mark.parametrize("make", [lstm, bytenet], ids=["lstm", "bytenet"])
+def test_the_last_sequence_goes_on(make, B, path, threads):
+    shape = (40, B, 4, 33, 5, *[2][: make is bytenet])
+    inputs, noise = make.make(shape), make.gumbel(shape)
+    noise[..., 2] = -1e4
+    noise[1, : B - 1, 2] = 1e4  # all others end at their second symbol
+    tokens = path(make)(inputs, noise)
+    free = REFERENCES[make](*inputs, noise)
+    assert torch.equal(tokens[-1], free[-1]) and (tokens[-1] != 2).all()
+    assert torch.equal(tokens[:-1, :2], free[:-1, :2])
+    assert (tokens[:-1, 1] == 2).all() and (tokens[:-1, 2:] == 1).all()
+
+
+# Choice
+
+
+@pytest.mark.parametrize("make", [lstm, bytenet], ids=["lstm", "bytenet"])
+@pytest.mark.parametrize("first, second", [(10, 290), (149, 150), (0, 299), (47, 48)])
+def test_ties_between_panels_and_threads(make, first, second, threads, level):
+    """The first of the largest, wherever the second one is looked at."""
+    shape = (3, 5, 4, 49, 300, *[1][: make is bytenet])
+    inputs = make.make(shape)
+    weight, bias = inputs[-4:-2] if make is lstm else inputs[-2:]
+    weight.zero_()
+    bias.fill_(-1.0)
+    bias[[first, second]] = 1.0
+    decode = decode_lstm if make is lstm else decode_bytenet
+    assert (decode(*inputs) == first).all()
+
+
+@pytest.mark.parametrize("make", [lstm, bytenet], ids=["lstm", "bytenet"])
+@pytest.mark.parametrize("place", [0, 17, 48, 150, 299])
+def test_nan_is_chosen_wherever_it_is(make, place, threads, level):
+    shape = (3, 5, 4, 49, 300, *[1][: make is bytenet])
+    inputs, noise = make.make(shape), make.gumbel(shape)
+    noise[1, 3, place] = float("nan")
+    tokens = (decode_lstm if make is lstm else decode_bytenet)(*inputs, noise)
+    assert tokens[3, 1] == place and torch.equal(tokens, REFERENCES[make](*inputs, noise))
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(40, 2100, 0, 51), (33, 257, 5, 51), (33, 1030, 0, 97), (70, 63, 3, 17)], ids=str
+)
+def test_linear_over_several_slices(shape, dtype, level, threads):
+    dense.check(linear, linear_reference, dense.make(shape, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 257), (2, 70, 33)], ids=str)
+def test_training_at_odd_sizes(shape, dtype, level, threads):
+    inputs = training.make(shape, dtype)
+    assert_accurate(training.both, training.both_reference, *inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 1, 7), (5, 33, 17), (3, 66, 5)], ids=str)
+def test_convolution_at_odd_sizes(shape, dtype, level, threads):
+    """Two rows make a variance too; odd batches are padded where operands are packed by pairs."""
+    ours, plain = highway.OPS["project"]
+    inputs = highway.make("project", shape, dtype)
+    assert_accurate(highway.both(ours), highway.both(plain), *inputs)
+
+
+def test_running_variance_of_two_rows():
+    layers = [nn.HighwayConvStack(3, 1), twins.HighwayConvStack(3, 1)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x = torch.randn(2, 1, 3)
+    for layer in layers:
+        layer.train()(x)
+    one, two = (layer.state_dict() for layer in layers)
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], two[key])
+
+
+# Statistics
+
+
+def test_triton_statistics_at_a_large_offset():
+    kernels = triton_of("highway_conv")
+    x, weight, bias = highway.make("project", (5, 13, 6), torch.float32)
+    a, mean, m2 = (
+        t.cpu()
+        for t in kernels.highway_conv_project(*(t.to(DEVICE) for t in (x, weight, bias + 3000.0)))
+    )
+    gold = a.double().flatten(0, 1)
+    torch.testing.assert_close(mean.double(), gold.mean(0), rtol=1e-6, atol=0)
+    expected = (gold - gold.mean(0)).square().sum(0)
+    torch.testing.assert_close(m2.double(), expected, rtol=1e-3, atol=0)
+
+
+# Small values
+
+
+def test_gates_keep_their_digits_where_they_are_small(level):
+    """Relative to each value: a rule of absolute errors does not see it. Inputs are exact."""
+    C = 61
+    a = torch.linspace(-30, 30, 3 * C * 7).view(1, 7, 3 * C)
+    x, one, zero = torch.ones(1, 7, C), torch.ones(3 * C), torch.zeros(3 * C)
+
+    def run(gate, *inputs):
+        inputs = [t.clone().requires_grad_() for t in inputs]
+        y = gate(*inputs, True)
+        return y, *torch.autograd.grad(y.sum(), inputs[:2])
+
+    found = run(ops.highway_conv_gate, a, x, zero, one, zero)
+    gold = run(highway_conv_gate_reference, *(t.double() for t in (a, x, zero, one, zero)))
+    for got, want in zip(found, gold, strict=True):
+        shown = want.abs() > 1e-36  # below it float32 has fewer digits
+        relative = ((got.double() - want) / want)[shown].abs()
+        # An exponent of 30 is rounded by 2e-6; the reference's slopes in float64 cancel below 1e-9.
+        assert relative[want[shown].abs() > 1e-9].max() < 1e-5
+        assert (got[shown] != 0).all()
+
+
+@pytest.mark.parametrize("N", [3, 16, 50])
+def test_bf16_is_rounded_to_nearest_even(level, N):
+    """Sums of two numbers are exact in float32, so that each bit of the result is known."""
+    weight = torch.randn(N, 400).bfloat16()
+    bias = torch.randn(N).bfloat16()
+    weight[:, :200] = (bias[:, None].float() * 2.0 ** torch.randint(-9, 2, (N, 200))).bfloat16()
+    symbols = torch.arange(400)
+    expected = (weight.T.float() + bias.float()).bfloat16()
+    found = linear(None, weight, bias, symbols)
+    assert torch.equal(found.view(torch.int16), expected.view(torch.int16))
+
+
+@pytest.mark.parametrize("op", [linear, linear_reference])
+def test_gradients_of_one_symbol_add_up(op):
+    """A thousand ones: in bfloat16 alone the sum would stop at 256."""
+    weight = torch.zeros(3, 2, dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
+    op(None, weight, bias, torch.zeros(1000, dtype=torch.int64)).sum().backward()
+    assert (weight.grad[:, 0] == 1000).all() and (weight.grad[:, 1] == 0).all()
+    assert (bias.grad == 1000).all()
+
+
+# Non-finite values
+
+
+@pytest.mark.parametrize("place", [0, 16, 37, 48])
+def test_nan_of_any_lane_stays(place, level):
+    inputs = training.make((2, 3, 49))
+    inputs[0][1, 2, place] = float("nan")
+    assert_same_non_finite(layer_norm_lstm, layer_norm_lstm_reference, *inputs)
+    inputs = training.make((2, 3, 49))
+    inputs[5][1, place] = float("inf")
+    assert_same_non_finite(layer_norm_lstm, layer_norm_lstm_reference, *inputs)
