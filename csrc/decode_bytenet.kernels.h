@@ -82,13 +82,15 @@ void decode_bytenet(Team& team, Decode<T, Q>& s, const DecodeBytenet<T>& net) {
     for (int64_t b = b0; b < b1; ++b) keep_symbol(team, s, t, b);
     if (t == s.steps) return;
     share_products(team, count, tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
-      own_channels(p, t0, t1, [&](int64_t b, int64_t k, int64_t) __attribute__((always_inline)) {
-        const S* const d = projected_row(s, t, b);
-        const T* const e = s.symbol_rows + previous_symbol(team, s, t, b) * 2 * C;
-        const auto a = [&](int64_t i)
-                           __attribute__((always_inline)) { return load(d + i, C - k) + load(e + i, C - k); };
-        keep(0, b, k, tanh(a(k)) * sigmoid(a(C + k)));
-      });
+      own_channels(
+          p, t0, t1, [&](int64_t b, int64_t k, int64_t) __attribute__((always_inline)) {
+            const S* const d = projected_row(s, t, b);
+            const T* const e = s.symbol_rows + previous_symbol(team, s, t, b) * 2 * C;
+            const auto a = [&](int64_t i) __attribute__((always_inline)) {
+              return load(d + i, C - k) + load(e + i, C - k);
+            };
+            keep(0, b, k, tanh(a(k)) * sigmoid(a(C + k)));
+          });
     });
     complete(0);
     if (s.running.load(std::memory_order_relaxed) == 0) return;
@@ -97,14 +99,15 @@ void decode_bytenet(Team& team, Decode<T, Q>& s, const DecodeBytenet<T>& net) {
       const T* bias = net.bias + layer * 3 * C;
       share_products(team, count, tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
         multiply_panel(rows(layer), t0, t1, conv, p, before(layer, p, t0 * ROWS), W, W, true);
-        own_channels(p, t0, t1, [&](int64_t b, int64_t k, int64_t j) __attribute__((always_inline)) {
-          const auto z = [&](int64_t q) __attribute__((always_inline)) {
-            return load(before(layer, p, b) + q * channels + j) + load(bias + q * C + k, C - k);
-          };
-          vec<T> y = sigmoid(z(0)) * tanh(z(2));
-          if (net.carry) y += sigmoid(z(1)) * load(x(layer) + b * C + k, C - k);
-          keep(layer + 1, b, k, y);
-        });
+        own_channels(
+            p, t0, t1, [&](int64_t b, int64_t k, int64_t j) __attribute__((always_inline)) {
+              const auto z = [&](int64_t q) __attribute__((always_inline)) {
+                return load(before(layer, p, b) + q * channels + j) + load(bias + q * C + k, C - k);
+              };
+              vec<T> y = sigmoid(z(0)) * tanh(z(2));
+              if (net.carry) y += sigmoid(z(1)) * load(x(layer) + b * C + k, C - k);
+              keep(layer + 1, b, k, y);
+            });
       });
       complete(layer + 1);
     }

@@ -76,7 +76,8 @@ void decode_lstm(Team& team, Decode<T, Q>& s, const DecodeLstm<T>& lstm) {
   if (team.id == 0) std::fill(lstm.scales, lstm.scales + B, S(1) / 127);
   team.wait();
   for (int64_t b = 0; b < B; ++b) {
-    put_hidden(b, [&](int64_t k, int64_t n) __attribute__((always_inline)) { return load(lstm.h0 + b * H + k, n); });
+    put_hidden(
+        b, [&](int64_t k, int64_t n) __attribute__((always_inline)) { return load(lstm.h0 + b * H + k, n); });
     for (int64_t k = c0; k < c1; ++k) lstm.c[b * H + k] = S(lstm.c0[b * H + k]);
   }
   team.wait();
@@ -108,15 +109,16 @@ void decode_lstm(Team& team, Decode<T, Q>& s, const DecodeLstm<T>& lstm) {
       const S* const a = projected_row(s, t, b);
       const T *const gain = lstm.gain, *const bias = lstm.bias;
       S* const c = lstm.c + b * H;
-      put_hidden(b, [&](int64_t k, int64_t n) __attribute__((always_inline)) {
-        const auto z = [&](int64_t q) __attribute__((always_inline)) {
-          const vec<T> v = (load(a + q * H + k, n) - mean) * r;
-          return v * load(gain + q * H + k, n) + load(bias + q * H + k, n);
-        };
-        const vec<T> cell = sigmoid(z(1)) * load(c + k, n) + sigmoid(z(0)) * tanh(z(2));
-        store(c + k, cell, n);
-        return sigmoid(z(3)) * tanh(cell);
-      });
+      put_hidden(
+          b, [&](int64_t k, int64_t n) __attribute__((always_inline)) {
+            const auto z = [&](int64_t q) __attribute__((always_inline)) {
+              const vec<T> v = (load(a + q * H + k, n) - mean) * r;
+              return v * load(gain + q * H + k, n) + load(bias + q * H + k, n);
+            };
+            const vec<T> cell = sigmoid(z(1)) * load(c + k, n) + sigmoid(z(0)) * tanh(z(2));
+            store(c + k, cell, n);
+            return sigmoid(z(3)) * tanh(cell);
+          });
     }
     team.wait();
   }

@@ -158,7 +158,7 @@ INLINE void pack_together(const T* const (&rows)[N], int64_t k, int64_t width, P
       std::memcpy(out + i * N, v, sizeof v);
     else
       for (int64_t step = 0; step < LANES<P>; ++step)
-        std::memcpy(out + (i + step * STEP<P>) * width, reinterpret_cast<const char*>(v) + step * N * sizeof(v[0][0]),
+        std::memcpy(out + (i + step * STEP<P>)*width, reinterpret_cast<const char*>(v) + step * N * sizeof(v[0][0]),
                     N * sizeof(v[0][0]));
   }
   for (; i < k; i += STEP<P>)
@@ -186,7 +186,9 @@ INLINE void pack_transposed(const T* const (&rows)[ROW_STEP<P>], int64_t n, P* o
 #ifdef AMX
   static_assert(STEP<P> == 2 && std::is_same_v<P, T>);
   for (int64_t j = 0; j < n; j += LANES<P>, out += LANES<P> * ROW_STEP<P>) {
-    const auto bits = [&](int64_t k) __attribute__((always_inline)) { return rows[k] ? (u32)load(rows[k] + j, n - j) : u32{}; };
+    const auto bits = [&](int64_t k) __attribute__((always_inline)) {
+      return rows[k] ? (u32)load(rows[k] + j, n - j) : u32{};
+    };
     u32 pairs[LANES<P>];
 #pragma GCC unroll 16
     for (int64_t i = 0; i < LANES<P>; ++i) pairs[i] = bits(2 * i) >> 16 | bits(2 * i + 1);
@@ -258,9 +260,7 @@ constexpr int32_t INT8_OFFSET = 128;
 INLINE i32 multiply_add(i32 sum, i32 a, i32 b) {
   return (i32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 }
-INLINE f32 multiply_add(f32 sum, f32 a, f32 b) {
-  return (f32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-}
+INLINE f32 multiply_add(f32 sum, f32 a, f32 b) { return (f32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
 #else
 constexpr int32_t INT8_OFFSET = 0;
 INLINE i32 multiply_add(i32 sum, i32 a, i32 b) {
@@ -446,7 +446,8 @@ void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64
 #ifdef AMX
   if (rows > 1) return multiply_amx(tile, panel, k, c, ldc, m, n, add, rows);
 #endif
-  if (n == W || (m == ROWS && n % LANES<S> == 0)) return multiply_vectors(tile, panel, k, c, ldc, m, n, add, rows, ahead);
+  if (n == W || (m == ROWS && n % LANES<S> == 0))
+    return multiply_vectors(tile, panel, k, c, ldc, m, n, add, rows, ahead);
   S block[ROWS * W];  // the end of a row: nothing is written past it
   multiply_vectors(tile, panel, k, block, W, m, n, false, rows, ahead);
   for (int64_t i = 0; i < m; ++i)
@@ -459,7 +460,7 @@ template <class P>
 INLINE const char* behind(const P* panel, int64_t k, int64_t i, int64_t products) {
   constexpr int64_t LINES = PANEL<P> * STEP<P> * int64_t(sizeof(P)) / LINE;  // a step
   if (i >= LINES || products < LINES) return nullptr;
-  return reinterpret_cast<const char*>(panel + k * PANEL<P>) + i * (k / STEP<P>) * LINE;
+  return reinterpret_cast<const char*>(panel + k * PANEL<P>) + i * (k / STEP<P>)*LINE;
 }
 
 // A matrix in memory, element (i, j) at p[i · si + j · sj].
@@ -479,7 +480,8 @@ void pack_panels(const Team& team, Matrix<T> b, int64_t k, int64_t n, P* out) {
                out + p * packed_depth<P>(k) * PANEL<P>);
 }
 
-// c [m, n] (+)= tiles · panels: this thread's share of the (panel, tile) pairs; the caller waits. `depth`: how deep tiles and panels are, where k is only a part of that.
+// c [m, n] (+)= tiles · panels: this thread's share of the (panel, tile) pairs; the caller waits. `depth`: how deep
+// tiles and panels are, where k is only a part of that.
 template <class P>
 void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, Wide<P>* c, int64_t ldc, int64_t m, int64_t n,
                      bool add = false, int64_t depth = 0) {

@@ -80,7 +80,8 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project(Tensor x, Tensor weight,
   DISPATCH(x.scalar_type(), "highway_conv_project", [&] {
     using S = Wide<scalar_t>;
     const int threads = team_size(6.0 * T * B * C * C);
-    Buffer<S> panels(2 * packed_length(C) * packed_columns(3 * C)), tiles(threads * SLAB * 2 * packed_length(C)), product(threads * SLAB * 48);
+    Buffer<S> panels(2 * packed_length(C) * packed_columns(3 * C)), tiles(threads * SLAB * 2 * packed_length(C)),
+        product(threads * SLAB * 48);
     Buffer<S> statistics(slabs(T * B) * 9 * C);
     Buffer<double> sums(6 * C);
     const HighwayProject<scalar_t> args{T,
@@ -121,7 +122,8 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project_backward(Tensor da, Tens
   DISPATCH(x.scalar_type(), "highway_conv_project_backward", [&] {
     using S = Wide<scalar_t>;
     const int threads = team_size(6.0 * T * B * C * C);
-    Buffer<S> panels(2 * packed_length(3 * C) * packed_columns(C)), tiles(threads * SLAB * 2 * packed_length(3 * C)), rows(threads * 32 * 3 * C);
+    Buffer<S> panels(2 * packed_length(3 * C) * packed_columns(C)), tiles(threads * SLAB * 2 * packed_length(3 * C)),
+        rows(threads * 32 * 3 * C);
     Buffer<S> da_panels((T * B + 32) * packed_columns(3 * C)), x_tiles((T * B + 32) * packed_rows(C));
     Buffer<S> product(threads * SLAB * 48), slab_sums(threads * 3 * C), dw(6 * C * C);
     Buffer<double> sums(threads * 3 * C);
@@ -214,7 +216,8 @@ Tensor highway_conv(Tensor x, Tensor weight, Tensor bias, bool carry) {
   DISPATCH(x.scalar_type(), "highway_conv", [&] {
     using S = Wide<scalar_t>;
     const int threads = team_size(6.0 * T * B * C * C);
-    Buffer<S> panels(2 * packed_length(C) * packed_columns(3 * C)), tiles(threads * SLAB * 2 * packed_length(C)), a(threads * SLAB * 3 * C);
+    Buffer<S> panels(2 * packed_length(C) * packed_columns(3 * C)), tiles(threads * SLAB * 2 * packed_length(C)),
+        a(threads * SLAB * 3 * C);
     const HighwayFolded<scalar_t> args{
         T, B, C, in<scalar_t>(x), in<scalar_t>(weight), in<scalar_t>(bias), carry, out<scalar_t>(y), panels, tiles, a};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv, team, args); });

@@ -15,8 +15,8 @@ inline bool may_use_amx() {
   constexpr unsigned BF16 = 1 << 22, TILE = 1 << 24, INT8 = 1 << 25, ALL = BF16 | TILE | INT8;
   constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned a, b, c, d;
-  static const bool may = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & ALL) == ALL &&
-                          syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+  static const bool may =
+      __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & ALL) == ALL && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
   return may;
 #else
   return false;
@@ -28,8 +28,8 @@ inline Isa best_isa() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
     return !__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni") ? Isa::avx512
-           : may_use_amx()                                                               ? Isa::amx
-                                                                                         : Isa::avx512_bf16;
+           : may_use_amx()                                                                ? Isa::amx
+                                                                                          : Isa::avx512_bf16;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::baseline;

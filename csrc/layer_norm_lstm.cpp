@@ -24,7 +24,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm(Tensor x, Ten
   Tensor rstd = save ? empty(x, {T, B}, saved) : empty(x, {0}, saved);
   DISPATCH(x.scalar_type(), "layer_norm_lstm", [&] {
     using S = Wide<scalar_t>;
-    Buffer<S> panels(packed_length(H) * packed_columns(4 * H)), tiles(packed_rows(B) * packed_length(H)), a(B * 4 * H), state(B * H);
+    Buffer<S> panels(packed_length(H) * packed_columns(4 * H)), tiles(packed_rows(B) * packed_length(H)), a(B * 4 * H),
+        state(B * H);
     const LayerNormLstm<scalar_t> args{T,
                                        B,
                                        H,
@@ -74,7 +75,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backw
     using S = Wide<scalar_t>;
     constexpr bool same = std::is_same_v<S, scalar_t>;
     const int threads = team_size(4.0 * B * H * H);
-    Buffer<S> panels(packed_length(4 * H) * packed_columns(H)), tiles(packed_rows(B) * packed_length(4 * H)), da(B * 4 * H), dc(B * H);
+    Buffer<S> panels(packed_length(4 * H) * packed_columns(H)), tiles(packed_rows(B) * packed_length(4 * H)),
+        da(B * 4 * H), dc(B * H);
     Buffer<S> dh_through(B * H), sums(threads * 16 * H), scratch(gemm_scratch(4 * H, H)), c0_wide(B * H);
     Buffer<S> dweight_wide(same ? 0 : 4 * H * H);
     std::copy_n(in<scalar_t>(c0), B * H, static_cast<S*>(c0_wide));

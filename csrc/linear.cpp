@@ -44,7 +44,8 @@ struct Sizes {
 Sizes check(std::optional<Tensor>& x, Tensor& weight, std::optional<Tensor>& symbols) {
   CHECK_DIM(weight, 2, "[N, K + S]");
   CHECK(x || symbols, "x or symbols must be given");
-  for (const auto& given : {x, symbols}) CHECK(!given || has_moderate_sizes(*given), "x and symbols must have at most 2^40 elements each");
+  for (const auto& given : {x, symbols})
+    CHECK(!given || has_moderate_sizes(*given), "x and symbols must have at most 2^40 elements each");
   CHECK(!x || x->dim() > 0, "x must have shape [..., K], got []");
   const int64_t K = x ? x->size(x->dim() - 1) : 0, S = weight.size(1) - K;
   CHECK(symbols ? S > 0 : S == 0, "weight must have shape [N, K + S], where K = " + std::to_string(K) +
@@ -93,7 +94,8 @@ Tensor linear(std::optional<Tensor> x, Tensor weight, Tensor bias, std::optional
   DISPATCH(weight.scalar_type(), "linear", [&] {
     using W = Wide<scalar_t>;
     const int threads = team_size(double(rows) * N * (K + 1));
-    Buffer<W> panels(packed_length(K) * packed_columns(N)), tiles(threads * SLAB<scalar_t> * packed_length(K)), slab(threads * SLAB<scalar_t> * 48);
+    Buffer<W> panels(packed_length(K) * packed_columns(N)), tiles(threads * SLAB<scalar_t> * packed_length(K)),
+        slab(threads * SLAB<scalar_t> * 48);
     Buffer<W> table(std::max<int64_t>(S, 1) * N);
     const Linear<scalar_t> args{rows,
                                 K,
@@ -136,7 +138,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor da, std::optional<Tens
   DISPATCH(weight.scalar_type(), "linear_backward", [&] {
     using W = Wide<scalar_t>;
     const int threads = team_size(2.0 * rows * N * (K + 1));
-    Buffer<W> panels(packed_length(N) * packed_columns(K)), tiles(threads * SLAB<scalar_t> * packed_length(N)), slab(threads * SLAB<scalar_t> * 48);
+    Buffer<W> panels(packed_length(N) * packed_columns(K)), tiles(threads * SLAB<scalar_t> * packed_length(N)),
+        slab(threads * SLAB<scalar_t> * 48);
     Buffer<W> scratch(gemm_scratch(K, N)), dw((K + std::max<int64_t>(S, 1)) * N);
     Buffer<double> total(N);
     const LinearBackward<scalar_t> args{rows,

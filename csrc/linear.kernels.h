@@ -36,7 +36,8 @@ void linear(Team& team, const Linear<T>& s) {
       s.table[v * N + n] = Wide<T>(s.weight[n * columns + s.K + v]) + Wide<T>(s.bias[n]);
   }
   team.wait();
-  multiply_slabs(team, s.rows, N, s.K, s.x, s.panels, s.tiles, s.slab, [&](int64_t row, int64_t n0, int64_t n1, const Wide<T>* product) {
+  multiply_slabs(team, s.rows, N, s.K, s.x, s.panels, s.tiles, s.slab,
+                 [&](int64_t row, int64_t n0, int64_t n1, const Wide<T>* product) {
                    const Wide<T>* symbol = s.table + (s.symbols ? s.symbols[row] : 0) * N;
                    for (int64_t n = n0; n < n1; n += LANES<T>)
                      store(s.a + row * N + n, load(product + n - n0, n1 - n) + load(symbol + n, n1 - n), n1 - n);
@@ -77,7 +78,8 @@ void linear_backward(Team& team, const LinearBackward<T>& s) {
   if (K) {
     pack_panels(team, Matrix<T>{s.weight, columns, 1}, N, K, static_cast<Packed<T>*>(s.panels));
     gemm<T>(team, K, N, s.rows, Matrix<T>{s.x, 1, K}, Matrix<T>{s.da, N, 1}, s.dw, N, false, s.scratch);
-    multiply_slabs(team, s.rows, K, N, s.da, s.panels, s.tiles, s.slab, [&](int64_t row, int64_t k0, int64_t k1, const Wide<T>* product) {
+    multiply_slabs(team, s.rows, K, N, s.da, s.panels, s.tiles, s.slab,
+                   [&](int64_t row, int64_t k0, int64_t k1, const Wide<T>* product) {
                      for (int64_t k = k0; k < k1; k += LANES<T>)
                        store(s.dx + row * K + k, load(product + k - k0, k1 - k), k1 - k);
                    });

@@ -87,6 +87,8 @@ double machine_peak(const std::string& kind, int threads, double megabytes) {
   }
   if (kind != "fp32" && kind != "bf16" && kind != "int8")
     throw std::invalid_argument("kind must be 'fp32', 'bf16', 'int8' or 'read', got '" + kind + "'");
-  const auto loop = kind == "int8" ? multiply_add<int8_t> : kind == "bf16" ? multiply_add<BFloat16> : multiply_add<float>;
+  const auto loop = kind == "int8"   ? multiply_add<int8_t>
+                    : kind == "bf16" ? multiply_add<BFloat16>
+                                     : multiply_add<float>;
   return best_rate(threads, [&](Team&, float& result) { return loop(ROUNDS, result); });
 }

@@ -71,7 +71,7 @@ namespace py = pybind11;
 
 constexpr const char* ISA_NAMES[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
 
-uint64_t checksum(uintptr_t address, int64_t bytes);                                               // checksum.cpp
+uint64_t checksum(uintptr_t address, int64_t bytes);                          // checksum.cpp
 double machine_peak(const std::string& kind, int threads, double megabytes);  // machine_peak.cpp
 
 PYBIND11_MODULE(_C, m) {

@@ -27,8 +27,9 @@ inline void check_memory(int64_t count, int64_t size) {
   static const double memory = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
   const double bytes = double(count) * double(size);
   if (count >= 0 && bytes <= memory) return;
-  throw std::runtime_error("sizes too large: " + std::to_string(int64_t(bytes / 1e9)) + " GB are needed at once, this machine has " +
-                           std::to_string(int64_t(memory / 1e9)) + " GB of memory");
+  throw std::runtime_error("sizes too large: " + std::to_string(int64_t(bytes / 1e9)) +
+                           " GB are needed at once, this machine has " + std::to_string(int64_t(memory / 1e9)) +
+                           " GB of memory");
 }
 
 // Sizes of packed operands (gemm.h) in numbers of the wide type, large enough at every level: rows of A, columns of B,
@@ -36,7 +37,8 @@ inline void check_memory(int64_t count, int64_t size) {
 inline int64_t packed_rows(int64_t m) { return (m + 31) / 32 * 32; }
 inline int64_t packed_columns(int64_t n) { return n + 47; }
 inline int64_t packed_length(int64_t k) { return std::max<int64_t>(k, 16); }
-constexpr int64_t SLICE = 512;  // of k: a packed slice holds at most as many numbers of the wide type for a row or column
+constexpr int64_t SLICE =
+    512;  // of k: a packed slice holds at most as many numbers of the wide type for a row or column
 inline int64_t gemm_scratch(int64_t m, int64_t n) { return (packed_rows(m) + packed_columns(n)) * SLICE; }
 
 // Allocated before a region starts so that nothing throws inside one.

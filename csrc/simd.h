@@ -113,7 +113,7 @@ struct Exp {
 };
 INLINE Exp<f32> exp_parts(f32 x0) {
   const f32 x = x0 < -87.f ? f32{} - 87.f : x0;  // NaN stays NaN
-  f32 t = x * 1.44269504f + 12582912.f;  // adding 1.5 · 2^23 rounds to an integer in the low mantissa bits
+  f32 t = x * 1.44269504f + 12582912.f;          // adding 1.5 · 2^23 rounds to an integer in the low mantissa bits
   const f32 scale = (f32)(((i32)t << 23) + 0x3f800000);
   t -= 12582912.f;
   const f32 r = x - t * 0.693359375f + t * 2.12194440e-4f;

@@ -16,7 +16,7 @@ from fastvae.experiments import EXHIBITS, NAMES, Options, experiment
 from fastvae.experiments.fig3 import EQUAL_SIZE
 from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Point, pick, runs, shortened
 from fastvae.experiments.report import code, in_mode, markdown, rows_of, trace
-from fastvae.presets import PRESETS, TWEETS, build_model
+from fastvae.presets import CHARACTERS, PRESETS, TWEETS, build_model
 from fastvae.text import ByteVocabulary, CharVocabulary
 from fastvae.training_config import TrainingConfig
 
@@ -60,6 +60,34 @@ def test_every_point_is_a_model_of_its_own(name, text):
         assert run.preset.text == text
         assert built(run.preset).length == run.preset.length
         TrainingConfig(**run.preset.training)
+
+
+def test_grids_are_those_of_the_paper():
+    """Figures 3 to 6 and table 3: lengths, dropout rates, weights and layers, by series."""
+    from fastvae.experiments import fig3, fig4, fig5, fig6, table3
+
+    def axes(exhibit, text=CHARACTERS):
+        found = {}
+        for point in exhibit.EXHIBIT.grids[text]:
+            found.setdefault(point.series, set()).add(point.x)
+        return found
+
+    lengths = {12, 24, 36, 48, 60}
+    found = axes(fig4)
+    assert all(found[series] == lengths for series in found)
+    rates = {f"LSTM VAE, p = {p}" for p in (0.2, 0.5, 0.8, 1)}
+    assert found.keys() == rates | {"hybrid, α = 0.2", "feed-forward"}
+    assert set().union(*axes(fig3).values()) == {20, 32, 52, 100}
+    weights = {0.0, 0.2, 0.4, 0.6, 0.8, 1.0}
+    assert axes(fig5) == {"annealed": weights, "not annealed": weights}
+    layers = {1, 2, 3, 5, 7, 10}
+    assert axes(fig6) == {f"α = {a}": layers for a in (0, 0.2, 0.5)}
+    assert axes(table3, TWEETS).keys() == rates | {"hybrid, α = 0.2", "feed-forward"}
+    for point in fig4.EXHIBIT.grids[CHARACTERS]:
+        assert point.changes["length"] == point.x
+    for point in fig6.EXHIBIT.grids[CHARACTERS]:
+        alpha = float(point.series.removeprefix("α = "))
+        assert (point.changes["conv_layers"], point.changes["aux_weight"]) == (point.x, alpha)
 
 
 def test_figure_3_trains_autoencoders_without_history():

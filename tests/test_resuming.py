@@ -222,3 +222,22 @@ def test_full_disk_keeps_the_last_checkpoint(whole, tmp_path):
     assert not list((tmp_path / "full").glob("*.tmp"))
     run(tmp_path / "full", resume=True)
     assert_same_run(whole, tmp_path / "full")
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_second_signal_waits_only_among_several_processes(patient):
+    """There the others have to be told first, after the step."""
+    from fastvae.processes import stop_signals
+
+    before = signal.getsignal(signal.SIGINT)
+    with stop_signals(patient) as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_set()
+        if patient:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
