@@ -26,7 +26,8 @@ struct Team {
     const int round = barrier.round.load(std::memory_order_relaxed);
     if (barrier.arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
       barrier.arrived.store(0, std::memory_order_relaxed);
-      barrier.round.store(round + 1, std::memory_order_release);
+      // Sequentially consistent, or notify_all may look for sleepers before the store is seen, and one sleeps on.
+      barrier.round.store(round + 1, std::memory_order_seq_cst);
       barrier.round.notify_all();
       return;
     }
