@@ -8,7 +8,7 @@ import re
 import runpy
 import statistics
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from operator import truediv
 from pathlib import Path
 from time import perf_counter
@@ -62,19 +62,26 @@ def _parameters(item) -> set:
     return set(callspec.params.values()) if callspec else set()
 
 
-@cache
-def _gpu_start() -> torch.cuda.Event:
-    start = torch.cuda.Event(enable_timing=True)
-    start.record()
-    return start
+class GpuClock:
+    """Seconds on the GPU's clock, once all that was launched has ended.
+
+    The time between two events is a float32, too coarse for minutes, so calls sum it.
+    """
+
+    def __init__(self) -> None:
+        self.before, self.seconds = None, 0.0
+
+    def __call__(self) -> float:
+        now = torch.cuda.Event(enable_timing=True)
+        now.record()
+        now.synchronize()
+        if self.before:
+            self.seconds += self.before.elapsed_time(now) / 1e3
+        self.before = now
+        return self.seconds
 
 
-def gpu_clock() -> float:
-    """Seconds on the GPU's clock, once all that was launched has ended."""
-    start, now = _gpu_start(), torch.cuda.Event(enable_timing=True)
-    now.record()
-    now.synchronize()
-    return start.elapsed_time(now) / 1e3
+gpu_clock = GpuClock()
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ LARGEST = 2048  # H whose four gates, and V whose logits, fit the registers of o
 ALIGNED = 16  # rows of the product's weights are a multiple, as the matrix units like them
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("now", "chosen", "end_id", "pad_id"))
 def step_kernel(
     u,
     projected,
@@ -37,11 +37,13 @@ def step_kernel(
     symbol,
     ended,
     tokens,
-    H,
-    V,
-    N,
+    now,
+    chosen,
     end_id,
     pad_id,
+    H: tl.constexpr,
+    V: tl.constexpr,
+    N: tl.constexpr,
     EPS: tl.constexpr,
     CHOOSE: tl.constexpr,
     NOISE: tl.constexpr,
@@ -49,10 +51,11 @@ def step_kernel(
     BLOCK: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    # u [B, N]: W h [4H], then logits [V]; projected [B, 4H]: features; rows [V + 1, 4H];
-    # noise [B, V]; c, h [B, H]; symbol, ended [B] are read and rewritten; tokens [B]
+    # u [B, N]: W h [4H], then logits [V]; rows [V + 1, 4H]; c, h [B, H]; symbol, ended [B] are read
+    # and rewritten. Rows of all steps: projected [., 4H], of features, from `now` on; noise [., V]
+    # and tokens [.] from `chosen` on
     b = tl.program_id(0).to(tl.int64)
-    u = u + b * N
+    u = u + N * b
     if CHOOSE:
         over = tl.load(ended + b)
         v = tl.arange(0, BLOCK_V)
@@ -60,18 +63,18 @@ def step_kernel(
         logits = tl.load(u + 4 * H + v, mv, 0.0).to(tl.float32)
         logits += tl.load(classifier_bias + v, mv, 0.0).to(tl.float32)
         if NOISE:
-            logits += tl.load(noise + b * V + v, mv, 0.0)
+            logits += tl.load(noise + V * (chosen + b) + v, mv, 0.0)
         s = ranked(tl.max(rank(logits, v, mv), 0))
         tl.store(symbol + b, s)
         tl.store(ended + b, over | (s == end_id))
-        tl.store(tokens + b, tl.where(over != 0, pad_id, s).to(tl.int64))
+        tl.store(tokens + chosen + b, tl.where(over != 0, pad_id, s).to(tl.int64))
     else:
         s = tl.load(symbol + b)
     if ADVANCE:
         k = tl.arange(0, BLOCK)
         m = k < H
         wide = c.dtype.element_ty
-        u, d, row = u + k, projected + 4 * b * H + k, rows + 4 * s.to(tl.int64) * H + k
+        u, d, row = u + k, projected + 4 * H * (now + b) + k, rows + 4 * H * s.to(tl.int64) + k
         i = tl.load(u, m, 0.0).to(wide) + tl.load(d, m, 0.0).to(wide)
         f = tl.load(u + H, m, 0.0).to(wide) + tl.load(d + H, m, 0.0).to(wide)
         g = tl.load(u + 2 * H, m, 0.0).to(wide) + tl.load(d + 2 * H, m, 0.0).to(wide)
@@ -81,10 +84,10 @@ def step_kernel(
         g += tl.load(row + 2 * H, m, 0.0).to(wide)
         o += tl.load(row + 3 * H, m, 0.0).to(wide)
         i, f, g, o, _ = normalise(i, f, g, o, m, H, EPS)
-        before = tl.load(c + b * H + k, m, 0.0)
+        before = tl.load(c + H * b + k, m, 0.0)
         cell, out = update(i, f, g, o, gain, bias, before, k, m, H)
-        tl.store(c + b * H + k, cell, m)
-        tl.store(h + b * H + k, out.to(h.dtype.element_ty), m)
+        tl.store(c + H * b + k, cell, m)
+        tl.store(h + H * b + k, out.to(h.dtype.element_ty), m)
 
 
 def launch(H: int, V: int, hip: bool = bool(torch.version.hip)) -> dict[str, int]:
@@ -154,25 +157,26 @@ def steps(
 
     def step(t: int, **parts) -> None:
         """The choice of step t − 1, and the state after step t."""
-        before, now = max(t - 1, 0), min(t, T - 1)
         step_kernel[(B,)](
             u,
-            projected[now],
+            projected,
             rows,
             gain,
             bias,
             logit_bias,
-            noise[before] if len(noise) else u,
+            noise if len(noise) else u,
             c,
             h,
             symbol,
             ended,
-            tokens[before],
-            H,
-            V,
-            N,
+            tokens,
+            min(t, T - 1) * B,
+            max(t - 1, 0) * B,
             end_id,
             pad_id,
+            H=H,
+            V=V,
+            N=N,
             EPS=eps,
             NOISE=len(noise) > 0,
             **parts,

@@ -35,8 +35,8 @@ def tile(R, W, ROWS: tl.constexpr, COLS: tl.constexpr):
     return r, k, k < W, (r < R) & (k < W)[None, :]
 
 
-@triton.jit
-def statistics_kernel(a, means, m2s, R, W, ROWS: tl.constexpr, COLS: tl.constexpr):
+@triton.jit(do_not_specialize=("R",))
+def statistics_kernel(a, means, m2s, R, W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     # a [R, W]; means, m2s [R / ROWS, W]: of each tile's columns
     r, k, inside, m = tile(R, W, ROWS, COLS)
     v = tl.load(a + r * W + k[None, :], m, 0.0).to(means.dtype.element_ty)
@@ -50,9 +50,17 @@ def statistics_kernel(a, means, m2s, R, W, ROWS: tl.constexpr, COLS: tl.constexp
     tl.store(m2s + part, tl.sum(d * d, 0) - left * left / count, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("R",))
 def combine_kernel(
-    means, m2s, mean, m2, R, W, ROWS: tl.constexpr, PARTS: tl.constexpr, COLS: tl.constexpr
+    means,
+    m2s,
+    mean,
+    m2,
+    R,
+    W: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTS: tl.constexpr,
+    COLS: tl.constexpr,
 ):
     # means, m2s [R / ROWS, W] -> mean, m2 [W]; sums are of deviations alone
     k = tl.program_id(0) * COLS + tl.arange(0, COLS)
@@ -89,7 +97,7 @@ def gate_input(a, mean, scale, shift, k, inside, m, NORM: tl.constexpr):
     return d, d
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("R",))
 def gate_kernel(
     a,
     x,
@@ -98,7 +106,7 @@ def gate_kernel(
     shift,
     y,
     R,
-    C,
+    C: tl.constexpr,
     NORM: tl.constexpr,
     CARRY: tl.constexpr,
     ROWS: tl.constexpr,
@@ -124,7 +132,7 @@ def store_gate(dz, d, scale, da, shifts, scales, k, inside, m):
     tl.store(scales + k, tl.sum(tl.where(m, dz * d, 0.0), 0), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("R",))
 def gate_backward_kernel(
     dy,
     a,
@@ -137,7 +145,7 @@ def gate_backward_kernel(
     shifts,
     scales,
     R,
-    C,
+    C: tl.constexpr,
     CARRY: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -164,9 +172,19 @@ def gate_backward_kernel(
     tl.store(dx + here, through.to(dx.dtype.element_ty), m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("R",))
 def project_backward_kernel(
-    da, dmean, dm2, a, mean, total, sums, R, W, ROWS: tl.constexpr, COLS: tl.constexpr
+    da,
+    dmean,
+    dm2,
+    a,
+    mean,
+    total,
+    sums,
+    R,
+    W: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
 ):
     # da, a, total [R, W]: all that reaches a; sums [R / ROWS, W]: of da
     r, k, inside, m = tile(R, W, ROWS, COLS)
@@ -196,9 +214,9 @@ def highway_conv_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tenso
     grid, launch = tiles(R, W)
     means, m2s = a.new_empty(2, grid[0], W, dtype=torch.float32)
     mean, m2 = (a.new_empty(W, dtype=torch.float32) for _ in range(2))
-    statistics_kernel[grid](a, means, m2s, R, W, **launch)
+    statistics_kernel[grid](a, means, m2s, R, W=W, **launch)
     columns = (triton.cdiv(W, COMBINE["COLS"]),)
-    combine_kernel[columns](means, m2s, mean, m2, R, W, ROWS=ROWS, **COMBINE)
+    combine_kernel[columns](means, m2s, mean, m2, R, W=W, ROWS=ROWS, **COMBINE)
     return a, mean, m2
 
 
@@ -214,7 +232,7 @@ def highway_conv_project_backward(
     grid, launch = tiles(R, W)
     total = da.new_empty(R, W)
     sums = mean.new_empty(grid[0], W)
-    project_backward_kernel[grid](da, dmean, dm2, a, mean, total, sums, R, W, **launch)
+    project_backward_kernel[grid](da, dmean, dm2, a, mean, total, sums, R, W=W, **launch)
     rows, (before, now) = x.reshape(R, C), weight.permute(2, 0, 1).contiguous()
     dx = total @ now
     dx[: R - B].addmm_(total[B:], before)
@@ -245,7 +263,7 @@ def highway_conv_gate_backward(
     da, dx = torch.empty_like(a), torch.empty_like(x)
     shifts, scales = mean.new_empty(2, grid[0], 3 * C)
     gate_backward_kernel[grid](
-        dy, a, x, mean, scale, shift, da, dx, shifts, scales, R, C, CARRY=carry, **launch
+        dy, a, x, mean, scale, shift, da, dx, shifts, scales, R, C=C, CARRY=carry, **launch
     )
     dshift = shifts.sum(0)
     return da, dx, -scale * dshift, scales.sum(0), dshift
@@ -273,7 +291,7 @@ def gate(
     y, C = torch.empty_like(x), x.shape[-1]
     R = x.numel() // C
     grid, launch = tiles(R, C)
-    gate_kernel[grid](a, x, *norm, y, R, C, NORM=mean is not None, CARRY=carry, **launch)
+    gate_kernel[grid](a, x, *norm, y, R, C=C, NORM=mean is not None, CARRY=carry, **launch)
     return y
 
 

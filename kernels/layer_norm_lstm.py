@@ -19,7 +19,7 @@ from fastvae.ops.precision import accumulate_dtype
 LARGEST = 2048  # H whose four gates fit the registers of one program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("row", "kept", "before"))
 def forward_kernel(
     x,
     a,
@@ -30,33 +30,37 @@ def forward_kernel(
     c,
     normalised,
     rstd,
-    H,
+    row,
+    kept,
+    before,
+    H: tl.constexpr,
     EPS: tl.constexpr,
     SAVE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # x, a [B, 4H]: inputs and W h; normalised [B, 4H]; c_before, h, c [B, H]; rstd [B]
+    # Rows of all steps: x [., 4H] and h [., H] from `row` on; c, normalised, rstd from `kept` on;
+    # c_before from `before` on. a [B, 4H]: W h
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     m = k < H
     wide = c.dtype.element_ty
-    x, a = x + 4 * b * H + k, a + 4 * b * H + k
+    x, a = x + 4 * H * (row + b) + k, a + 4 * H * b + k
     i = tl.load(x, m, 0.0).to(wide) + tl.load(a, m, 0.0).to(wide)
     f = tl.load(x + H, m, 0.0).to(wide) + tl.load(a + H, m, 0.0).to(wide)
     g = tl.load(x + 2 * H, m, 0.0).to(wide) + tl.load(a + 2 * H, m, 0.0).to(wide)
     o = tl.load(x + 3 * H, m, 0.0).to(wide) + tl.load(a + 3 * H, m, 0.0).to(wide)
     i, f, g, o, r = normalise(i, f, g, o, m, H, EPS)
     if SAVE:
-        tl.store(rstd + b, r)
-        kept = normalised + 4 * b * H + k
-        tl.store(kept, i.to(normalised.dtype.element_ty), m)
-        tl.store(kept + H, f.to(normalised.dtype.element_ty), m)
-        tl.store(kept + 2 * H, g.to(normalised.dtype.element_ty), m)
-        tl.store(kept + 3 * H, o.to(normalised.dtype.element_ty), m)
-    before = tl.load(c_before + b * H + k, m, 0.0).to(wide)
-    cell, out = update(i, f, g, o, gain, bias, before, k, m, H)
-    tl.store(c + b * H + k, cell, m)
-    tl.store(h + b * H + k, out.to(h.dtype.element_ty), m)
+        tl.store(rstd + kept + b, r)
+        n = normalised + 4 * H * (kept + b) + k
+        tl.store(n, i.to(normalised.dtype.element_ty), m)
+        tl.store(n + H, f.to(normalised.dtype.element_ty), m)
+        tl.store(n + 2 * H, g.to(normalised.dtype.element_ty), m)
+        tl.store(n + 3 * H, o.to(normalised.dtype.element_ty), m)
+    cell = tl.load(c_before + H * (before + b) + k, m, 0.0).to(wide)
+    cell, out = update(i, f, g, o, gain, bias, cell, k, m, H)
+    tl.store(c + H * (kept + b) + k, cell, m)
+    tl.store(h + H * (row + b) + k, out.to(h.dtype.element_ty), m)
 
 
 @triton.jit
@@ -73,17 +77,33 @@ def norm_backward(dn, mean, along, normalised, r, da, m, wide):
     tl.store(da, (r * (dn - mean - v * along)).to(da.dtype.element_ty), m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("row", "before"))
 def backward_kernel(
-    dh, through, dc, gain, bias, c_before, c, normalised, rstd, da, dz, H, BLOCK: tl.constexpr
+    dh,
+    through,
+    dc,
+    gain,
+    bias,
+    c_before,
+    c,
+    normalised,
+    rstd,
+    da,
+    dz,
+    row,
+    before,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    # dh, through [B, H]: from this step's output and from the next step; dc [B, H] is rewritten
+    # Rows of all steps: dh [., H], c, normalised, rstd, da, dz from `row` on; c_before from
+    # `before` on. through [B, H]: from the next step; dc [B, H] is rewritten
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     m = k < H
     wide = c.dtype.element_ty
-    n = normalised + 4 * b * H + k
-    da, dz = da + 4 * b * H + k, dz + 4 * b * H + k
+    now = row + b
+    n = normalised + 4 * H * now + k
+    da, dz = da + 4 * H * now + k, dz + 4 * H * now + k
     gain, bias = gain + k, bias + k
     zi = tl.load(n, m, 0.0).to(wide) * tl.load(gain, m, 0.0) + tl.load(bias, m, 0.0)
     zf = tl.load(n + H, m, 0.0).to(wide) * tl.load(gain + H, m, 0.0) + tl.load(bias + H, m, 0.0)
@@ -92,14 +112,16 @@ def backward_kernel(
     zo = tl.load(n + 3 * H, m, 0.0).to(wide) * tl.load(gain + 3 * H, m, 0.0)
     zo += tl.load(bias + 3 * H, m, 0.0)
     i, f, g, o = sigmoid(zi), sigmoid(zf), tanh(zg), sigmoid(zo)
-    cell = tl.load(c + b * H + k, m, 0.0)
-    d = tl.load(dh + b * H + k, m, 0.0).to(wide) + tl.load(through + b * H + k, m, 0.0).to(wide)
-    dcell = tl.load(dc + b * H + k, m, 0.0) + d * o * tanh_slope(cell)
-    before = tl.load(c_before + b * H + k, m, 0.0).to(wide)
-    tl.store(dc + b * H + k, dcell * f, m)
+    cell = tl.load(c + H * now + k, m, 0.0)
+    d = tl.load(dh + H * now + k, m, 0.0).to(wide) + tl.load(through + H * b + k, m, 0.0).to(wide)
+    dcell = tl.load(dc + H * b + k, m, 0.0) + d * o * tanh_slope(cell)
+    cell_before = tl.load(c_before + H * (before + b) + k, m, 0.0).to(wide)
+    tl.store(dc + H * b + k, dcell * f, m)
     # Lanes past H are zero: c and dh read as zero there.
     di, along_i = gate_backward(dcell * g * i * sigmoid(-zi), n, gain, dz, m, wide)
-    df, along_f = gate_backward(dcell * before * f * sigmoid(-zf), n + H, gain + H, dz + H, m, wide)
+    df, along_f = gate_backward(
+        dcell * cell_before * f * sigmoid(-zf), n + H, gain + H, dz + H, m, wide
+    )
     dg, along_g = gate_backward(
         dcell * i * tanh_slope(zg), n + 2 * H, gain + 2 * H, dz + 2 * H, m, wide
     )
@@ -108,7 +130,7 @@ def backward_kernel(
     )
     mean = tl.sum(di + df + dg + do, 0) / (4 * H)
     along = tl.sum(along_i + along_f + along_g + along_o, 0) / (4 * H)
-    r = tl.load(rstd + b)
+    r = tl.load(rstd + now)
     norm_backward(di, mean, along, n, r, da, m, wide)
     norm_backward(df, mean, along, n + H, r, da + H, m, wide)
     norm_backward(dg, mean, along, n + 2 * H, r, da + 2 * H, m, wide)
@@ -149,27 +171,30 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
     wide, kept = accumulate_dtype(x.dtype), T if save else 1
     h, a = x.new_empty(T, B, H), x.new_empty(B, 4 * H)
     c, rstd = x.new_empty(kept, B, H, dtype=wide), x.new_empty(kept, B, dtype=wide)
-    normalised = x.new_empty(kept, B, 4 * H) if save else a.unsqueeze(0)
-    before, c_before = h0, c0.to(wide)
+    normalised = x.new_empty(kept, B, 4 * H) if save else a
+    before, c0 = h0, c0.to(wide)
     for t in range(T):
         s = t if save else 0
         torch.mm(before, weight_hh.T, out=a)
         forward_kernel[(B,)](
-            x[t],
+            x,
             a,
             norm_weight,
             norm_bias,
-            c_before,
-            h[t],
-            c[s],
-            normalised[s],
-            rstd[s],
-            H,
+            c if t else c0,
+            h,
+            c,
+            normalised,
+            rstd,
+            t * B,
+            s * B,
+            max(s - 1, 0) * B,
+            H=H,
             EPS=eps,
             SAVE=save,
             **row_launch(H),
         )
-        before, c_before = h[t], c[s]
+        before = h[t]
     c_n = c[-1].to(x.dtype)
     if save:
         return h, c_n, c, normalised, rstd
@@ -179,21 +204,24 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
 def _backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd):
     T, B, H = h.shape
     dx, dz = torch.empty_like(normalised), torch.empty_like(normalised)
-    dc, through, c0_wide = dc_n.to(c.dtype, copy=True), torch.zeros_like(h0), c0.to(c.dtype)
+    dc, through = dc_n.to(c.dtype, copy=True), torch.zeros_like(h0)
+    start = c0.to(c.dtype)
     for t in reversed(range(T)):
         backward_kernel[(B,)](
-            dh[t],
+            dh,
             through,
             dc,
             norm_weight,
             norm_bias,
-            c[t - 1] if t else c0_wide,
-            c[t],
-            normalised[t],
-            rstd[t],
-            dx[t],
-            dz[t],
-            H,
+            c if t else start,
+            c,
+            normalised,
+            rstd,
+            dx,
+            dz,
+            t * B,
+            max(t - 1, 0) * B,
+            H=H,
             **row_launch(H),
         )
         torch.mm(dx[t], weight_hh, out=through)

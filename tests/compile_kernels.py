@@ -61,74 +61,80 @@ class Configuration(NamedTuple):
 
 
 def configuration(
-    kernel: Any, types: dict[str, str], launch: dict[str, int], sizes: tuple[str, ...], **constants
+    kernel: Any,
+    types: dict[str, str],
+    launch: dict[str, int],
+    sizes: tuple[str, ...] = (),
+    **constants,
 ) -> Configuration:
-    """A launch whose tensors are aligned if `sizes`, what they are multiples of, are given."""
+    """A launch with the tensors as PyTorch allocates them; `sizes` are aligned too."""
     options = {name: launch[name] for name in OPTIONS if name in launch}
     constants |= {name: value for name, value in launch.items() if name not in options}
-    pointers = [name for name, kind in types.items() if kind[0] == "*"]
-    return Configuration(kernel, types, constants, options, (*pointers, *sizes) if sizes else ())
+    pointers = tuple(name for name, kind in types.items() if kind[0] == "*")
+    return Configuration(kernel, types, constants, options, (*pointers, *sizes))
 
 
 def typed(names: str, kind: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), kind)
 
 
-def sizes(dtype: torch.dtype) -> tuple[int, ...]:
+def hidden(dtype: torch.dtype) -> tuple[int, ...]:
     return (USUAL,) if dtype == torch.float16 else tuple(HIDDEN)
 
 
 def lstm_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Configuration]:
     k = layer_norm_lstm
-    for size in sizes(dtype):
+    for size in hidden(dtype):
         launch = row_launch(size, hip)
         types = typed("x a gain bias", t) | {"c_before": "*fp32", "h": t, "c": "*fp32"}
-        types |= {"normalised": t, "rstd": "*fp32", "H": "i32"}
+        types |= {"normalised": t, "rstd": "*fp32"} | typed("row kept before", "i32")
         for save in (True, False) if size == USUAL else (True,):
-            yield configuration(k.forward_kernel, types, launch, (), EPS=1e-4, SAVE=save)
+            yield configuration(k.forward_kernel, types, launch, H=size, EPS=1e-4, SAVE=save)
         types = {"dh": t, "through": t, "dc": "*fp32", "gain": t, "bias": t}
         types |= {"c_before": "*fp32", "c": "*fp32", "normalised": t, "rstd": "*fp32"}
-        types |= {"da": t, "dz": t, "H": "i32"}
-        yield configuration(k.backward_kernel, types, launch, ())
+        types |= {"da": t, "dz": t} | typed("row before", "i32")
+        yield configuration(k.backward_kernel, types, launch, H=size)
 
 
 def highway_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration]:
     k, wide = highway_conv, "*fp32"
     norm, nothing = typed("mean scale shift", wide), dict.fromkeys(("mean", "scale", "shift"))
-    # Aligned and not; tiles of one column are of one kind.
-    several = [(256, ("W", "C")), (500, ()), (1, ())]
-    for columns, sizes in several[: {torch.float32: 3, torch.bfloat16: 2, torch.float16: 1}[dtype]]:
-        _, launch = k.tiles(64, columns)
-        types = {"a": t, "means": wide, "m2s": wide, "R": "i32", "W": "i32"}
-        yield configuration(k.statistics_kernel, types, launch, sizes[:1])
+    several = [256, 500, 1]  # tiles of one column are of one kind
+    for size in several[: {torch.float32: 3, torch.bfloat16: 2, torch.float16: 1}[dtype]]:
+        _, launch = k.tiles(64, size)
+        types = {"a": t, "means": wide, "m2s": wide, "R": "i32"}
+        yield configuration(k.statistics_kernel, types, launch, W=size)
         types = {"da": t, "dmean": wide, "dm2": wide, "a": t, "mean": wide, "total": t}
-        types |= {"sums": wide, "R": "i32", "W": "i32"}
-        yield configuration(k.project_backward_kernel, types, launch, sizes[:1])
-        types = {"a": t, "x": t, "y": t, "R": "i32", "C": "i32"}
-        gate = partial(configuration, k.gate_kernel, launch=launch, sizes=sizes[1:])
+        types |= {"sums": wide, "R": "i32"}
+        yield configuration(k.project_backward_kernel, types, launch, W=size)
+        types = {"a": t, "x": t, "y": t, "R": "i32"}
+        gate = partial(configuration, k.gate_kernel, launch=launch, C=size)
         yield gate(types=types, NORM=False, CARRY=True, **nothing)
         backward = {"dy": t, "a": t, "x": t, **norm, "da": t, "dx": t, "shifts": wide}
-        backward |= {"scales": wide, "R": "i32", "C": "i32"}
+        backward |= {"scales": wide, "R": "i32"}
         for carry in (True, False):
             yield gate(types=types | norm, NORM=True, CARRY=carry)
-            yield configuration(k.gate_backward_kernel, backward, launch, sizes[1:], CARRY=carry)
+            yield configuration(k.gate_backward_kernel, backward, launch, C=size, CARRY=carry)
     if dtype == torch.float32:
-        types = typed("means m2s mean m2", wide) | typed("R W", "i32")
-        for sizes in ((), ("W",)):
-            yield configuration(k.combine_kernel, types, k.COMBINE, sizes, ROWS=k.ROWS)
+        types = typed("means m2s mean m2", wide) | {"R": "i32"}
+        for size in (500, 768):
+            yield configuration(k.combine_kernel, types, k.COMBINE, W=size, ROWS=k.ROWS)
 
 
 def decode_lstm_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Configuration]:
     types = typed("u projected rows gain bias classifier_bias", t) | {"noise": "*fp32"}
     types |= {"c": "*fp32", "h": t, "symbol": "*i32", "ended": "*i32", "tokens": "*i64"}
-    types |= typed("H V N end_id pad_id", "i32")
+    types |= typed("now chosen end_id pad_id", "i32")
     # A chunk's steps with noise and without, its first, and its last choice.
     several = [(True, True, True), (True, False, True), (False, False, True), (True, True, False)]
-    for size in sizes(dtype):
-        launch = decode_lstm.launch(size, HIDDEN[size], hip)
+    for size in hidden(dtype):
+        sizes = {"H": size, "V": HIDDEN[size]}
+        sizes["N"] = 4 * sizes["H"] + sizes["V"]
+        sizes["N"] += -sizes["N"] % decode_lstm.ALIGNED
+        launch = decode_lstm.launch(sizes["H"], sizes["V"], hip)
         for parts in several[: 4 if size == USUAL else 1]:
             names = dict(zip(("CHOOSE", "NOISE", "ADVANCE"), parts, strict=True))
-            yield configuration(decode_lstm.step_kernel, types, launch, (), EPS=1e-4, **names)
+            yield configuration(decode_lstm.step_kernel, types, launch, EPS=1e-4, **sizes, **names)
 
 
 def decode_bytenet_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration]:
