@@ -97,16 +97,21 @@ def plan_lstm(H: int, B: int, itemsize: int, machine: Machine, V: int = 0) -> Pl
 
     V is 0 where nothing is decoded.
     """
+    return min(lstm_plans(H, B, itemsize, machine, V), default=(0, None))[1]
+
+
+def lstm_plans(
+    H: int, B: int, itemsize: int, machine: Machine, V: int = 0
+) -> Iterator[tuple[tuple[int, ...], Plan]]:
+    """Every plan that the machine has room for, and its cost: the least is best."""
     if H > MOST_HIDDEN or V > MOST_SYMBOLS or itemsize not in COLUMNS:
-        return None
-    plans = {}
+        return
     for columns, groups, share in _shares(min(B, BATCH), itemsize, machine.processors):
         units = _units(H, min(machine.processors // groups, MOST_MEMBERS))
         candidates = -(-V // -(-H // units))
         block = lstm_block(units, candidates, H, columns, share, itemsize)
         if block.shared <= machine.shared:
-            plans[block.work, -groups] = Plan(groups, units, columns)
-    return plans[min(plans)] if plans else None
+            yield (block.work, -groups), Plan(groups, units, columns)
 
 
 @lru_cache(256)
@@ -114,9 +119,14 @@ def plan_bytenet(
     C: int, layers: int, V: int, B: int, itemsize: int, machine: Machine
 ) -> NetPlan | None:
     """The same for a decoder of masked convolutions."""
+    return min(bytenet_plans(C, layers, V, B, itemsize, machine), default=(0, None))[1]
+
+
+def bytenet_plans(
+    C: int, layers: int, V: int, B: int, itemsize: int, machine: Machine
+) -> Iterator[tuple[tuple[int, ...], NetPlan]]:
     if not layers or C > MOST_CHANNELS or V > MOST_SYMBOLS or itemsize not in COLUMNS:
-        return None
-    plans = {}
+        return
     most = machine.processors // (layers + 1)
     for columns, groups, share in _shares(min(B, BATCH), itemsize, most):
         for voters in range(1, min(V, MOST_VOTERS) + 1):
@@ -127,9 +137,8 @@ def plan_bytenet(
             units = _units(C, members)
             blocks = net_blocks(units, symbols, C, columns, share, itemsize)
             if max(block.shared for block in blocks) <= machine.shared:
-                work = max(block.work for block in blocks), -groups, voters
-                plans[work] = NetPlan(groups, units, voters, columns)
-    return plans[min(plans)] if plans else None
+                cost = max(block.work for block in blocks), -groups, voters
+                yield cost, NetPlan(groups, units, voters, columns)
 
 
 def _shares(B: int, itemsize: int, most: int) -> Iterator[tuple[int, int, int]]:
