@@ -6,13 +6,35 @@ import triton.language as tl
 
 
 @triton.jit
+def exp(x):
+    """eˣ of float32 within an ulp or so: sums of thousands would show what tl.exp loses.
+
+    x = n ln 2 + r; Taylor's polynomial of e^r, whose error is 5e−9, times 2ⁿ. ∞ from 88.4 on, 0
+    up to −87.7.
+    """
+    x = tl.where(x > 89.0, 89.0, x)  # NaN stays
+    x = tl.where(x < -88.0, -88.0, x)
+    n = tl.floor(x * 1.4426950408889634 + 0.5)
+    r = x - n * 0.693145751953125 - n * 1.4286068203094172e-06  # ln 2, whose first part is exact
+    p = 1.0 / 5040
+    p = p * r + 1.0 / 720
+    p = p * r + 1.0 / 120
+    p = p * r + 1.0 / 24
+    p = p * r + 1.0 / 6
+    p = p * r + 0.5
+    p = p * r + 1.0
+    p = p * r + 1.0
+    return p * ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+    return 1.0 / (1.0 + exp(-x))
 
 
 @triton.jit
 def tanh(x):
-    e = tl.exp(-2.0 * tl.abs(x))
+    e = exp(-2.0 * tl.abs(x))
     t = (1.0 - e) / (1.0 + e)
     return tl.where(x < 0, -t, t)
 
@@ -20,7 +42,7 @@ def tanh(x):
 @triton.jit
 def tanh_slope(x):
     """1 − tanh²(x), which must not cancel where tanh is near 1."""
-    e = tl.exp(-2.0 * tl.abs(x))
+    e = exp(-2.0 * tl.abs(x))
     return 4.0 * e / ((1.0 + e) * (1.0 + e))
 
 

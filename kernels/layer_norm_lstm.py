@@ -17,6 +17,8 @@ from fastvae.ops.layer_norm_lstm import layer_norm_lstm_backward_loop, layer_nor
 from fastvae.ops.precision import accumulate_dtype
 
 LARGEST = 2048  # H whose four gates fit the registers of one program
+SLICE = 512  # rows whose products a float32 weight's gradient adds up at once
+SUMS = {"ROWS": 16, "STEPS": 16, "COLS": 64, "num_warps": 4}
 
 
 @triton.jit(do_not_specialize=("row", "kept", "before"))
@@ -137,6 +139,34 @@ def backward_kernel(
     norm_backward(do, mean, along, n + 3 * H, r, da + 3 * H, m, wide)
 
 
+@triton.jit(do_not_specialize=("R",))
+def sums_kernel(
+    dz,
+    normalised,
+    shifts,
+    scales,
+    R,
+    W: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEPS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    # dz, normalised [R, W]; shifts, scales [R / (ROWS STEPS), W]: sums of dz, of dz normalised
+    wide = shifts.dtype.element_ty
+    k = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    inside = k < W
+    shift, scale = tl.zeros((ROWS, COLS), wide), tl.zeros((ROWS, COLS), wide)
+    for s in range(STEPS):
+        r = (tl.program_id(0).to(tl.int64) * STEPS + s) * ROWS + tl.arange(0, ROWS)
+        here, m = r[:, None] * W + k[None, :], (r < R)[:, None] & inside[None, :]
+        d = tl.load(dz + here, m, 0.0).to(wide)
+        shift += d
+        scale += d * tl.load(normalised + here, m, 0.0).to(wide)
+    part = tl.program_id(0).to(tl.int64) * W + k
+    tl.store(shifts + part, tl.sum(shift, 0), inside)
+    tl.store(scales + part, tl.sum(scale, 0), inside)
+
+
 def layer_norm_lstm(
     x: Tensor,
     weight_hh: Tensor,
@@ -195,7 +225,7 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
             **row_launch(H),
         )
         before = h[t]
-    c_n = c[-1].to(x.dtype)
+    c_n = c[-1].to(x.dtype, copy=True)  # an output of its own, aligned as one
     if save:
         return h, c_n, c, normalised, rstd
     return h, c_n, x.new_empty(0, dtype=wide), x.new_empty(0), x.new_empty(0, dtype=wide)
@@ -226,7 +256,26 @@ def _backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normali
         )
         torch.mm(dx[t], weight_hh, out=through)
     before = torch.cat([h0.unsqueeze(0), h[:-1]]).flatten(0, 1)
-    dweight = dx.flatten(0, 1).T @ before
-    wide = dz.to(c.dtype).flatten(0, 1)
-    dgain = (wide * normalised.flatten(0, 1)).sum(0).to(h.dtype)
-    return dx, dweight, dgain, wide.sum(0).to(h.dtype), through, dc.to(c0.dtype)
+    dweight = summed_products(dx.flatten(0, 1), before)
+    dgain, dbias = norm_sums(dz.flatten(0, 1), normalised.flatten(0, 1))
+    return dx, dweight, dgain, dbias, through, dc.to(c0.dtype)
+
+
+def summed_products(a: Tensor, b: Tensor) -> Tensor:
+    """aᵀ b of a [R, M], b [R, N]; in float32 by slices of rows, as one long sum loses too much."""
+    if a.dtype != torch.float32:
+        return a.T @ b
+    total = a.new_zeros(a.shape[1], b.shape[1])
+    for first, second in zip(a.split(SLICE), b.split(SLICE), strict=True):
+        total.addmm_(first.T, second)
+    return total
+
+
+def norm_sums(dz: Tensor, normalised: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gain and bias [W] from dz and normalised [R, W]."""
+    R, W = dz.shape
+    parts = triton.cdiv(R, SUMS["ROWS"] * SUMS["STEPS"])
+    shifts, scales = dz.new_empty(2, parts, W, dtype=accumulate_dtype(dz.dtype))
+    grid = parts, triton.cdiv(W, SUMS["COLS"])
+    sums_kernel[grid](dz, normalised, shifts, scales, R, W=W, **SUMS)
+    return scales.sum(0).to(dz.dtype), shifts.sum(0).to(dz.dtype)

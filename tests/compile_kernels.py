@@ -94,6 +94,8 @@ def lstm_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Confi
         types |= {"c_before": "*fp32", "c": "*fp32", "normalised": t, "rstd": "*fp32"}
         types |= {"da": t, "dz": t} | typed("row before", "i32")
         yield configuration(k.backward_kernel, types, launch, H=size)
+        types = {"dz": t, "normalised": t} | typed("shifts scales", "*fp32") | {"R": "i32"}
+        yield configuration(k.sums_kernel, types, k.SUMS, W=4 * size)
 
 
 def highway_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration]:

@@ -73,17 +73,18 @@ def _on_any_device(x, weight, bias, symbols):
 
 @torch.library.impl("fastvae::linear_backward", "CompositeExplicitAutograd")
 def _backward_reference(da, x, weight, symbols):
-    flat = da.flatten(0, -2)
-    wide = flat.to(accumulate_dtype(da.dtype))
+    flat, wide = da.flatten(0, -2), accumulate_dtype(da.dtype)
     dense = 0 if x is None else x.shape[-1]
     dx = da.new_empty(0) if x is None else da @ weight[:, :dense]
     columns = [] if x is None else [flat.T @ x.flatten(0, -2)]
     if symbols is not None:
         S = weight.shape[1] - dense
-        rows = wide.new_zeros(S + 1, weight.shape[0])
-        rows.index_add_(0, known(symbols, S).flatten(), wide)
+        # Unlike index_add_ it sums a symbol's rows in parts, which loses less.
+        rows = torch.ops.aten.embedding_dense_backward(
+            flat.to(wide), known(symbols, S).flatten(), S + 1, -1, False
+        )
         columns.append(rows[:S].T.to(da.dtype))
-    return dx, torch.cat(columns, 1), wide.sum(0).to(da.dtype)
+    return dx, torch.cat(columns, 1), flat.sum(0, dtype=wide).to(da.dtype)
 
 
 def _setup(ctx, inputs, output):

@@ -29,8 +29,9 @@ PROGRAM = "from fastvae.cli import main; main()"
 
 
 def twin(name, sizes, **place):
+    """The same weights on every device and in every dtype."""
     torch.manual_seed(0)
-    return getattr(reference, name)(**sizes, **place)
+    return getattr(reference, name)(**sizes).to(**place)
 
 
 def ours(name, sizes, **place):
@@ -175,10 +176,10 @@ def test_command_line(tmp_path, decoder):
     train = "train", "--data", "text", "--valid", "text", "--out", "run", "--device", "cuda"
     result = json.loads(run(*train, *options, "--steps=20", "--json", cwd=tmp_path))
     assert result["step"] == 20 and result["valid"]["step"] == 20
-    again = run(
-        *train, *options, "--steps=30", "--precision=bf16", "--resume", "--json", cwd=tmp_path
-    )
+    again = run(*train, *options, "--steps=30", "--resume", "--json", cwd=tmp_path)
     assert json.loads(again)["step"] == 30
+    short = *train, *options, "--steps=20", "--precision=bf16", "--out=short", "--json"
+    assert json.loads(run(*short, cwd=tmp_path))["valid"]["step"] == 20
     for extra in ([], ["--temperature=0.8"]):
         sample = run("sample", "run", "-n", 5, "--json", "--device", "cuda", *extra, cwd=tmp_path)
         assert len(json.loads(sample)) == 5
