@@ -24,6 +24,7 @@ from fastvae.checkpoint import BEST, LAST, PREVIOUS, load_latest, save_checkpoin
 from fastvae.metrics import bits_per_character, count_characters, evaluate
 from fastvae.models.vae import trusting
 from fastvae.processes import bare, check_fits, joined, stop_signals, wire, wrapped
+from fastvae.recorded_step import RecordedStep
 from fastvae.run_folder import METRICS, RunFolder
 from fastvae.text.corpus import digest
 from fastvae.text.reading import record_reading
@@ -102,10 +103,16 @@ class _Trainer:
         if self.device.type == "cpu":
             what = f"the ids and logits of a step (batch_size {config.batch_size})"
             check_fits(8 * symbols + 2 * 4 * logits, what)
+        # A graph reads the learning rate where it was at the recording.
+        cuda, rate = self.device.type == "cuda", config.learning_rate
         self.optimizer = torch.optim.Adam(
-            model.parameters(), config.learning_rate, fused=self.device.type in ("cpu", "cuda")
+            model.parameters(),
+            torch.tensor(rate, device=self.device) if cuda else rate,
+            fused=self.device.type in ("cpu", "cuda"),
+            capturable=cuda,
         )
         self.forward: nn.Module = forward
+        self.recorded: RecordedStep | None = None
         self.run: RunFolder | None = None
         self.display: TrainingDisplay | None = None
         self.step = self.saved_at = 0
@@ -126,10 +133,13 @@ class _Trainer:
         if self.group:
             self.forward = wrapped(self.forward, self.group)
             self._share_optimizer()
+        elif self.device.type == "cuda" and not isinstance(self.forward, nn.DataParallel):
+            self.recorded = RecordedStep(self._update, self.device, self.display.say)
 
     def release(self) -> None:
-        """Let go of the wrapper while its group still lives: freed after it, it can hang."""
-        self.forward, self.group = self.model, None
+        """Let go of gradients, the recorded step, and the wrapper, which its group must outlive."""
+        self.optimizer.zero_grad()
+        self.forward, self.group, self.recorded = self.model, None, None
         gc.collect()
 
     def _open_run(self, run: RunFolder) -> None:
@@ -219,20 +229,38 @@ class _Trainer:
         return bool(flag)
 
     def _train_step(self) -> None:
-        c, w = self.config, self.config.kl_schedule(self.step)
-        tokens, noise, dropped = self._draw(self.step)
+        tokens, *drawn = self._draw(self.step)
         self.window["characters"] += count_characters(self.model, tokens) / len(tokens)
+        rate, weight = self.config.learning_rate_at(self.step), self.config.kl_schedule(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = c.learning_rate_at(self.step)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        with trusting(self.model, tokens):
+            if self.recorded:
+                terms = self.recorded(tokens, *drawn, torch.tensor(weight))
+            else:
+                terms = self._update(tokens, *drawn, weight)
+        self.pending.append(terms)
+        self.step += 1
+        self.timed_steps += 1
+
+    def _update(
+        self, tokens: Tensor, noise: Tensor, dropped: Tensor | None, kl_weight: float | Tensor
+    ) -> Tensor:
+        """One step from what `_draw` gives and the KL term's weight -> its terms [5]."""
+        c = self.config
+        self.optimizer.zero_grad()
         terms = 0
         for micro in range(c.accumulate):
             rows = self._rows(micro)
             last = micro == c.accumulate - 1
             with nullcontext() if last or not self.group else self.forward.no_sync():
-                with self._precision(), trusting(self.model, tokens):
+                with self._precision():
                     out = self.forward(
                         tokens[rows].to(self.device),
-                        w,
+                        kl_weight,
                         free_bits=c.free_bits,
                         noise=noise[rows].to(self.device),
                         dropped=None if dropped is None else dropped[rows].to(self.device),
@@ -244,10 +272,7 @@ class _Trainer:
         if c.clip_norm is not None:
             clip_grads_with_norm_(self.model.parameters(), c.clip_norm, norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.pending.append(torch.cat([terms, norm.to(terms).view(1)]))
-        self.step += 1
-        self.timed_steps += 1
+        return torch.cat([terms, norm.to(terms).view(1)])
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """tokens [B, L], noise [B, Z] and dropped [B, L] or None, for all processes together."""

@@ -1,0 +1,64 @@
+"""A training step as one launch: recorded once as a CUDA graph, then replayed with other inputs.
+
+A step of a small model is hundreds of short kernels, which take longer to launch than to run.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, cuda
+
+WARM_UP = 3  # steps before the recording, in which kernels compile and libraries choose theirs
+
+
+class RecordedStep:
+    """`fn(*tensors) -> Tensor`, recorded at its call number WARM_UP + 1 and replayed from then on.
+
+    Every call is one run of fn, whose work lies on `device` and waits for nothing there. Shapes and
+    dtypes of the inputs stay the same, and so do the places of all else that fn reads or writes:
+    parameters and the optimizer's state; gradients it begins by dropping. Inputs may lie elsewhere,
+    or be None. Where recording fails, `say` is told why, and fn runs as it is.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Tensor], device: torch.device, say: Callable[[str], None]
+    ) -> None:
+        self.fn, self.device, self.say = fn, device, say
+        self.stream = cuda.Stream(device)
+        self.calls = 0
+        self.graph: cuda.CUDAGraph | None = None
+        self.failed = False
+
+    def __call__(self, *tensors: Tensor | None) -> Tensor:
+        self.calls += 1
+        if self.calls > WARM_UP and self.graph is None and not self.failed:
+            self._record(tensors)
+        if self.graph is None:
+            return self._run(tensors)
+        for own, given in zip(self.inputs, tensors, strict=True):
+            if own is not None:
+                own.copy_(given)
+        self.graph.replay()
+        return self.output.clone()
+
+    def _run(self, tensors: tuple[Tensor | None, ...]) -> Tensor:
+        """Once as it is, on the stream of the recording."""
+        current = cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with cuda.stream(self.stream):
+            result = self.fn(*(t if t is None else t.to(self.device) for t in tensors))
+        current.wait_stream(self.stream)
+        return result
+
+    def _record(self, tensors: tuple[Tensor | None, ...]) -> None:
+        self.inputs = [t if t is None else t.to(self.device, copy=True) for t in tensors]
+        graph = cuda.CUDAGraph()
+        try:
+            with cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.output = self.fn(*self.inputs)
+        except RuntimeError as error:
+            self.failed = True
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            self.say(f"steps are launched kernel by kernel, not as one CUDA graph: {reason}")
+        else:
+            self.graph = graph
