@@ -174,7 +174,7 @@ def decode_bytenet(
     if runs_plain(features, packed):
         rest = noise, carry, end_id, pad_id, packed
         return decode_bytenet_reference(features, *weights.values(), *rest)
-    if machine := persistent.serving("decode_bytenet", features):
+    if machine := persistent.serving("decode_bytenet", features, B):
         plan = persistent.plan_bytenet(C, N, V, B, features.dtype.itemsize, machine)
         if plan:
             rest = noise, carry, end_id, pad_id, plan

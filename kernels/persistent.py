@@ -4,6 +4,7 @@ Here is planned who computes what, a pure function of sizes, and made what the l
 The equations stand with the ops; how blocks exchange data, in csrc/cuda/exchange.h.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,8 +25,10 @@ DTYPES = {
     "decode_lstm": (torch.bfloat16, torch.float32),
     "decode_bytenet": (torch.bfloat16, torch.float32),
 }
-# Ops that these kernels serve: those whose results on a GPU are in benchmarks/results.
-SERVING: set[str] = set()
+# The most sequences, by bytes of a number, that these kernels serve: those for which results on a
+# GPU, in benchmarks/results, are better than those of the Triton path.
+SERVING: dict[str, dict[int, int]] = {"decode_bytenet": {2: 256, 4: 128}}
+CAPABILITY = 8, 0  # the least that they are compiled for
 
 
 class Machine(NamedTuple):
@@ -64,10 +67,12 @@ class Block(NamedTuple):
     work: int
 
 
-def serving(op: str, like: Tensor) -> Machine | None:
-    """The machine of a tensor, where a persistent kernel serves the op there."""
-    serves = op in SERVING and built(op) and like.dtype in DTYPES[op]
-    return machine(like.device) if serves else None
+def serving(op: str, like: Tensor, sequences: int) -> Machine | None:
+    """The machine of a tensor, where a persistent kernel serves the op for so many sequences."""
+    most = SERVING.get(op, {}).get(like.dtype.itemsize, 0)
+    if sequences > most or like.dtype not in DTYPES[op] or not built(op):
+        return None
+    return machine(like.device) if torch.cuda.get_device_capability() >= CAPABILITY else None
 
 
 def built(op: str) -> bool:
@@ -77,13 +82,14 @@ def built(op: str) -> bool:
 
 @contextmanager
 def serve(*ops: str) -> Iterator[None]:
-    """Inside it these ops are served too, all where none is named: for tests and benchmarks."""
-    before = set(SERVING)
-    SERVING.update(ops or DTYPES)
+    """Inside it these ops are served at every size, all where none is named: for tests."""
+    before = dict(SERVING)
+    SERVING.update({op: {2: sys.maxsize, 4: sys.maxsize} for op in ops or DTYPES})
     try:
         yield
     finally:
-        SERVING.intersection_update(before)
+        SERVING.clear()
+        SERVING.update(before)
 
 
 def machine(device: torch.device) -> Machine:
@@ -124,7 +130,7 @@ def plan_bytenet(
 
 def bytenet_plans(
     C: int, layers: int, V: int, B: int, itemsize: int, machine: Machine
-) -> Iterator[tuple[tuple[int, ...], NetPlan]]:
+) -> Iterator[tuple[tuple[float, ...], NetPlan]]:
     if not layers or C > MOST_CHANNELS or V > MOST_SYMBOLS or itemsize not in COLUMNS:
         return
     most = machine.processors // (layers + 1)
@@ -137,8 +143,18 @@ def bytenet_plans(
             units = _units(C, members)
             blocks = net_blocks(units, symbols, C, columns, share, itemsize)
             if max(block.shared for block in blocks) <= machine.shared:
-                cost = max(block.work for block in blocks), -groups, voters
-                yield cost, NetPlan(groups, units, voters, columns)
+                stage = max(net_stage(rows, C, columns, itemsize) for rows in (3 * units, symbols))
+                # Slices follow each other, or one alone passes all layers, in half a stage each.
+                time = max(-(-share // columns) * stage, (layers + 1) * stage / 2)
+                yield (time, -groups, voters), NetPlan(groups, units, voters, columns)
+
+
+def net_stage(rows: int, C: int, columns: int, itemsize: int) -> float:
+    """About how long a block takes for a slice of a step, µs, fitted to an H100's times."""
+    if itemsize == 2:
+        return 2 + columns / 2 + rows * C * columns / 76_800
+    passes = -(-rows // 32)  # of a warp's lanes over the rows
+    return 2.5 + passes * (1.6 + columns / 3) * C / 256
 
 
 def _shares(B: int, itemsize: int, most: int) -> Iterator[tuple[int, int, int]]:

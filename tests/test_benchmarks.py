@@ -78,7 +78,7 @@ def test_lines_that_persistent_kernels_serve(served, monkeypatch):
     line = served("fastvae persistent bf16", "decode_lstm")
     assert line.exchanges(300, lambda *_: [1]) == []
     serves = line(lambda: persistent.decode_lstm("features", plan)[0])
-    assert serves() == {"decode_lstm"} and set() == persistent.SERVING
+    assert "decode_lstm" in serves() and "decode_lstm" not in persistent.SERVING
     assert line.exchanges(24, lambda plan, sequences: [plan.units, sequences]) == [8, 12]
     assert line.exchanges(300, lambda plan, sequences: [plan.units, sequences]) == [8, 16] * 3
     with pytest.raises(pytest.skip.Exception, match="not for these sizes"):

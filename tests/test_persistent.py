@@ -5,6 +5,7 @@ drawn at random, and so is when a word that blocks exchange arrives.
 """
 
 import ctypes
+import json
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -310,7 +311,27 @@ def test_shapes_that_are_not_for_these_kernels():
     assert persistent.plan_bytenet(256, 200, 51, 1, 2, H100) is None
 
 
-def test_serves_nothing_that_has_not_been_proved():
-    """These kernels serve once their results on a GPU are recorded."""
-    assert set() == persistent.SERVING
-    assert persistent.serving("decode_lstm", torch.zeros(1, dtype=torch.bfloat16)) is None
+SWEEPS = sorted((ROOT / "benchmarks/results").glob("*sweep*.json"))
+
+
+@pytest.mark.parametrize("op, itemsize", [(o, i) for o, m in persistent.SERVING.items() for i in m])
+def test_serves_where_results_on_a_gpu_are_better(op, itemsize):
+    """On every GPU that was measured, up to the most sequences, a launch after the other."""
+    dtype, most = {2: "bfloat16", 4: "float32"}[itemsize], persistent.SERVING[op][itemsize]
+    assert SWEEPS
+    for sweep in SWEEPS:
+        saved = json.loads(sweep.read_text())
+        machine = persistent.Machine(**saved["machine"])
+        rows = [row for row in saved["rows"] if (row["op"], row["dtype"]) == (op, dtype)]
+        assert rows and all("us a step" in row for row in rows)
+        for B in {row["B"] for row in rows if row["B"] <= most}:
+            times = {str(row["plan"]): row["us a step"] for row in rows if row["B"] == B}
+            plan = persistent.plan_bytenet(256, 10, 51, B, itemsize, machine)
+            launches = most // persistent.BATCH if B == persistent.BATCH else 1
+            assert launches * times[str(plan._asdict())] < times["Triton"]
+
+
+def test_serves_nothing_where_it_was_not_built():
+    for op, dtypes in persistent.DTYPES.items():
+        for dtype in dtypes:
+            assert persistent.serving(op, torch.zeros(1, dtype=dtype), 1) is None
