@@ -1,8 +1,11 @@
 """A whole training step (forward, backward, Adam) of the paper's models, and of our baseline.
 
 `compile` is torch.compile of the plain twin. For models with an LSTM it is left out: the loop
-unrolled takes minutes to compile (bench_layer_norm_lstm.py has its step compiled).
+unrolled takes minutes to compile (bench_layer_norm_lstm.py has its step compiled). On a GPU
+`recorded` is our step, and `graph` the plain twin's, as one CUDA graph: what fastvae.train does.
 """
+
+from functools import partial
 
 import pytest
 import torch
@@ -29,6 +32,7 @@ WORK = {  # name: class, sizes, batch
     "small hybrid, LSTM 200, larger batch": ("HybridVAE", SMALL, 128),
 }
 LINES = "fastvae", "fastvae bf16", "eager", "eager bf16", "compile", "compile bf16", "rival"
+LINES += "fastvae recorded", "fastvae recorded bf16", "graph", "graph bf16"
 CASES = [
     (work, line) for work in WORK for line in LINES if "ByteNet" in work or "compile" not in line
 ]
@@ -63,16 +67,25 @@ def training(line: str, name: str, sizes: dict, batch: int, compiled, rival=None
     model = rival(name)(**sizes) if line == "rival" else getattr(package, name)(**sizes)
     tokens = torch.randint(sizes["vocab_size"], (batch, sizes["length"]))
     run = compiled(model) if line.startswith("compile") else model
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    recorded = line.startswith(("fastvae recorded", "graph"))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True, capturable=recorded)
+    device = torch.get_default_device()
 
-    def step() -> None:
-        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=low):
+    def step(tokens: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
             loss = run(tokens, 0.5).loss
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad()
+        return loss.detach()
 
-    return step
+    if not recorded:
+        return partial(step, tokens)
+    replayed = fastvae.RecordedStep(step, device)
+    for _ in range(5):
+        assert replayed(tokens).isfinite()
+    assert not replayed.failed
+    return partial(replayed, tokens)
 
 
 def multiply_adds(name: str, sizes: dict) -> float:

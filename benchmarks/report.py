@@ -22,6 +22,7 @@ BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 OURS = "fastvae", "fastvae bf16", "fastvae int8"
 OURS += "fastvae persistent", "fastvae persistent bf16", "fastvae persistent fp16"
+OURS += "fastvae recorded", "fastvae recorded bf16"
 UNITS = {"B": 1, "KB": 1024}
 HEADER = "work", "ours", "eager", "best other", "× eager", "× other", "of peak"
 SPREAD = 0.2  # of the median, between the quartiles, that a quiet machine stays under
@@ -206,7 +207,8 @@ def exchanges(run: Run, work: str, line: str) -> str:
 
 
 def name(work: str, line: str, mine: Line) -> str:
-    return f"{work}, {mine.info['dtype']}" + ", persistent" * ("persistent" in line)
+    ways = "".join(f", {way}" for way in ("persistent", "recorded") if way in line)
+    return f"{work}, {mine.info['dtype']}{ways}"
 
 
 def setting(run: Run) -> str:

@@ -128,4 +128,13 @@ GPU_TARGETS = (
         for over, least in (("graph bf16", 5), ("eager bf16", 25))
     ),
     *(Target(f"{BYTENET}, L=56 B=128", line, Time(10)) for line in (SERVING, PERSISTENT)),
+    *(
+        Target(f"{STEP} {work}", f"fastvae recorded{low}", f"graph{low}")
+        for work in (
+            "PTB hybrid, LSTM 500, B=64",
+            "PTB hybrid, ByteNet 10, B=64",
+            "tweets hybrid, LSTM 1000, B=32",
+        )
+        for low in ("", " bf16")
+    ),
 )

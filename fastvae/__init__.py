@@ -16,6 +16,7 @@ from fastvae.checkpoint import load
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
 from fastvae.objective import KLSchedule, VAEOutput
+from fastvae.recorded_step import RecordedStep
 from fastvae.training import train
 from fastvae.training_config import TrainingConfig
 
@@ -29,6 +30,7 @@ __all__ = [
     "LSTMVAE",
     "HybridVAE",
     "KLSchedule",
+    "RecordedStep",
     "TrainingConfig",
     "VAEOutput",
     "cpu_capability",

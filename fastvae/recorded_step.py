@@ -3,6 +3,7 @@
 A step of a small model is hundreds of short kernels, which take longer to launch than to run.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -12,19 +13,24 @@ WARM_UP = 3  # steps before the recording, in which kernels compile and librarie
 
 
 class RecordedStep:
-    """`fn(*tensors) -> Tensor`, recorded at its call number WARM_UP + 1 and replayed from then on.
+    """`fn(*tensors) -> Tensor` on a CUDA device, from its fourth call on a replayed recording.
 
-    Every call is one run of fn, whose work lies on `device` and waits for nothing there. Shapes and
-    dtypes of the inputs stay the same, and so do the places of all else that fn reads or writes:
-    parameters and the optimizer's state; gradients it begins by dropping. Inputs may lie elsewhere,
-    or be None. Where recording fails, `say` is told why, and fn runs as it is.
+    Every call is one run of fn: forward, backward and the step of an optimizer that is capturable,
+    begun with its zero_grad(). Shapes and dtypes of the inputs stay the same, and so do the places
+    of what else fn reads and writes: parameters, and settings, which a recording would otherwise
+    keep as they were; so a changing learning rate is a tensor. Inputs may lie elsewhere, or be
+    None. Where fn waits for the device it cannot be recorded: `say` is told so, and fn runs as it
+    is.
     """
 
     def __init__(
-        self, fn: Callable[..., Tensor], device: torch.device, say: Callable[[str], None]
+        self,
+        fn: Callable[..., Tensor],
+        device: torch.device | str = "cuda",
+        say: Callable[[str], None] = warnings.warn,
     ) -> None:
-        self.fn, self.device, self.say = fn, device, say
-        self.stream = cuda.Stream(device)
+        self.fn, self.device, self.say = fn, torch.device(device), say
+        self.stream = cuda.Stream(self.device)
         self.calls = 0
         self.graph: cuda.CUDAGraph | None = None
         self.failed = False

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastvae.kernels import persistent
 from fastvae.kernels.decode import decode_chunks, runs_plain
 from fastvae.kernels.gates import normalise, rank, ranked, row_launch, update
+from fastvae.kernels.products import padded
 from fastvae.ops.checks import check_decode_lstm
 from fastvae.ops.decode_lstm import decode_lstm_reference
 from fastvae.ops.precision import accumulate_dtype
@@ -42,6 +43,7 @@ def step_kernel(
     end_id,
     pad_id,
     H: tl.constexpr,
+    STRIDE: tl.constexpr,
     V: tl.constexpr,
     N: tl.constexpr,
     EPS: tl.constexpr,
@@ -51,9 +53,9 @@ def step_kernel(
     BLOCK: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    # u [B, N]: W h [4H], then logits [V]; rows [V + 1, 4H]; c, h [B, H]; symbol, ended [B] are read
-    # and rewritten. Rows of all steps: projected [., 4H], of features, from `now` on; noise [., V]
-    # and tokens [.] from `chosen` on
+    # u [B, N]: W h [4H], then logits [V]; rows [V + 1, 4H]; c [B, H]; h [B, STRIDE]; symbol, ended
+    # [B] are read and rewritten. Rows of all steps: projected [., 4H], of features, from `now` on;
+    # noise [., V] and tokens [.] from `chosen` on
     b = tl.program_id(0).to(tl.int64)
     u = u + N * b
     if CHOOSE:
@@ -87,7 +89,7 @@ def step_kernel(
         before = tl.load(c + H * b + k, m, 0.0)
         cell, out = update(i, f, g, o, gain, bias, before, k, m, H)
         tl.store(c + H * b + k, cell, m)
-        tl.store(h + H * b + k, out.to(h.dtype.element_ty), m)
+        tl.store(h + STRIDE * b + k, out.to(h.dtype.element_ty), m)
 
 
 def launch(H: int, V: int, hip: bool = bool(torch.version.hip)) -> dict[str, int]:
@@ -137,10 +139,10 @@ def decode_lstm(
         if plan:
             rest = noise, eps, end_id, pad_id, plan
             return persistent.decode_lstm(features, *weights.values(), *rest)
-    # The recurrent weights above the classifier's, [N, H].
+    # The recurrent weights above the classifier's, [N, aligned(H)].
     unused = -(4 * H + V) % ALIGNED
-    stacked = torch.cat([weight_hh, classifier_weight, weight_hh.new_zeros(unused, H)])
-    state = h0 @ stacked.T, c0.to(accumulate_dtype(c0.dtype), copy=True)
+    stacked = padded(torch.cat([weight_hh, classifier_weight, weight_hh.new_zeros(unused, H)]))
+    state = padded(h0) @ stacked.T, c0.to(accumulate_dtype(c0.dtype), copy=True)
     fixed = feature_weight, symbol_rows, stacked, norm_weight, norm_bias, classifier_bias
     return decode_chunks(steps, features, noise, state, fixed, eps, **ids)
 
@@ -153,7 +155,7 @@ def steps(
     T, B, _ = features.shape
     H, V, N = c.shape[1], len(logit_bias), len(stacked)
     projected = F.linear(features, feature_weight)
-    h, tokens = features.new_empty(B, H), symbol.new_empty(T, B, dtype=torch.int64)
+    h, tokens = features.new_zeros(B, stacked.shape[1]), symbol.new_empty(T, B, dtype=torch.int64)
 
     def step(t: int, **parts) -> None:
         """The choice of step t − 1, and the state after step t."""
@@ -175,6 +177,7 @@ def steps(
             end_id,
             pad_id,
             H=H,
+            STRIDE=stacked.shape[1],
             V=V,
             N=N,
             EPS=eps,

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastvae.kernels import persistent
 from fastvae.kernels.gates import normalise, row_launch, sigmoid, tanh, tanh_slope, update
 from fastvae.kernels.graphs import replayed
+from fastvae.kernels.products import padded
 from fastvae.ops.checks import check_layer_norm_lstm
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_backward_loop, layer_norm_lstm_loop
 from fastvae.ops.precision import accumulate_dtype
@@ -36,12 +37,13 @@ def forward_kernel(
     kept,
     before,
     H: tl.constexpr,
+    STRIDE: tl.constexpr,
     EPS: tl.constexpr,
     SAVE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # Rows of all steps: x [., 4H] and h [., H] from `row` on; c, normalised, rstd from `kept` on;
-    # c_before from `before` on. a [B, 4H]: W h
+    # Rows of all steps: x [., 4H] and h [., STRIDE] from `row` on; c, normalised, rstd from `kept`
+    # on; c_before from `before` on. a [B, 4H]: W h
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     m = k < H
@@ -62,7 +64,7 @@ def forward_kernel(
     cell = tl.load(c_before + H * (before + b) + k, m, 0.0).to(wide)
     cell, out = update(i, f, g, o, gain, bias, cell, k, m, H)
     tl.store(c + H * (kept + b) + k, cell, m)
-    tl.store(h + H * (row + b) + k, out.to(h.dtype.element_ty), m)
+    tl.store(h + STRIDE * (row + b) + k, out.to(h.dtype.element_ty), m)
 
 
 @triton.jit
@@ -95,10 +97,11 @@ def backward_kernel(
     row,
     before,
     H: tl.constexpr,
+    STRIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # Rows of all steps: dh [., H], c, normalised, rstd, da, dz from `row` on; c_before from
-    # `before` on. through [B, H]: from the next step; dc [B, H] is rewritten
+    # `before` on. through [B, STRIDE]: from the next step; dc [B, H] is rewritten
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     m = k < H
@@ -115,7 +118,8 @@ def backward_kernel(
     zo += tl.load(bias + 3 * H, m, 0.0)
     i, f, g, o = sigmoid(zi), sigmoid(zf), tanh(zg), sigmoid(zo)
     cell = tl.load(c + H * now + k, m, 0.0)
-    d = tl.load(dh + H * now + k, m, 0.0).to(wide) + tl.load(through + H * b + k, m, 0.0).to(wide)
+    d = tl.load(dh + H * now + k, m, 0.0).to(wide)
+    d += tl.load(through + STRIDE * b + k, m, 0.0).to(wide)
     dcell = tl.load(dc + H * b + k, m, 0.0) + d * o * tanh_slope(cell)
     cell_before = tl.load(c_before + H * (before + b) + k, m, 0.0).to(wide)
     tl.store(dc + H * b + k, dcell * f, m)
@@ -199,13 +203,15 @@ def layer_norm_lstm_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
 def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
     T, B, H = len(x), *h0.shape
     wide, kept = accumulate_dtype(x.dtype), T if save else 1
-    h, a = x.new_empty(T, B, H), x.new_empty(B, 4 * H)
+    weight, before = padded(weight_hh), padded(h0)
+    h, a = x.new_empty(T, *before.shape), x.new_empty(B, 4 * H)
+    h[..., H:] = 0
     c, rstd = x.new_empty(kept, B, H, dtype=wide), x.new_empty(kept, B, dtype=wide)
     normalised = x.new_empty(kept, B, 4 * H) if save else a
-    before, c0 = h0, c0.to(wide)
+    c0 = c0.to(wide)
     for t in range(T):
         s = t if save else 0
-        torch.mm(before, weight_hh.T, out=a)
+        torch.mm(before, weight.T, out=a)
         forward_kernel[(B,)](
             x,
             a,
@@ -220,11 +226,13 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
             s * B,
             max(s - 1, 0) * B,
             H=H,
+            STRIDE=h.shape[2],
             EPS=eps,
             SAVE=save,
             **row_launch(H),
         )
         before = h[t]
+    h = h[..., :H].contiguous()
     c_n = c[-1].to(x.dtype, copy=True)  # an output of its own, aligned as one
     if save:
         return h, c_n, c, normalised, rstd
@@ -234,8 +242,10 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
 def _backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd):
     T, B, H = h.shape
     dx, dz = torch.empty_like(normalised), torch.empty_like(normalised)
-    dc, through = dc_n.to(c.dtype, copy=True), torch.zeros_like(h0)
-    start = c0.to(c.dtype)
+    weight, through = padded(weight_hh), torch.zeros_like(padded(h0))
+    if h.dtype.itemsize == 2:  # the product that is read along its sums is the faster one
+        weight = weight.T.contiguous().T
+    dc, start = dc_n.to(c.dtype, copy=True), c0.to(c.dtype)
     for t in reversed(range(T)):
         backward_kernel[(B,)](
             dh,
@@ -252,13 +262,14 @@ def _backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normali
             t * B,
             max(t - 1, 0) * B,
             H=H,
+            STRIDE=through.shape[1],
             **row_launch(H),
         )
-        torch.mm(dx[t], weight_hh, out=through)
-    before = torch.cat([h0.unsqueeze(0), h[:-1]]).flatten(0, 1)
-    dweight = summed_products(dx.flatten(0, 1), before)
+        torch.mm(dx[t], weight, out=through)
+    before = padded(torch.cat([h0.unsqueeze(0), h[:-1]])).flatten(0, 1)
+    dweight = summed_products(dx.flatten(0, 1), before)[:, :H].contiguous()
     dgain, dbias = norm_sums(dz.flatten(0, 1), normalised.flatten(0, 1))
-    return dx, dweight, dgain, dbias, through, dc.to(c0.dtype)
+    return dx, dweight, dgain, dbias, through[:, :H].contiguous(), dc.to(c0.dtype)
 
 
 def summed_products(a: Tensor, b: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 
 from fastvae.kernels import decode_bytenet, decode_lstm, highway_conv, layer_norm_lstm
 from fastvae.kernels.gates import row_launch
+from fastvae.kernels.products import aligned
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -86,14 +87,15 @@ def lstm_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Confi
     k = layer_norm_lstm
     for size in hidden(dtype):
         launch = row_launch(size, hip)
+        wide = {"H": size, "STRIDE": aligned(size, dtype)}
         types = typed("x a gain bias", t) | {"c_before": "*fp32", "h": t, "c": "*fp32"}
         types |= {"normalised": t, "rstd": "*fp32"} | typed("row kept before", "i32")
         for save in (True, False) if size == USUAL else (True,):
-            yield configuration(k.forward_kernel, types, launch, H=size, EPS=1e-4, SAVE=save)
+            yield configuration(k.forward_kernel, types, launch, **wide, EPS=1e-4, SAVE=save)
         types = {"dh": t, "through": t, "dc": "*fp32", "gain": t, "bias": t}
         types |= {"c_before": "*fp32", "c": "*fp32", "normalised": t, "rstd": "*fp32"}
         types |= {"da": t, "dz": t} | typed("row before", "i32")
-        yield configuration(k.backward_kernel, types, launch, H=size)
+        yield configuration(k.backward_kernel, types, launch, **wide)
         types = {"dz": t, "normalised": t} | typed("shifts scales", "*fp32") | {"R": "i32"}
         yield configuration(k.sums_kernel, types, k.SUMS, W=4 * size)
 
@@ -133,6 +135,7 @@ def decode_lstm_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterato
         sizes = {"H": size, "V": HIDDEN[size]}
         sizes["N"] = 4 * sizes["H"] + sizes["V"]
         sizes["N"] += -sizes["N"] % decode_lstm.ALIGNED
+        sizes["STRIDE"] = aligned(size, dtype)
         launch = decode_lstm.launch(sizes["H"], sizes["V"], hip)
         for parts in several[: 4 if size == USUAL else 1]:
             names = dict(zip(("CHOOSE", "NOISE", "ADVANCE"), parts, strict=True))
