@@ -59,6 +59,8 @@ class RecordedStep:
     def _record(self, tensors: tuple[Tensor | None, ...]) -> None:
         self.inputs = [t if t is None else t.to(self.device, copy=True) for t in tensors]
         graph = cuda.CUDAGraph()
+        # The products' workspace must be the graph's own: that of the stream may be freed.
+        torch._C._cuda_clearCublasWorkspaces()
         try:
             with cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.output = self.fn(*self.inputs)
@@ -68,3 +70,5 @@ class RecordedStep:
             self.say(f"steps are launched kernel by kernel, not as one CUDA graph: {reason}")
         else:
             self.graph = graph
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()

@@ -23,31 +23,57 @@ from fastvae.ops.highway_conv import (
     highway_conv_reference,
 )
 
-ROWS = 32  # of a tile
+ROWS = 16  # of a tile
+STEPS = 8  # tiles of a program that sums up columns, one below the other
 COMBINE = {"PARTS": 128, "COLS": 16, "num_warps": 4}
 
 
 @triton.jit
-def tile(R, W, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """This program's rows [ROWS, 1] and columns [COLS] of [R, W], and which of them there are."""
-    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+def columns(W: tl.constexpr, COLS: tl.constexpr):
+    """This program's columns [COLS] of W, and which there are."""
     k = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    return r, k, k < W, (r < R) & (k < W)[None, :]
+    return k, k < W
+
+
+@triton.jit
+def rows(step, R, inside, STEPS: tl.constexpr, ROWS: tl.constexpr):
+    """The rows [ROWS, 1] of one of this program's tiles, and what there is of the tile."""
+    first = (tl.program_id(0).to(tl.int64) * STEPS + step) * ROWS
+    r = first + tl.arange(0, ROWS)[:, None]
+    return r, (r < R) & inside[None, :]
 
 
 @triton.jit(do_not_specialize=("R",))
-def statistics_kernel(a, means, m2s, R, W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    # a [R, W]; means, m2s [R / ROWS, W]: of each tile's columns
-    r, k, inside, m = tile(R, W, ROWS, COLS)
-    v = tl.load(a + r * W + k[None, :], m, 0.0).to(means.dtype.element_ty)
-    count = tl.minimum(R - tl.program_id(0) * ROWS, ROWS)
-    mean = tl.sum(v, 0) / count
+def statistics_kernel(
+    a,
+    means,
+    m2s,
+    R,
+    W: tl.constexpr,
+    STEPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    # a [R, W]; means, m2s [R / (ROWS STEPS), W]: of the columns of each program's rows
+    k, inside = columns(W, COLS)
+    total = tl.zeros((ROWS, COLS), means.dtype.element_ty)
+    for step in range(STEPS):
+        r, m = rows(step, R, inside, STEPS, ROWS)
+        total += tl.load(a + r * W + k[None, :], m, 0.0).to(total.dtype)
+    count = tl.minimum(R - tl.program_id(0) * (ROWS * STEPS), ROWS * STEPS)
+    mean = tl.sum(total, 0) / count
     # Once more about the first mean, whose rounding counts where the offset is large.
-    d = tl.where(m, v - mean[None, :], 0.0)
-    left = tl.sum(d, 0)
+    total, squares = tl.zeros_like(total), tl.zeros_like(total)
+    for step in range(STEPS):
+        r, m = rows(step, R, inside, STEPS, ROWS)
+        v = tl.load(a + r * W + k[None, :], m, 0.0).to(total.dtype)
+        d = tl.where(m, v - mean[None, :], 0.0)
+        total += d
+        squares += d * d
+    left = tl.sum(total, 0)
     part = tl.program_id(0).to(tl.int64) * W + k
     tl.store(means + part, mean + left / count, inside)
-    tl.store(m2s + part, tl.sum(d * d, 0) - left * left / count, inside)
+    tl.store(m2s + part, tl.sum(squares, 0) - left * left / count, inside)
 
 
 @triton.jit(do_not_specialize=("R",))
@@ -62,7 +88,7 @@ def combine_kernel(
     PARTS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    # means, m2s [R / ROWS, W] -> mean, m2 [W]; sums are of deviations alone
+    # means, m2s [R / ROWS, W], of ROWS each -> mean, m2 [W]; sums are of deviations alone
     k = tl.program_id(0) * COLS + tl.arange(0, COLS)
     inside = k < W
     first = tl.load(means + k, inside, 0.0)
@@ -113,7 +139,8 @@ def gate_kernel(
     COLS: tl.constexpr,
 ):
     # a [R, 3C]; x, y [R, C]; mean, scale, shift [3C]: not read unless NORM
-    r, k, inside, m = tile(R, C, ROWS, COLS)
+    k, inside = columns(C, COLS)
+    r, m = rows(0, R, inside, 1, ROWS)
     row, here = a + r * 3 * C + k[None, :], r * C + k[None, :]
     i, _ = gate_input(row, mean, scale, shift, k, inside, m, NORM)
     f, _ = gate_input(row + C, mean, scale, shift, C + k, inside, m, NORM)
@@ -123,13 +150,18 @@ def gate_kernel(
 
 
 @triton.jit
-def store_gate(dz, d, scale, da, shifts, scales, k, inside, m):
-    """da of one gate from that of its normalised z, and this tile's sums of dz and dz · d."""
+def store_gate(dz, d, scale, da, k, inside, m):
+    """da of one gate from that of its normalised z -> dz, and dz · d, for the columns' sums."""
     dz = tl.where(m, dz, 0.0)
     v = dz * tl.load(scale + k, inside, 0.0)[None, :]
     tl.store(da, v.to(da.dtype.element_ty), m)
-    tl.store(shifts + k, tl.sum(dz, 0), inside)
-    tl.store(scales + k, tl.sum(tl.where(m, dz * d, 0.0), 0), inside)
+    return dz, tl.where(m, dz * d, 0.0)
+
+
+@triton.jit
+def store_sums(shift, scale, shifts, scales, k, inside):
+    tl.store(shifts + k, tl.sum(shift, 0), inside)
+    tl.store(scales + k, tl.sum(scale, 0), inside)
 
 
 @triton.jit(do_not_specialize=("R",))
@@ -147,29 +179,45 @@ def gate_backward_kernel(
     R,
     C: tl.constexpr,
     CARRY: tl.constexpr,
+    STEPS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    # dy, x, dx [R, C]; a, da [R, 3C]; shifts, scales [R / ROWS, 3C]: sums over a tile
-    r, k, inside, m = tile(R, C, ROWS, COLS)
-    row, here = r * 3 * C + k[None, :], r * C + k[None, :]
-    i, di = gate_input(a + row, mean, scale, shift, k, inside, m, True)
-    f, df = gate_input(a + row + C, mean, scale, shift, C + k, inside, m, True)
-    g, dg = gate_input(a + row + 2 * C, mean, scale, shift, 2 * C + k, inside, m, True)
-    d = tl.load(dy + here, m, 0.0).to(tl.float32)
+    # dy, x, dx [R, C]; a, da [R, 3C]; shifts, scales [R / (ROWS STEPS), 3C]: sums of its rows
+    k, inside = columns(C, COLS)
+    shift_i, scale_i = tl.zeros((ROWS, COLS), tl.float32), tl.zeros((ROWS, COLS), tl.float32)
+    shift_f, scale_f = tl.zeros_like(shift_i), tl.zeros_like(shift_i)
+    shift_g, scale_g = tl.zeros_like(shift_i), tl.zeros_like(shift_i)
+    for step in range(STEPS):
+        r, m = rows(step, R, inside, STEPS, ROWS)
+        row, here = r * 3 * C + k[None, :], r * C + k[None, :]
+        i, di = gate_input(a + row, mean, scale, shift, k, inside, m, True)
+        f, df = gate_input(a + row + C, mean, scale, shift, C + k, inside, m, True)
+        g, dg = gate_input(a + row + 2 * C, mean, scale, shift, 2 * C + k, inside, m, True)
+        d = tl.load(dy + here, m, 0.0).to(tl.float32)
+        open = sigmoid(i, True)
+        dz = d * tanh(g, True) * open * sigmoid(-i, True)
+        dz, along = store_gate(dz, di, scale, da + row, k, inside, m)
+        shift_i += dz
+        scale_i += along
+        dz = d * open * tanh_slope(g, True)
+        dz, along = store_gate(dz, dg, scale, da + row + 2 * C, 2 * C + k, inside, m)
+        shift_g += dz
+        scale_g += along
+        dz = tl.zeros_like(d)
+        through = tl.zeros_like(d)
+        if CARRY:
+            through = d * sigmoid(f, True)
+            dz = through * sigmoid(-f, True) * tl.load(x + here, m, 0.0).to(tl.float32)
+        dz, along = store_gate(dz, df, scale, da + row + C, C + k, inside, m)
+        shift_f += dz
+        scale_f += along
+        tl.store(dx + here, through.to(dx.dtype.element_ty), m)
     part = tl.program_id(0).to(tl.int64) * 3 * C
     shifts, scales = shifts + part, scales + part
-    dz = d * tanh(g) * sigmoid(i) * sigmoid(-i)
-    store_gate(dz, di, scale, da + row, shifts, scales, k, inside, m)
-    dz = d * sigmoid(i) * tanh_slope(g)
-    store_gate(dz, dg, scale, da + row + 2 * C, shifts, scales, 2 * C + k, inside, m)
-    dz = tl.zeros_like(d)
-    through = tl.zeros_like(d)
-    if CARRY:
-        through = d * sigmoid(f)
-        dz = through * sigmoid(-f) * tl.load(x + here, m, 0.0).to(tl.float32)
-    store_gate(dz, df, scale, da + row + C, shifts, scales, C + k, inside, m)
-    tl.store(dx + here, through.to(dx.dtype.element_ty), m)
+    store_sums(shift_i, scale_i, shifts, scales, k, inside)
+    store_sums(shift_f, scale_f, shifts, scales, C + k, inside)
+    store_sums(shift_g, scale_g, shifts, scales, 2 * C + k, inside)
 
 
 @triton.jit(do_not_specialize=("R",))
@@ -183,24 +231,31 @@ def project_backward_kernel(
     sums,
     R,
     W: tl.constexpr,
+    STEPS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    # da, a, total [R, W]: all that reaches a; sums [R / ROWS, W]: of da
-    r, k, inside, m = tile(R, W, ROWS, COLS)
-    here = r * W + k[None, :]
-    d = tl.load(da + here, m, 0.0).to(tl.float32)
-    tl.store(sums + tl.program_id(0).to(tl.int64) * W + k, tl.sum(d, 0), inside)
-    v = tl.load(a + here, m, 0.0).to(tl.float32) - tl.load(mean + k, inside, 0.0)[None, :]
-    along = 2.0 * tl.load(dm2 + k, inside, 0.0)
-    d += (tl.load(dmean + k, inside, 0.0) / R)[None, :] + along[None, :] * v
-    tl.store(total + here, d.to(total.dtype.element_ty), m)
+    # da, a, total [R, W]: all that reaches a; sums [R / (ROWS STEPS), W]: of da
+    k, inside = columns(W, COLS)
+    centre = tl.load(mean + k, inside, 0.0)[None, :]
+    same = (tl.load(dmean + k, inside, 0.0) / R)[None, :]
+    along = 2.0 * tl.load(dm2 + k, inside, 0.0)[None, :]
+    added = tl.zeros((ROWS, COLS), tl.float32)
+    for step in range(STEPS):
+        r, m = rows(step, R, inside, STEPS, ROWS)
+        here = r * W + k[None, :]
+        d = tl.load(da + here, m, 0.0).to(tl.float32)
+        added += d
+        v = tl.load(a + here, m, 0.0).to(tl.float32) - centre
+        tl.store(total + here, (d + same + along * v).to(total.dtype.element_ty), m)
+    part = tl.program_id(0).to(tl.int64) * W + k
+    tl.store(sums + part, tl.sum(added, 0), inside)
 
 
-def tiles(rows: int, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid over [rows, columns], and the options of its programs."""
-    cols = min(64, triton.next_power_of_2(columns))
-    grid = triton.cdiv(rows, ROWS), triton.cdiv(columns, cols)
+def tiles(R: int, W: int, steps: int = 1) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid over [R, W], and the options of its programs, of `steps` tiles each."""
+    cols = min(64, triton.next_power_of_2(W))
+    grid = triton.cdiv(R, ROWS * steps), triton.cdiv(W, cols)
     return grid, {"ROWS": ROWS, "COLS": cols, "num_warps": 8 if cols == 64 else 1}
 
 
@@ -211,12 +266,13 @@ def highway_conv_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tenso
         return highway_conv_project_reference(x, weight, bias)
     a = _project(x, weight, bias)
     R, W = a.shape[0] * a.shape[1], a.shape[2]
-    grid, launch = tiles(R, W)
+    grid, launch = tiles(R, W, STEPS)
     means, m2s = a.new_empty(2, grid[0], W, dtype=torch.float32)
     mean, m2 = (a.new_empty(W, dtype=torch.float32) for _ in range(2))
-    statistics_kernel[grid](a, means, m2s, R, W=W, **launch)
-    columns = (triton.cdiv(W, COMBINE["COLS"]),)
-    combine_kernel[columns](means, m2s, mean, m2, R, W=W, ROWS=ROWS, **COMBINE)
+    statistics_kernel[grid](a, means, m2s, R, W=W, STEPS=STEPS, **launch)
+    combine_kernel[(triton.cdiv(W, COMBINE["COLS"]),)](
+        means, m2s, mean, m2, R, W=W, ROWS=ROWS * STEPS, **COMBINE
+    )
     return a, mean, m2
 
 
@@ -229,10 +285,11 @@ def highway_conv_project_backward(
         return highway_conv_project_backward_reference(da, dmean, dm2, x, weight, a, mean)
     da, dmean, dm2, a, mean = (t.contiguous() for t in (da, dmean, dm2, a, mean))
     R, W = T * B, 3 * C
-    grid, launch = tiles(R, W)
+    grid, launch = tiles(R, W, STEPS)
     total = da.new_empty(R, W)
     sums = mean.new_empty(grid[0], W)
-    project_backward_kernel[grid](da, dmean, dm2, a, mean, total, sums, R, W=W, **launch)
+    tensors = da, dmean, dm2, a, mean, total, sums
+    project_backward_kernel[grid](*tensors, R, W=W, STEPS=STEPS, **launch)
     rows, (before, now) = x.reshape(R, C), weight.permute(2, 0, 1).contiguous()
     dx = total @ now
     dx[: R - B].addmm_(total[B:], before)
@@ -259,12 +316,11 @@ def highway_conv_gate_backward(
         return highway_conv_gate_backward_reference(dy, a, x, mean, scale, shift, carry)
     dy, a, x, mean, scale, shift = (t.contiguous() for t in (dy, a, x, mean, scale, shift))
     R, C = x.shape[0] * x.shape[1], x.shape[2]
-    grid, launch = tiles(R, C)
+    grid, launch = tiles(R, C, STEPS)
     da, dx = torch.empty_like(a), torch.empty_like(x)
     shifts, scales = mean.new_empty(2, grid[0], 3 * C)
-    gate_backward_kernel[grid](
-        dy, a, x, mean, scale, shift, da, dx, shifts, scales, R, C=C, CARRY=carry, **launch
-    )
+    tensors = dy, a, x, mean, scale, shift, da, dx, shifts, scales
+    gate_backward_kernel[grid](*tensors, R, C=C, CARRY=carry, STEPS=STEPS, **launch)
     dshift = shifts.sum(0)
     return da, dx, -scale * dshift, scales.sum(0), dshift
 

@@ -107,10 +107,10 @@ def highway_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration
     for size in several[: {torch.float32: 3, torch.bfloat16: 2, torch.float16: 1}[dtype]]:
         _, launch = k.tiles(64, size)
         types = {"a": t, "means": wide, "m2s": wide, "R": "i32"}
-        yield configuration(k.statistics_kernel, types, launch, W=size)
+        yield configuration(k.statistics_kernel, types, launch, W=size, STEPS=k.STEPS)
         types = {"da": t, "dmean": wide, "dm2": wide, "a": t, "mean": wide, "total": t}
         types |= {"sums": wide, "R": "i32"}
-        yield configuration(k.project_backward_kernel, types, launch, W=size)
+        yield configuration(k.project_backward_kernel, types, launch, W=size, STEPS=k.STEPS)
         types = {"a": t, "x": t, "y": t, "R": "i32"}
         gate = partial(configuration, k.gate_kernel, launch=launch, C=size)
         yield gate(types=types, NORM=False, CARRY=True, **nothing)
@@ -118,11 +118,12 @@ def highway_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration
         backward |= {"scales": wide, "R": "i32"}
         for carry in (True, False):
             yield gate(types=types | norm, NORM=True, CARRY=carry)
-            yield configuration(k.gate_backward_kernel, backward, launch, C=size, CARRY=carry)
+            more = {"C": size, "CARRY": carry, "STEPS": k.STEPS}
+            yield configuration(k.gate_backward_kernel, backward, launch, **more)
     if dtype == torch.float32:
         types = typed("means m2s mean m2", wide) | {"R": "i32"}
         for size in (500, 768):
-            yield configuration(k.combine_kernel, types, k.COMBINE, W=size, ROWS=k.ROWS)
+            yield configuration(k.combine_kernel, types, k.COMBINE, W=size, ROWS=k.ROWS * k.STEPS)
 
 
 def decode_lstm_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Configuration]:
