@@ -48,6 +48,7 @@ def sequence_kernel(
     # projected [T, B, 2C]: features; rows [V + 1, 2C]; weight [N, 3C, 2, C]; bias [N, 3C];
     # classifier_weight [V, C]; noise [T, B, V]; tokens [B, T], pad_id so far.
     # state [2, N + 1, B, C]: what each layer and the classifier read at even and odd steps.
+    EXACT: tl.constexpr = rows.dtype.element_ty == tl.float32
     b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     here = b < B
     symbol = tl.zeros((ROWS,), tl.int64) + V
@@ -64,7 +65,7 @@ def sequence_kernel(
             d = projected + (t * B + b)[:, None] * 2 * C + c[None, :]
             p = tl.load(d, m, 0.0).to(tl.float32) + tl.load(row, m, 0.0).to(tl.float32)
             q = tl.load(d + C, m, 0.0).to(tl.float32) + tl.load(row + C, m, 0.0).to(tl.float32)
-            x = (tanh(p) * sigmoid(q)).to(now.dtype.element_ty)
+            x = (tanh(p, EXACT) * sigmoid(q, EXACT)).to(now.dtype.element_ty)
             tl.store(now + b[:, None] * C + c[None, :], x, m)
         # Vectors pass between threads in memory.
         tl.debug_barrier()
@@ -90,7 +91,7 @@ def sequence_kernel(
                     g = tl.dot(x, tl.load(w, inside, 0.0), g, input_precision="ieee")
                 m = here[:, None] & (c < C)[None, :]
                 x = now + b[:, None] * C + c[None, :]
-                y = highway(i, f, g, tl.load(x, m, 0.0).to(tl.float32), CARRY)
+                y = highway(i, f, g, tl.load(x, m, 0.0).to(tl.float32), CARRY, EXACT)
                 tl.store(x + layer, y.to(now.dtype.element_ty), m)
             tl.debug_barrier()
             now += layer

@@ -1,7 +1,7 @@
 """Highway masked convolution on a GPU. Equations: fastvae/ops/highway_conv.py.
 
 Products are torch's; all that stands beside them is one pass over the pre-activations, in tiles.
-Columns are summed tile by tile and then over the tiles, always in the same order.
+Columns are summed tile by tile and then over programs, always in the same order.
 """
 
 import torch
@@ -24,7 +24,7 @@ from fastvae.ops.highway_conv import (
 )
 
 ROWS = 16  # of a tile
-STEPS = 8  # tiles of a program that sums up columns, one below the other
+STEPS = 8  # tiles of a program that sums up columns
 COMBINE = {"PARTS": 128, "COLS": 16, "num_warps": 4}
 
 
@@ -36,10 +36,9 @@ def columns(W: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def rows(step, R, inside, STEPS: tl.constexpr, ROWS: tl.constexpr):
-    """The rows [ROWS, 1] of one of this program's tiles, and what there is of the tile."""
-    first = (tl.program_id(0).to(tl.int64) * STEPS + step) * ROWS
-    r = first + tl.arange(0, ROWS)[:, None]
+def rows(tile, R, inside, ROWS: tl.constexpr):
+    """The rows [ROWS, 1] of the tile of that number, and what there is of them."""
+    r = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     return r, (r < R) & inside[None, :]
 
 
@@ -58,14 +57,14 @@ def statistics_kernel(
     k, inside = columns(W, COLS)
     total = tl.zeros((ROWS, COLS), means.dtype.element_ty)
     for step in range(STEPS):
-        r, m = rows(step, R, inside, STEPS, ROWS)
+        r, m = rows(tl.program_id(0) * STEPS + step, R, inside, ROWS)
         total += tl.load(a + r * W + k[None, :], m, 0.0).to(total.dtype)
     count = tl.minimum(R - tl.program_id(0) * (ROWS * STEPS), ROWS * STEPS)
     mean = tl.sum(total, 0) / count
     # Once more about the first mean, whose rounding counts where the offset is large.
     total, squares = tl.zeros_like(total), tl.zeros_like(total)
     for step in range(STEPS):
-        r, m = rows(step, R, inside, STEPS, ROWS)
+        r, m = rows(tl.program_id(0) * STEPS + step, R, inside, ROWS)
         v = tl.load(a + r * W + k[None, :], m, 0.0).to(total.dtype)
         d = tl.where(m, v - mean[None, :], 0.0)
         total += d
@@ -139,13 +138,14 @@ def gate_kernel(
     COLS: tl.constexpr,
 ):
     # a [R, 3C]; x, y [R, C]; mean, scale, shift [3C]: not read unless NORM
+    EXACT: tl.constexpr = a.dtype.element_ty == tl.float32
     k, inside = columns(C, COLS)
-    r, m = rows(0, R, inside, 1, ROWS)
+    r, m = rows(tl.program_id(0), R, inside, ROWS)
     row, here = a + r * 3 * C + k[None, :], r * C + k[None, :]
     i, _ = gate_input(row, mean, scale, shift, k, inside, m, NORM)
     f, _ = gate_input(row + C, mean, scale, shift, C + k, inside, m, NORM)
     g, _ = gate_input(row + 2 * C, mean, scale, shift, 2 * C + k, inside, m, NORM)
-    v = highway(i, f, g, tl.load(x + here, m, 0.0).to(tl.float32), CARRY)
+    v = highway(i, f, g, tl.load(x + here, m, 0.0).to(tl.float32), CARRY, EXACT)
     tl.store(y + here, v.to(y.dtype.element_ty), m)
 
 
@@ -179,36 +179,37 @@ def gate_backward_kernel(
     R,
     C: tl.constexpr,
     CARRY: tl.constexpr,
-    STEPS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    # dy, x, dx [R, C]; a, da [R, 3C]; shifts, scales [R / (ROWS STEPS), 3C]: sums of its rows
+    # dy, x, dx [R, C]; a, da [R, 3C]; shifts, scales [programs, 3C]: sums of rows that lie far
+    # apart, so that what grows and shrinks along the sequence is not added up to large numbers
+    EXACT: tl.constexpr = a.dtype.element_ty == tl.float32
     k, inside = columns(C, COLS)
     shift_i, scale_i = tl.zeros((ROWS, COLS), tl.float32), tl.zeros((ROWS, COLS), tl.float32)
     shift_f, scale_f = tl.zeros_like(shift_i), tl.zeros_like(shift_i)
     shift_g, scale_g = tl.zeros_like(shift_i), tl.zeros_like(shift_i)
-    for step in range(STEPS):
-        r, m = rows(step, R, inside, STEPS, ROWS)
+    for tile in range(tl.program_id(0), tl.cdiv(R, ROWS), tl.num_programs(0)):
+        r, m = rows(tile, R, inside, ROWS)
         row, here = r * 3 * C + k[None, :], r * C + k[None, :]
         i, di = gate_input(a + row, mean, scale, shift, k, inside, m, True)
         f, df = gate_input(a + row + C, mean, scale, shift, C + k, inside, m, True)
         g, dg = gate_input(a + row + 2 * C, mean, scale, shift, 2 * C + k, inside, m, True)
         d = tl.load(dy + here, m, 0.0).to(tl.float32)
-        open = sigmoid(i, True)
-        dz = d * tanh(g, True) * open * sigmoid(-i, True)
+        open = sigmoid(i, EXACT)
+        dz = d * tanh(g, EXACT) * open * sigmoid(-i, EXACT)
         dz, along = store_gate(dz, di, scale, da + row, k, inside, m)
         shift_i += dz
         scale_i += along
-        dz = d * open * tanh_slope(g, True)
+        dz = d * open * tanh_slope(g, EXACT)
         dz, along = store_gate(dz, dg, scale, da + row + 2 * C, 2 * C + k, inside, m)
         shift_g += dz
         scale_g += along
         dz = tl.zeros_like(d)
         through = tl.zeros_like(d)
         if CARRY:
-            through = d * sigmoid(f, True)
-            dz = through * sigmoid(-f, True) * tl.load(x + here, m, 0.0).to(tl.float32)
+            through = d * sigmoid(f, EXACT)
+            dz = through * sigmoid(-f, EXACT) * tl.load(x + here, m, 0.0).to(tl.float32)
         dz, along = store_gate(dz, df, scale, da + row + C, C + k, inside, m)
         shift_f += dz
         scale_f += along
@@ -231,18 +232,17 @@ def project_backward_kernel(
     sums,
     R,
     W: tl.constexpr,
-    STEPS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    # da, a, total [R, W]: all that reaches a; sums [R / (ROWS STEPS), W]: of da
+    # da, a, total [R, W]: all that reaches a; sums [programs, W]: of da
     k, inside = columns(W, COLS)
     centre = tl.load(mean + k, inside, 0.0)[None, :]
     same = (tl.load(dmean + k, inside, 0.0) / R)[None, :]
     along = 2.0 * tl.load(dm2 + k, inside, 0.0)[None, :]
     added = tl.zeros((ROWS, COLS), tl.float32)
-    for step in range(STEPS):
-        r, m = rows(step, R, inside, STEPS, ROWS)
+    for tile in range(tl.program_id(0), tl.cdiv(R, ROWS), tl.num_programs(0)):
+        r, m = rows(tile, R, inside, ROWS)
         here = r * W + k[None, :]
         d = tl.load(da + here, m, 0.0).to(tl.float32)
         added += d
@@ -289,7 +289,7 @@ def highway_conv_project_backward(
     total = da.new_empty(R, W)
     sums = mean.new_empty(grid[0], W)
     tensors = da, dmean, dm2, a, mean, total, sums
-    project_backward_kernel[grid](*tensors, R, W=W, STEPS=STEPS, **launch)
+    project_backward_kernel[grid](*tensors, R, W=W, **launch)
     rows, (before, now) = x.reshape(R, C), weight.permute(2, 0, 1).contiguous()
     dx = total @ now
     dx[: R - B].addmm_(total[B:], before)
@@ -320,7 +320,7 @@ def highway_conv_gate_backward(
     da, dx = torch.empty_like(a), torch.empty_like(x)
     shifts, scales = mean.new_empty(2, grid[0], 3 * C)
     tensors = dy, a, x, mean, scale, shift, da, dx, shifts, scales
-    gate_backward_kernel[grid](*tensors, R, C=C, CARRY=carry, STEPS=STEPS, **launch)
+    gate_backward_kernel[grid](*tensors, R, C=C, CARRY=carry, **launch)
     dshift = shifts.sum(0)
     return da, dx, -scale * dshift, scales.sum(0), dshift
 

@@ -10,7 +10,14 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvae.kernels import persistent
-from fastvae.kernels.gates import normalise, row_launch, sigmoid, tanh, tanh_slope, update
+from fastvae.kernels.gates import (
+    normalise,
+    row_launch,
+    sigmoid,
+    tanh,
+    tanh_slope,
+    update,
+)
 from fastvae.kernels.graphs import replayed
 from fastvae.kernels.products import padded
 from fastvae.ops.checks import check_layer_norm_lstm
@@ -19,7 +26,8 @@ from fastvae.ops.precision import accumulate_dtype
 
 LARGEST = 2048  # H whose four gates fit the registers of one program
 SLICE = 512  # rows whose products a float32 weight's gradient adds up at once
-SUMS = {"ROWS": 16, "STEPS": 16, "COLS": 64, "num_warps": 4}
+SUMS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
+TILES = 16  # of a program that sums up columns
 
 
 @triton.jit(do_not_specialize=("row", "kept", "before"))
@@ -106,6 +114,7 @@ def backward_kernel(
     k = tl.arange(0, BLOCK)
     m = k < H
     wide = c.dtype.element_ty
+    EXACT: tl.constexpr = gain.dtype.element_ty == tl.float32
     now = row + b
     n = normalised + 4 * H * now + k
     da, dz = da + 4 * H * now + k, dz + 4 * H * now + k
@@ -116,23 +125,28 @@ def backward_kernel(
     zg += tl.load(bias + 2 * H, m, 0.0)
     zo = tl.load(n + 3 * H, m, 0.0).to(wide) * tl.load(gain + 3 * H, m, 0.0)
     zo += tl.load(bias + 3 * H, m, 0.0)
-    i, f, g, o = sigmoid(zi), sigmoid(zf), tanh(zg), sigmoid(zo)
+    i, f, g, o = sigmoid(zi, EXACT), sigmoid(zf, EXACT), tanh(zg, EXACT), sigmoid(zo, EXACT)
     cell = tl.load(c + H * now + k, m, 0.0)
     d = tl.load(dh + H * now + k, m, 0.0).to(wide)
     d += tl.load(through + STRIDE * b + k, m, 0.0).to(wide)
-    dcell = tl.load(dc + H * b + k, m, 0.0) + d * o * tanh_slope(cell)
+    dcell = tl.load(dc + H * b + k, m, 0.0) + d * o * tanh_slope(cell, EXACT)
     cell_before = tl.load(c_before + H * (before + b) + k, m, 0.0).to(wide)
     tl.store(dc + H * b + k, dcell * f, m)
     # Lanes past H are zero: c and dh read as zero there.
-    di, along_i = gate_backward(dcell * g * i * sigmoid(-zi), n, gain, dz, m, wide)
+    di, along_i = gate_backward(dcell * g * i * sigmoid(-zi, EXACT), n, gain, dz, m, wide)
     df, along_f = gate_backward(
-        dcell * cell_before * f * sigmoid(-zf), n + H, gain + H, dz + H, m, wide
+        dcell * cell_before * f * sigmoid(-zf, EXACT), n + H, gain + H, dz + H, m, wide
     )
     dg, along_g = gate_backward(
-        dcell * i * tanh_slope(zg), n + 2 * H, gain + 2 * H, dz + 2 * H, m, wide
+        dcell * i * tanh_slope(zg, EXACT), n + 2 * H, gain + 2 * H, dz + 2 * H, m, wide
     )
     do, along_o = gate_backward(
-        d * tanh(cell) * o * sigmoid(-zo), n + 3 * H, gain + 3 * H, dz + 3 * H, m, wide
+        d * tanh(cell, EXACT) * o * sigmoid(-zo, EXACT),
+        n + 3 * H,
+        gain + 3 * H,
+        dz + 3 * H,
+        m,
+        wide,
     )
     mean = tl.sum(di + df + dg + do, 0) / (4 * H)
     along = tl.sum(along_i + along_f + along_g + along_o, 0) / (4 * H)
@@ -152,16 +166,16 @@ def sums_kernel(
     R,
     W: tl.constexpr,
     ROWS: tl.constexpr,
-    STEPS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    # dz, normalised [R, W]; shifts, scales [R / (ROWS STEPS), W]: sums of dz, of dz normalised
+    # dz, normalised [R, W]; shifts, scales [programs, W]: sums of dz, of dz normalised, of rows
+    # that lie far apart, as in highway_conv.py
     wide = shifts.dtype.element_ty
     k = tl.program_id(1) * COLS + tl.arange(0, COLS)
     inside = k < W
     shift, scale = tl.zeros((ROWS, COLS), wide), tl.zeros((ROWS, COLS), wide)
-    for s in range(STEPS):
-        r = (tl.program_id(0).to(tl.int64) * STEPS + s) * ROWS + tl.arange(0, ROWS)
+    for tile in range(tl.program_id(0), tl.cdiv(R, ROWS), tl.num_programs(0)):
+        r = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         here, m = r[:, None] * W + k[None, :], (r < R)[:, None] & inside[None, :]
         d = tl.load(dz + here, m, 0.0).to(wide)
         shift += d
@@ -285,7 +299,7 @@ def summed_products(a: Tensor, b: Tensor) -> Tensor:
 def norm_sums(dz: Tensor, normalised: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of gain and bias [W] from dz and normalised [R, W]."""
     R, W = dz.shape
-    parts = triton.cdiv(R, SUMS["ROWS"] * SUMS["STEPS"])
+    parts = triton.cdiv(R, SUMS["ROWS"] * TILES)
     shifts, scales = dz.new_empty(2, parts, W, dtype=accumulate_dtype(dz.dtype))
     grid = parts, triton.cdiv(W, SUMS["COLS"])
     sums_kernel[grid](dz, normalised, shifts, scales, R, W=W, **SUMS)

@@ -110,7 +110,7 @@ def highway_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration
         yield configuration(k.statistics_kernel, types, launch, W=size, STEPS=k.STEPS)
         types = {"da": t, "dmean": wide, "dm2": wide, "a": t, "mean": wide, "total": t}
         types |= {"sums": wide, "R": "i32"}
-        yield configuration(k.project_backward_kernel, types, launch, W=size, STEPS=k.STEPS)
+        yield configuration(k.project_backward_kernel, types, launch, W=size)
         types = {"a": t, "x": t, "y": t, "R": "i32"}
         gate = partial(configuration, k.gate_kernel, launch=launch, C=size)
         yield gate(types=types, NORM=False, CARRY=True, **nothing)
@@ -118,8 +118,7 @@ def highway_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration
         backward |= {"scales": wide, "R": "i32"}
         for carry in (True, False):
             yield gate(types=types | norm, NORM=True, CARRY=carry)
-            more = {"C": size, "CARRY": carry, "STEPS": k.STEPS}
-            yield configuration(k.gate_backward_kernel, backward, launch, **more)
+            yield configuration(k.gate_backward_kernel, backward, launch, C=size, CARRY=carry)
     if dtype == torch.float32:
         types = typed("means m2s mean m2", wide) | {"R": "i32"}
         for size in (500, 768):
