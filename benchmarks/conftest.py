@@ -90,6 +90,7 @@ def device(request):
     name = request.config.getoption("--device")
     if name == "cuda":
         torch.set_default_device("cuda")
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32 in every line
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     yield name

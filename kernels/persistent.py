@@ -28,6 +28,7 @@ DTYPES = {
 # The most sequences, by bytes of a number, that these kernels serve: those for which results on a
 # GPU, in benchmarks/results, are better than those of the Triton path.
 SERVING: dict[str, dict[int, int]] = {"decode_bytenet": {2: 256, 4: 128}}
+LEAST_CHANNELS = 192  # fewer of ByteNet's the Triton kernel has at hand
 CAPABILITY = 8, 0  # the least that they are compiled for
 
 

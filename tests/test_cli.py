@@ -15,6 +15,7 @@ import torch
 
 from fastvae import cli
 from fastvae.checkpoint import load
+from fastvae.info import ON_GPU
 from fastvae.models.hybrid import HybridVAE
 from fastvae.plots import learning_curves, read_metrics
 from fastvae.terminal import escape
@@ -228,13 +229,24 @@ def test_info_names_what_serves_each_op(fastvae):
     assert status == 0
     found = json.loads(out)
     assert found["torch"].startswith(torch.__version__)
-    assert found["Triton kernels"] == "compiled and interpreter-tested, not yet run on hardware"
     for op in ("layer_norm_lstm", "highway_conv_gate_backward", "decode_lstm", "decode_bytenet"):
-        assert found["ops"][op] == {"cpu": "C++ kernel", "cuda": "Triton kernel, untried"}
-    assert found["persistent CUDA kernels"] == "not built; `pip install -v` says why"
+        assert found["ops"][op]["cpu"] == "C++ kernel" and "Triton" in found["ops"][op]["cuda"]
+    said = found["persistent CUDA kernels"]
+    assert said in ("not built; `pip install -v` says why", "built; serving decode_bytenet")
     assert not [op for op in found["ops"] if op.endswith("_persistent")]
-    assert found["ops"]["linear"] == {"cpu": "C++ kernel", "cuda": "PyTorch reference"}
+    assert found["ops"]["linear"] == {"cpu": "C++ kernel", "cuda": "PyTorch"}
     assert "layer_norm_lstm" in fastvae("info")[1]
+
+
+def test_the_table_of_servers_is_that_of_the_kernels_and_of_the_readme():
+    kernels = pytest.importorskip("fastvae.kernels")
+    triton = {op for op, server in ON_GPU.items() if "Triton" in server}
+    assert triton == {*kernels.KERNELS}
+    rows = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
+    for op, server in ON_GPU.items():
+        if not op.endswith(("_backward", "_pack")):
+            (row,) = [row for row in rows if row.startswith(f"| `{op}` |")]
+            assert row.endswith(f"| {server} |")
 
 
 def test_info_of_persistent_kernels(fastvae, monkeypatch):
@@ -251,8 +263,8 @@ def test_info_of_persistent_kernels(fastvae, monkeypatch):
     def said():
         return json.loads(fastvae("info", "--json")[1])["persistent CUDA kernels"]
 
-    assert said() == "built; serving nothing, as they have not yet run on hardware"
-    with persistent.serve("decode_lstm", "decode_bytenet"):
+    assert said() == "built; serving decode_bytenet"
+    with persistent.serve("decode_lstm"):
         assert said() == "built; serving decode_bytenet, decode_lstm"
 
 
