@@ -19,8 +19,8 @@ ON_GPU = {
     "linear": "PyTorch",
     "gumbel_noise": "Triton",
     "decode_lstm": f"Triton: {SMALL}",
-    "decode_bytenet": "CUDA C++: C of 192 to 512, in bfloat16 up to 256 sequences, in float32 up to "
-    "128; else Triton: float64 and int8 in PyTorch",
+    "decode_bytenet": "CUDA C++: C of 192 to 512, in bfloat16 up to 256 sequences, in float32 up "
+    "to 128; else Triton: float64 and int8 in PyTorch",
     "decode_lstm_pack": "PyTorch",
     "decode_bytenet_pack": "PyTorch",
 }

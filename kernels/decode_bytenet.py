@@ -15,6 +15,7 @@ from fastvae.kernels import persistent
 from fastvae.kernels.decode import decode_chunks, runs_plain
 from fastvae.kernels.gates import highway, rank, ranked, sigmoid, tanh
 from fastvae.kernels.highway_conv import gate
+from fastvae.kernels.products import precision
 from fastvae.ops.checks import check_decode_bytenet
 from fastvae.ops.decode_bytenet import decode_bytenet_reference
 
@@ -41,6 +42,7 @@ def sequence_kernel(
     pad_id,
     CARRY: tl.constexpr,
     NOISE: tl.constexpr,
+    PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -84,11 +86,11 @@ def sequence_kernel(
                     x = tl.load(x, here[:, None] & (k < C)[None, :], 0.0)
                     w = w_layer + c[None, :] * 2 * C + tap * C + k[:, None]
                     inside = (k < C)[:, None] & (c < C)[None, :]
-                    i = tl.dot(x, tl.load(w, inside, 0.0), i, input_precision="ieee")
+                    i = tl.dot(x, tl.load(w, inside, 0.0), i, input_precision=PRECISION)
                     w += 2 * C * C
-                    f = tl.dot(x, tl.load(w, inside, 0.0), f, input_precision="ieee")
+                    f = tl.dot(x, tl.load(w, inside, 0.0), f, input_precision=PRECISION)
                     w += 2 * C * C
-                    g = tl.dot(x, tl.load(w, inside, 0.0), g, input_precision="ieee")
+                    g = tl.dot(x, tl.load(w, inside, 0.0), g, input_precision=PRECISION)
                 m = here[:, None] & (c < C)[None, :]
                 x = now + b[:, None] * C + c[None, :]
                 y = highway(i, f, g, tl.load(x, m, 0.0).to(tl.float32), CARRY, EXACT)
@@ -107,7 +109,7 @@ def sequence_kernel(
                 x = tl.load(x, here[:, None] & (k < C)[None, :], 0.0)
                 w = classifier_weight + v[None, :] * C + k[:, None]
                 w = tl.load(w, (k < C)[:, None] & (v < V)[None, :], 0.0)
-                logits = tl.dot(x, w, logits, input_precision="ieee")
+                logits = tl.dot(x, w, logits, input_precision=PRECISION)
             logits += tl.load(classifier_bias + v, v < V, 0.0).to(tl.float32)[None, :]
             if NOISE:
                 extra = noise + (t * B + b)[:, None] * V + v[None, :]
@@ -212,6 +214,7 @@ def decode_bytenet(
         pad_id,
         CARRY=carry,
         NOISE=noise is not None,
+        PRECISION=precision(),
         **options,
     )
     return tokens

@@ -59,8 +59,8 @@ def highway(i, f, g, x, CARRY: tl.constexpr, EXACT: tl.constexpr):
 
 def row_launch(size: int, hip: bool = bool(torch.version.hip)) -> dict[str, int]:
     """One program per row of `size` elements: BLOCK is a power of two, some elements a thread."""
-    block = triton.next_power_of_2(size)
-    warps = min(max(block // 128, 1), 8) if block < 2048 else 16 if hip else 32  # 1024 threads
+    block, lanes = triton.next_power_of_2(size), 64 if hip else 32
+    warps = min(max(block // (4 * lanes), 1), 8) if block < 2048 else 1024 // lanes
     return {"BLOCK": block, "num_warps": warps}
 
 

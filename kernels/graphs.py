@@ -39,10 +39,12 @@ class _Graph:
             torch._C._cuda_clearCublasWorkspaces()
             try:
                 with cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
+                    before = cuda.memory_reserved(stream.device)
                     self.outputs = fn(*self.inputs, *options)
+                    taken = cuda.memory_reserved(stream.device) - before  # temporaries too
             finally:
                 torch._C._cuda_clearCublasWorkspaces()
-        self.bytes = sum(t.nbytes for t in (*self.inputs, *self.outputs))
+        self.bytes = sum(t.nbytes for t in self.inputs) + taken
 
     def load(self, tensors: tuple[Tensor, ...]) -> None:
         for own, given in zip(self.inputs, tensors, strict=True):

@@ -15,3 +15,8 @@ def padded(t: Tensor) -> Tensor:
     """t [..., K] -> [..., aligned(K)], zeros past the end; t itself where it is aligned."""
     more = aligned(t.shape[-1], t.dtype) - t.shape[-1]
     return F.pad(t, (0, more)) if more else t
+
+
+def precision() -> str:
+    """How Triton multiplies float32, by torch's own switch: as numbers of 24 bits, or of 11."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

@@ -38,9 +38,19 @@ TARGETS = {
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # H, and V beside it; the programs for the two short types differ in what they load alone.
-HIDDEN = {1: decode_lstm.LARGEST, 500: 51, 1000: 259, layer_norm_lstm.LARGEST: decode_lstm.LARGEST}
+HIDDEN = {1: decode_lstm.LARGEST, 257: 300, 500: 51, 1000: 259, 1024: 512}
+HIDDEN[layer_norm_lstm.LARGEST] = decode_lstm.LARGEST
 USUAL = 1000
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
+# What a thread reads and writes of global memory in two bytes, and in eight or sixteen.
+NARROW = {
+    "ptx": r"(?:ld|st)\.global\S*\.[bu]16",
+    "amdgcn": r"global_(?:load|store)_\w*(?:short|b16)",
+}
+WIDE = {
+    "ptx": r"(?:ld|st)\.global\S*\.v[24]\.b32",
+    "amdgcn": r"(?:global|buffer)_(?:load|store)_dwordx[24]",
+}
 MATRIX = r"mma\.sync|wgmma|tcgen05\.mma|v_mfma"
 
 
@@ -154,7 +164,8 @@ def decode_bytenet_configurations(t: str, dtype: torch.dtype) -> Iterator[Config
         constants = dict.fromkeys(("T", "B", "V", "N", "pad_id"), 1) if C == 1 else {}
         given = types | {"noise": "*fp32"} if noise else types
         given = {name: kind for name, kind in given.items() if name not in constants}
-        constants |= {"CARRY": carry, "NOISE": noise} | ({} if noise else {"noise": None})
+        constants |= {"CARRY": carry, "NOISE": noise, "PRECISION": "ieee"}
+        constants |= {} if noise else {"noise": None}
         launch = decode_bytenet.launch(16, C, dtype, False)
         yield configuration(decode_bytenet.sequence_kernel, given, launch, ("C",), **constants)
 
@@ -182,8 +193,11 @@ def extremes(target: str) -> Iterator[Configuration]:
 
 def needs(compiled) -> dict[str, Any]:
     """Bytes of memory for what registers do not hold, shared memory, and the matrix units' use."""
-    text = compiled.asm.get("amdgcn") or compiled.asm["ptx"]
+    kind = "amdgcn" if "amdgcn" in compiled.asm else "ptx"
+    text = compiled.asm[kind]
     found = {"shared": compiled.metadata.shared, "matrix": bool(re.search(MATRIX, text))}
+    found |= {"narrow": len(re.findall(NARROW[kind], text))}
+    found |= {"wide": len(re.findall(WIDE[kind], text))}
     if "amdgcn" in compiled.asm:
         # Scalars that are spilled go to lanes of vector registers, which are not counted here.
         sizes = re.findall(r"\.private_segment_fixed_size:\s+(\d+)", text)

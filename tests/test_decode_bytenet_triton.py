@@ -147,3 +147,28 @@ def test_triton_chunks_stop_early(triton_decode, monkeypatch):
     inputs[6][3] = 1e6
     triton_decode(inputs, end_id=3, pad_id=0)
     assert chunks == [4, 4, 4, 4]
+
+
+def test_triton_multiplies_as_torch_is_told(kernels, monkeypatch):
+    """float32 in full, unless torch's own switch allows TF32; the interpreter knows no TF32."""
+    precisions, launch = [], kernels.sequence_kernel
+
+    class Recording:
+        def __getitem__(self, grid):
+            def run(*arguments, **options):
+                precisions.append(options["PRECISION"])
+                launch[grid](*arguments, **options)
+
+            return run
+
+    monkeypatch.setattr(kernels, "sequence_kernel", Recording())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs = [t.to(device) for t in make()]
+    want = kernels.decode_bytenet(*inputs, None, True, -1, -1)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert torch.equal(kernels.decode_bytenet(*inputs, None, True, -1, -1), want)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert precisions == ["ieee", "tf32"]

@@ -41,6 +41,9 @@ class Recorder(TorchDispatchMode):
         return outputs
 
 
+TAKEN = 512  # bytes, of what a recorded call allocates
+
+
 class FakeCuda:
     """The parts of torch.cuda that graphs.py uses, for CPU tensors."""
 
@@ -67,6 +70,10 @@ class FakeCuda:
 
     def get_device_properties(self, device):
         return SimpleNamespace(total_memory=self.memory)
+
+    def memory_reserved(self, device):
+        """Every call so far has taken as much."""
+        return TAKEN * len(self.recorder.now.calls)
 
     def CUDAGraph(self):
         graph = SimpleNamespace(calls=[])
@@ -220,6 +227,8 @@ def test_memory_is_bounded(fake):
     x, weight = make(rows=100)
     assert_right(x, weight)
     (graph,) = graphs._graphs.values()
+    given = x.nbytes + weight.nbytes
+    assert graph.bytes > given and (graph.bytes - given) % TAKEN == 0  # temporaries count
     fake.memory = graphs.SHARE * 2 * graph.bytes
     for rows in (99, 98, 97):
         assert_right(*make(rows))

@@ -79,12 +79,20 @@ void launch_cooperative(const Tensor& like, void (*kernel)(Parameters...), int64
   CHECK(aoti_torch_get_current_cuda_stream, "this torch has no CUDA streams");
   CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream) == 0, "no current stream");
   const void* entry = reinterpret_cast<const void*>(kernel);
-  check_cuda(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+  const int device = like.get_device_index();
+  // This runtime is linked into the module, beside that of PyTorch, and has a current device of its own.
+  check_cuda(cudaSetDevice(device), "choosing the device");
+  int each = 0, processors = 0, most = 0;
+  check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "asking for shared memory");
+  CHECK(shared <= most, "the plan needs " + std::to_string(shared) + " bytes of shared memory a block, but there are " +
+                            std::to_string(most));
+  // Always the same value: launches of other threads may lie between this line and the launch.
+  check_cuda(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
              "setting the shared memory of a persistent kernel");
-  int each = 0, processors = 0;
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, entry, int(threads), shared),
              "asking how many blocks run at once");
-  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, like.get_device_index()),
+  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
              "asking for the number of multiprocessors");
   CHECK(blocks <= int64_t(each) * processors, "the plan has " + std::to_string(blocks) + " blocks, but only " +
                                                   std::to_string(each * processors) + " can run at once");
