@@ -58,12 +58,12 @@ def test_triton_exp_of_what_is_large_or_not_finite():
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_triton_gates(exact):
-    """Within an ulp of 1, which is the functions' largest value."""
+    """Within two ulps of 1, the functions' largest value, as 1 − tanh² is in PyTorch."""
     x = torch.linspace(-30, 30, 1 << 14)
     functions = torch.sigmoid, torch.tanh, lambda x: 1 - x.tanh() ** 2
     for which, function in enumerate(functions, 1):
         error = (computed(which, x, exact).double() - function(x.double())).abs().max()
-        assert error <= torch.finfo(x.dtype).eps * (1 if exact or DEVICE == "cpu" else 2)
+        assert error <= 2 * torch.finfo(x.dtype).eps
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
