@@ -233,7 +233,7 @@ class Served:
 
         def served(*inputs):
             self.plan = None
-            with self.kernels.serve(self.op):
+            with self.kernels.serve([self.op]):
                 outputs = function(*inputs)
             if self.plan is None:
                 pytest.skip("the persistent kernel is not for these sizes on this GPU")

@@ -1,6 +1,7 @@
 """Times every plan of the persistent kernels on the GPU at hand, beside the Triton path.
 
     python benchmarks/gpu_sweep.py [--output sweep.json] [--seconds 100]
+    python benchmarks/gpu_sweep.py --plans
 
 One step's time is that of T = 120 less that of T = 20, by 100, each a CUDA graph of the op alone.
 The results of each plan are compared with the reference before it is timed.
@@ -112,6 +113,7 @@ def bytenet_plans(B: int, itemsize: int, machine) -> Iterator:
     return persistent.bytenet_plans(C, LAYERS, SYMBOLS, B, itemsize, machine)
 
 
+H100 = persistent.Machine(132, 232_448)
 BF16, FP32 = torch.bfloat16, torch.float32
 WORKS = {
     "layer_norm_lstm": (lstm_inputs, lstm_plans, lstm_run, check_lstm, (BF16,)),
@@ -148,10 +150,11 @@ def measure(op: str, dtype: torch.dtype, B: int, plan) -> dict[str, Any]:
     inputs, run = make(LONG, B, dtype), runner(plan)
     short = [inputs[0][:SHORT].contiguous(), *inputs[1:]]
     try:
-        check(run, [inputs[0][:3].contiguous(), *inputs[1:]])
+        with persistent.serve([]):
+            check(run, [inputs[0][:3].contiguous(), *inputs[1:]])
+            times = [replay_time(run, given) for given in (short, inputs)]
     except (AssertionError, RuntimeError) as error:
         return row | {"wrong": str(error).splitlines()[0]}
-    times = [replay_time(run, given) for given in (short, inputs)]
     step = (times[1] - times[0]) / (LONG - SHORT)
     return row | {"us a step": step * 1e6, "us once": (times[0] - SHORT * step) * 1e6}
 
@@ -170,6 +173,15 @@ def some(plans: Iterator) -> list:
     ]
 
 
+def jobs(machine) -> Iterator[tuple]:
+    """op, dtype, B and plan, or None for the Triton path."""
+    for B in reversed(BATCHES):
+        for op, (_, plans, _, _, dtypes) in WORKS.items():
+            for dtype in dtypes:
+                for plan in [None, *some(plans(B, dtype.itemsize, machine))]:
+                    yield op, dtype, B, plan
+
+
 def result(row: dict[str, Any]) -> str:
     return row.get("wrong") or f"{row['us a step']:.2f} µs"
 
@@ -178,7 +190,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--seconds", type=float, default=100, help="begin no plan after so many")
+    parser.add_argument("--plans", action="store_true", help="list an H100's, without a GPU")
     arguments = parser.parse_args()
+    if arguments.plans:
+        for op, dtype, B, plan in jobs(H100):
+            print(op, dtype, B, plan)
+        return
     torch.manual_seed(0)
     machine, start, rows, left = (
         persistent.machine(torch.device("cuda", 0)),
@@ -186,15 +203,12 @@ def main() -> None:
         [],
         0,
     )
-    for B in reversed(BATCHES):
-        for op, (_, plans, _, _, dtypes) in WORKS.items():
-            for dtype in dtypes:
-                for plan in [None, *some(plans(B, dtype.itemsize, machine))]:
-                    if time.monotonic() - start > arguments.seconds:
-                        left += 1
-                        continue
-                    rows.append(measure(op, dtype, B, plan))
-                    print(json.dumps(rows[-1]), flush=True)
+    for job in jobs(machine):
+        if time.monotonic() - start > arguments.seconds:
+            left += 1
+            continue
+        rows.append(measure(*job))
+        print(json.dumps(rows[-1]), flush=True)
     found = {"GPU": torch.cuda.get_device_name(), "machine": machine._asdict(), "rows": rows}
     if arguments.output:
         arguments.output.write_text(

@@ -5,7 +5,7 @@ The equations stand with the ops; how blocks exchange data, in csrc/cuda/exchang
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
@@ -82,10 +82,11 @@ def built(op: str) -> bool:
 
 
 @contextmanager
-def serve(*ops: str) -> Iterator[None]:
-    """Inside it these ops are served at every size, all where none is named: for tests."""
+def serve(ops: Iterable[str] = tuple(DTYPES)) -> Iterator[None]:
+    """Inside it exactly these ops are served, at every size: for tests and benchmarks."""
     before = dict(SERVING)
-    SERVING.update({op: {2: sys.maxsize, 4: sys.maxsize} for op in ops or DTYPES})
+    SERVING.clear()
+    SERVING.update({op: {2: sys.maxsize, 4: sys.maxsize} for op in ops})
     try:
         yield
     finally:

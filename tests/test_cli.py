@@ -264,8 +264,10 @@ def test_info_of_persistent_kernels(fastvae, monkeypatch):
         return json.loads(fastvae("info", "--json")[1])["persistent CUDA kernels"]
 
     assert said() == "built; serving decode_bytenet"
-    with persistent.serve("decode_lstm"):
-        assert said() == "built; serving decode_bytenet, decode_lstm"
+    with persistent.serve(["decode_lstm"]):
+        assert said() == "built; serving decode_lstm"
+    with persistent.serve([]):
+        assert said() == "built; serving nothing"
 
 
 def test_info_without_triton(fastvae, monkeypatch):
