@@ -9,6 +9,7 @@ import inspect
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +34,8 @@ from fastvae.files import (
     write_json,
     write_tensors,
 )
+from fastvae.text.reading import FILE as READING
+from fastvae.text.reading import Reading, load_reading, save_reading
 
 FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.json"
@@ -57,10 +60,12 @@ class PretrainedMixin(PyTorchModelHubMixin):
     """
 
     config: dict[str, Any]
+    reading: Reading | None = None  # of the text that it was trained on
 
     def save_pretrained(self, folder: str | Path, vocabulary=None) -> None:
-        """Write config.json, model.safetensors and, where given, vocabulary.json.
+        """Write config.json, model.safetensors and, where known, vocabulary.json and text.json.
 
+        text.json is how the text was read that the model was trained on: `reading`.
         Raises ValueError where the vocabulary has another size than the model, OSError in one line.
         """
         folder, tensors = Path(folder), self.state_dict()
@@ -83,6 +88,8 @@ class PretrainedMixin(PyTorchModelHubMixin):
             "arguments": self.config,
         }
         write_json(folder / CONFIG, config)
+        if self.reading is not None:
+            save_reading(folder, self.reading)
         # JSON turns tuples into lists: sign what will be read.
         signatures[CONFIG] = digest_json(json.loads(json.dumps(config)))
         write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **signatures})
@@ -101,6 +108,8 @@ class PretrainedMixin(PyTorchModelHubMixin):
         weights = _find(source, WEIGHTS, hub)
         model = _build(cls, config, weights)
         check_signature(path, config, weights)
+        with suppress(FileNotFoundError):
+            model.reading = load_reading(_find(source, READING, hub).parent)
         return model
 
     def push_to_hub(
@@ -154,6 +163,7 @@ def load(folder: str | Path, *, best: bool = False):
     # Last: an error of what does not fit says more.
     for name, content in contents.items() if (folder / WEIGHTS).exists() else ():
         check_signature(folder / name, content, folder / WEIGHTS)
+    model.reading = load_reading(folder)
     return model, vocabulary
 
 

@@ -46,7 +46,10 @@ def _leave() -> None:
 
 @contextmanager
 def stop_signals(patient: bool) -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM or SIGHUP sets; a second one acts as ever, unless `patient`."""
+    """An event that SIGINT, SIGTERM or SIGHUP sets; a second one acts as ever, unless `patient`.
+
+    A second SIGHUP does nothing: the shell and the system each send one when a terminal closes.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread can receive signals
@@ -56,6 +59,8 @@ def stop_signals(patient: bool) -> Iterator[threading.Event]:
         stop.set()
         if not patient:
             restore()
+            if hangup in before:
+                signal.signal(hangup, signal.SIG_IGN)
 
     def restore():
         for number, handler in before.items():

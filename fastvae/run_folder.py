@@ -197,8 +197,11 @@ def _free_name(path: Path) -> Path:
 
 def _lock(folder: Path):
     """An open file that this process alone has locked; the system releases it at any exit."""
-    import fcntl  # POSIX only: elsewhere everything but training works
-
+    try:
+        import fcntl
+    except ImportError as error:
+        message = "training needs POSIX file locks, which this system lacks: on Windows use WSL"
+        raise OSError(message) from error
     try:
         file = open(folder / LOCK, "a+")  # noqa: SIM115  open as long as the run
     except OSError as error:

@@ -27,7 +27,7 @@ from fastvae.processes import bare, check_fits, joined, stop_signals, wire, wrap
 from fastvae.recorded_step import RecordedStep
 from fastvae.run_folder import METRICS, RunFolder
 from fastvae.text.corpus import digest
-from fastvae.text.reading import record_reading
+from fastvae.text.reading import load_reading, record_reading
 from fastvae.training_config import TrainingConfig
 from fastvae.training_display import TrainingDisplay
 
@@ -151,6 +151,7 @@ class _Trainer:
             run.check(self.model, vocabulary, self.config, self._data_digests)
             state = load_latest(run.path, self.model, self.optimizer, say)
         record_reading(run.path, self.corpus)
+        self.model.reading = load_reading(run.path)
         notes = [getattr(data, "notes", list)() for data in (self.corpus, self.validation)]
         for note in dict.fromkeys(itertools.chain(*notes)):
             say(note)

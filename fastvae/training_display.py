@@ -42,7 +42,7 @@ class TrainingDisplay:
         """Write to the terminal; once it has been closed, nothing more: the run must be saved."""
         try:
             write()
-        except OSError:
+        except (OSError, SystemExit):  # rich ends the program where a pipe has no reader
             self.bar, self.console = None, Console(file=io.StringIO())
 
     def update(self, step: int, record: dict[str, Any] | None) -> None:

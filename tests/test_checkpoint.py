@@ -13,6 +13,7 @@ from fastvae import checkpoint
 from fastvae.files import DamagedFileError, write_bytes, write_tensors
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
+from fastvae.text.reading import Reading, load_reading
 from fastvae.text.vocabulary import ByteVocabulary, CharVocabulary
 
 SMALL = {"latent_size": 3, "encoder_channels": (6, 7), "feature_channels": 5, "hidden_size": 6}
@@ -80,6 +81,20 @@ def test_round_trip(name, tmp_path, capsys):
     written = sorted(p.name for p in (tmp_path / "new" / "folder").iterdir())
     assert written == ["config.json", "model.safetensors", "vocabulary.json"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_how_the_text_was_read_goes_with_the_model(tmp_path):
+    model, reading = hybrid(), Reading("lines", "tweets")
+    assert model.reading is None
+    model.reading = reading
+    model.save_pretrained(tmp_path / "first")
+    for other in (
+        checkpoint.load(tmp_path / "first")[0],
+        HybridVAE.from_pretrained(tmp_path / "first"),
+    ):
+        assert other.reading == reading
+        other.save_pretrained(tmp_path / "second")
+        assert load_reading(tmp_path / "second") == reading
 
 
 def test_tuples_come_back_as_tuples(saved):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fastvae.experiments import EXHIBITS, NAMES, Options, experiment
 from fastvae.experiments.fig3 import EQUAL_SIZE
 from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Point, pick, runs, shortened
 from fastvae.experiments.report import code, in_mode, markdown, rows_of, trace
+from fastvae.experiments.runner import _last_step
 from fastvae.presets import CHARACTERS, PRESETS, TWEETS, build_model
 from fastvae.text import ByteVocabulary, CharVocabulary
 from fastvae.training_config import TrainingConfig
@@ -409,3 +411,20 @@ def test_bad_use_is_one_line(fastvae, tmp_path):
     ):
         status, _, err = fastvae("experiment", *arguments, "--out", tmp_path / "out")
         assert status == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text, step",
+    [
+        (b'{"step": 7}\n', 7),
+        (b'{"step": 7}\n{"step": 8', 7),
+        (b"\xff\xfe\n", 0),
+        (b"[1]\n", 0),
+        (b'{"loss": 1}\n', 0),
+        (b'{"step": null}\n', 0),
+        (b"", 0),
+    ],
+)
+def test_progress_is_read_from_records_whatever_they_hold(tmp_path, text, step):
+    (tmp_path / "metrics.jsonl").write_bytes(text)
+    assert _last_step(SimpleNamespace(folder=tmp_path)) == step

@@ -1,5 +1,8 @@
 """Values and sizes that ordinary inputs do not reach, for every kernel that they may break."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -243,3 +246,32 @@ def test_nan_of_any_lane_stays(place, level):
     inputs = training.make((2, 3, 49))
     inputs[5][1, place] = float("inf")
     assert_same_non_finite(layer_norm_lstm, layer_norm_lstm_reference, *inputs)
+
+
+LIMITED = """
+import torch
+from fastvae import ops
+from fastvae.ops.layer_norm_lstm import layer_norm_lstm_reference
+
+torch.manual_seed(0)
+torch.set_num_threads(4)
+T, B, H = 5, 33, 64
+shapes = (T, B, 4 * H), (4 * H, H), (4 * H,), (4 * H,), (B, H), (B, H)
+inputs = [torch.randn(shape) / 4 for shape in shapes]
+want = layer_norm_lstm_reference(*inputs)
+for _ in range(50):
+    for got, right in zip(ops.layer_norm_lstm(*inputs), want, strict=True):
+        torch.testing.assert_close(got, right)
+print("right")
+"""
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_team_smaller_than_asked_for(limit, tmp_path):
+    """OpenMP may give fewer threads than PyTorch was told: nobody waits for those that are not."""
+    environment = os.environ | {"OMP_THREAD_LIMIT": str(limit)}
+    command = [sys.executable, "-c", LIMITED]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "right\n", done.stderr

@@ -1,5 +1,6 @@
 """Resuming: bit for bit after signals, kills, damage and full disks; two processes are one."""
 
+import errno
 import io
 import json
 import os
@@ -88,10 +89,28 @@ def test_a_second_interruption_tells_what_is_saved(tmp_path):
     )
 
 
-def test_a_closed_terminal_ends_no_run(tmp_path):
+def test_a_terminal_hangs_up_twice(whole, tmp_path):
+    """The shell and the system each send a signal: the run is saved after the first."""
+
+    def twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.getsignal(signal.SIGHUP)
+    _, result = run(tmp_path / "parts", corpus=Acting(7, twice))
+    assert result["interrupted"] and result["step"] == 7
+    assert signal.getsignal(signal.SIGHUP) is before
+    run(tmp_path / "parts", resume=True)
+    assert_same_run(whole, tmp_path / "parts", ("last", "best", "model"))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE])
+def test_a_closed_terminal_ends_no_run(tmp_path, number):
+    """Nor a pipe without a reader, at which rich ends the program."""
+
     class Closed(io.StringIO):
         def write(self, text):
-            raise OSError(5, "Input/output error")
+            raise OSError(number, os.strerror(number))
 
     _, result = run(tmp_path / "run", console=Console(file=Closed(), force_terminal=True))
     assert result["step"] == 20 and (tmp_path / "run" / "last.safetensors").exists()

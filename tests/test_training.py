@@ -313,3 +313,9 @@ def test_busy_cores_are_told_once(tmp_path, monkeypatch, share, told):
     console = quiet()
     run(tmp_path / "run", console=console, log_every=2)
     assert console.file.getvalue().count("the cores are busy") == told
+
+
+def test_a_system_without_posix_locks_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(OSError, match=r"^training needs POSIX file locks.*WSL$"):
+        run(tmp_path / "run")

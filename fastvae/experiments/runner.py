@@ -136,8 +136,8 @@ def _last_step(job: Job) -> int:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 4096))
             last = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
-        return json.loads(last)["step"]
-    except (OSError, ValueError):
+        return int(json.loads(last)["step"])
+    except (OSError, ValueError, KeyError, TypeError):  # no record, or a damaged one
         return 0
 
 

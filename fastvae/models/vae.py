@@ -1,5 +1,6 @@
 """What the text VAEs share: the bound and its terms, word dropout, generation, input checks."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstructi
 from fastvae.scalars import plain
 
 State = tuple[Tensor, Tensor]
+LARGEST, MOST_LAYERS = 1 << 24, 1024  # of any size, so that products fit 64 bits, and of layers
 _ALONE = (
     "batch norm and free bits use each process's own samples: call fastvae.nn.set_process_group("
     "model, torch.distributed.group.WORLD) to use those of all processes"
@@ -321,13 +323,15 @@ def _pick(logits: Tensor, noise: Tensor | None, end_id: int | None, pad_id: int 
 def _check_arguments(config: dict[str, Any]) -> None:
     """Raises ValueError naming the argument that no model could have."""
     sizes = ("vocab_size", "length", "latent_size", "hidden_size", "feature_channels")
-    for name in (*sizes, "conv_layers", "conv_channels"):
-        if config.get(name, 1) < 1:
-            raise ValueError(f"{name} must be 1 or more, got {config[name]}")
+    for name in (*sizes, "conv_layers", "conv_channels", "encoder_channels"):
+        given, most = config.get(name, 1), MOST_LAYERS if name == "conv_layers" else LARGEST
+        for size in given if isinstance(given, (list, tuple)) else [given]:
+            if not 1 <= size <= most:
+                raise ValueError(f"{name} must be from 1 to {most:,}, got {size}")
     if not 0 <= config["word_dropout"] <= 1:
         raise ValueError(f"word_dropout must be between 0 and 1, got {config['word_dropout']}")
-    if config.get("aux_weight", 0) < 0:
-        raise ValueError(f"aux_weight must be 0 or more, got {config['aux_weight']}")
+    if not 0 <= config.get("aux_weight", 0) < math.inf:
+        raise ValueError(f"aux_weight must be 0 or more, and finite, got {config['aux_weight']}")
     for name in ("pad_id", "end_id"):
         if config[name] is not None and not 0 <= config[name] < config["vocab_size"]:
             last = config["vocab_size"] - 1

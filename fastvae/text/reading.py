@@ -74,6 +74,11 @@ def load_reading(folder: Path) -> Reading | None:
     raise ValueError(f"{path} needs exactly kind and normalization, two strings")
 
 
+def save_reading(folder: Path, reading: Reading) -> None:
+    """Write what `load_reading` reads."""
+    write_json(folder / FILE, asdict(reading))
+
+
 def record_reading(folder: Path, corpus) -> None:
     """Write how a run's corpus reads, or check it against what is there.
 
@@ -83,7 +88,7 @@ def record_reading(folder: Path, corpus) -> None:
     now = getattr(corpus, "reading", None) or Reading(type(corpus).__name__)
     before = load_reading(folder)
     if before is None:
-        write_json(folder / FILE, asdict(now))
+        save_reading(folder, now)
     elif now != before and now.is_known and before.is_known:
         raise ValueError(
             f"{folder} was begun with text read as {json.dumps(asdict(before))}, "
