@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import HfApi, PyTorchModelHubMixin, hf_hub_download
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim import Optimizer
@@ -52,11 +51,31 @@ STATE_SCHEMA = {
 FLOATS = {str(t).removeprefix("torch."): t for t in DTYPES.values() if t.is_floating_point}
 
 
-class PretrainedMixin(PyTorchModelHubMixin):
+CARD = """---
+library_name: fastvae
+pipeline_tag: text-generation
+tags: [vae, text-vae]
+---
+
+# {repo_id}
+
+A variational autoencoder for text, made with fastvae:
+
+```python
+import fastvae
+
+model = fastvae.{name}.from_pretrained("{repo_id}")
+```
+
+`fastvae.load(huggingface_hub.snapshot_download("{repo_id}"))` reads its vocabulary too.
+"""
+
+
+class PretrainedMixin:
     """Saves and loads a model that keeps its constructor's arguments in `self.config`.
 
-    Strict where `PyTorchModelHubMixin` is not: the class is checked, no argument and no tensor may
-    be missing or unknown, and there is no pickle to fall back to.
+    As `huggingface_hub.PyTorchModelHubMixin` does, but strict: the class is checked, no argument
+    and no tensor may be missing or unknown, and there is no pickle to fall back to.
     """
 
     config: dict[str, Any]
@@ -123,11 +142,14 @@ class PretrainedMixin(PyTorchModelHubMixin):
         commit_message: str = "Upload fastvae model",
     ) -> str:
         """Upload what `save_pretrained` writes, with a model card -> address of the commit."""
+        from huggingface_hub import HfApi  # here, or importing fastvae would take twice as long
+
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, vocabulary)
-            self.generate_model_card().save(Path(folder) / "README.md")
+            card = CARD.format(repo_id=repo_id, name=type(self).__name__)
+            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             return api.upload_folder(
                 repo_id=repo_id, folder_path=folder, revision=branch, commit_message=commit_message
             )
@@ -255,6 +277,8 @@ def _find(source: str | Path, name: str, hub: dict[str, Any]) -> Path:
         if not (Path(source) / name).is_file():
             raise FileNotFoundError(f"{source} holds no {name}")
         return Path(source) / name
+    from huggingface_hub import hf_hub_download
+
     try:
         return Path(hf_hub_download(str(source), name, **hub))
     except (OSError, ValueError) as error:

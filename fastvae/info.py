@@ -1,6 +1,7 @@
 """What is installed here: versions, build, machine, and which kernel serves which op."""
 
 import platform
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ import torch
 import fastvae
 from fastvae import _C
 
-NO_TRITON = "nothing: this torch is for CPUs"
+NO_TRITON = "nothing: Triton is not installed"
 # What computes each op on a GPU: README's table, and here where kernels are registered.
 SMALL = "H and V up to 2,048; float64 and int8 in PyTorch"
 ON_GPU = {
@@ -33,7 +34,6 @@ def facts() -> dict[str, Any]:
     """Names and values for people and programs; `ops` maps each op to what serves it per device."""
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     backends = ("CUDA", torch.version.cuda), ("ROCm", torch.version.hip)
-    cuda = _server if _registers_triton() else lambda *_: NO_TRITON
     backend = next((f"{name} {version}" for name, version in backends if version), "CPU only")
     return {
         "fastvae": fastvae.__version__,
@@ -45,7 +45,7 @@ def facts() -> dict[str, Any]:
         "GPU": ", ".join(gpus) or "none",
         "Triton kernels": PROVED,
         "persistent CUDA kernels": _persistent(),
-        "ops": {op: {"cpu": _server(op, "CPU"), "cuda": cuda(op, "CUDA")} for op in _ops()},
+        "ops": {op: {"cpu": _server(op, "CPU"), "cuda": _server(op, "CUDA")} for op in _ops()},
     }
 
 
@@ -62,7 +62,8 @@ def _registered() -> list[str]:
 def _server(op: str, key: str) -> str:
     """What the dispatcher calls for this op on a device of this kind, were there one."""
     if key == "CUDA":
-        return ON_GPU[op]
+        needs_triton = "Triton" in ON_GPU[op] and find_spec("triton") is None
+        return NO_TRITON if needs_triton else ON_GPU[op]
     return "C++ kernel" if _has(op, key) else "PyTorch"
 
 
@@ -78,8 +79,6 @@ def _persistent() -> str:
 
 
 def _served() -> set[str]:
-    if not _registers_triton():
-        return set()
     from fastvae.kernels import persistent
 
     return {*persistent.SERVING}
@@ -87,17 +86,6 @@ def _served() -> set[str]:
 
 def _has(op: str, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastvae::{op}", key)
-
-
-def _registers_triton() -> bool:
-    """Has the GPU's kernels registered, which a torch for CPUs does not; False without Triton."""
-    try:
-        import fastvae.kernels  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "triton":
-            raise
-        return False
-    return True
 
 
 def _cpu_name() -> str:

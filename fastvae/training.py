@@ -12,11 +12,10 @@ import threading
 import time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -29,7 +28,11 @@ from fastvae.run_folder import METRICS, RunFolder
 from fastvae.text.corpus import digest
 from fastvae.text.reading import load_reading, record_reading
 from fastvae.training_config import TrainingConfig
-from fastvae.training_display import TrainingDisplay
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fastvae.training_display import TrainingDisplay
 
 __all__ = ["TrainingConfig", "train"]
 
@@ -45,7 +48,7 @@ def train(
     *,
     validation=None,
     resume: bool = False,
-    console: Console | None = None,
+    console: "Console | None" = None,
 ) -> dict[str, Any]:
     """Train `model`, where it is, on `corpus` and keep the run in `run_dir`.
 
@@ -68,6 +71,8 @@ def train(
         trainer = _Trainer(model, forward, corpus, config, validation, group)
         stack.callback(trainer.release)
         if trainer.rank == 0:
+            from fastvae.training_display import TrainingDisplay  # with it comes rich
+
             display = stack.enter_context(TrainingDisplay(console, config.steps, config.kl_target))
             run = RunFolder(run_dir, resume=resume, say=display.say)
             stack.callback(run.close)
@@ -123,7 +128,7 @@ class _Trainer:
         self.timed_steps, self.clock = 0, 0.0
         self.cpu_clock, self.crowded = 0.0, False
 
-    def attach(self, run: RunFolder, display: TrainingDisplay) -> None:
+    def attach(self, run: RunFolder, display: "TrainingDisplay") -> None:
         self.run, self.display = run, display
 
     def start(self) -> None:

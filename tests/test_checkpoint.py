@@ -4,6 +4,8 @@ import json
 import os
 import resource
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -230,6 +232,33 @@ def test_the_hub_cache_is_read(tmp_path):
     (cache / "refs" / "main").write_text(commit)
     loaded = HybridVAE.from_pretrained("somebody/model", cache_dir=tmp_path, local_files_only=True)
     assert same_tensors(model, loaded)
+
+
+def test_pushing_to_the_hub_uploads_the_folder_and_a_card(monkeypatch):
+    uploaded = {}
+
+    class Hub:
+        def __init__(self, token):
+            assert token == "secret"
+
+        def create_repo(self, repo_id, *, private, exist_ok):
+            assert private and exist_ok
+            return SimpleNamespace(repo_id=f"somebody/{repo_id}")
+
+        def upload_folder(self, *, repo_id, folder_path, revision, commit_message):
+            for path in Path(folder_path).iterdir():
+                uploaded[path.name] = path.read_bytes()
+            return f"{repo_id}@{revision}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    model = hybrid()
+    model.reading = Reading("lines")
+    assert model.push_to_hub("m", VOCABULARY, private=True, token="secret", branch="b") == (
+        "somebody/m@b"
+    )
+    names = ["README.md", "config.json", "model.safetensors", "text.json", "vocabulary.json"]
+    assert sorted(uploaded) == names
+    assert b'fastvae.HybridVAE.from_pretrained("somebody/m")' in uploaded["README.md"]
 
 
 def test_folder_that_cannot_be_made(tmp_path):

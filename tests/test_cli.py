@@ -241,7 +241,7 @@ def test_info_names_what_serves_each_op(fastvae):
 def test_the_table_of_servers_is_that_of_the_kernels_and_of_the_readme():
     kernels = pytest.importorskip("fastvae.kernels")
     triton = {op for op, server in ON_GPU.items() if "Triton" in server}
-    assert triton == {*kernels.KERNELS}
+    assert triton == {*kernels.MODULES}
     rows = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
     for op, server in ON_GPU.items():
         if not op.endswith(("_backward", "_pack")):
@@ -272,11 +272,35 @@ def test_info_of_persistent_kernels(fastvae, monkeypatch):
 
 def test_info_without_triton(fastvae, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    for name in [name for name in sys.modules if name.startswith("fastvae.kernels")]:
+    servers = json.loads(fastvae("info", "--json")[1])["ops"]
+    without = {"cpu": "C++ kernel", "cuda": "nothing: Triton is not installed"}
+    assert servers["layer_norm_lstm"] == without
+    assert servers["linear"] == {"cpu": "C++ kernel", "cuda": "PyTorch"}
+
+
+def test_a_gpu_without_triton_is_told_what_to_install(monkeypatch):
+    from fastvae import kernels
+
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in [name for name in sys.modules if name.startswith("fastvae.kernels.")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("fastvae.kernels", raising=False)
-    servers = json.loads(fastvae("info", "--json")[1])["ops"]["layer_norm_lstm"]
-    assert servers == {"cpu": "C++ kernel", "cuda": "nothing: this torch is for CPUs"}
+    kernels.kernel.cache_clear()
+    with pytest.raises(ImportError, match=r"decode_lstm on a GPU needs Triton.*pip install triton"):
+        kernels.kernel("decode_lstm")
+
+
+LIGHT = (
+    "import sys, torch; before = {*sys.modules}; import fastvae; print(*{*sys.modules} - before)"
+)
+
+
+def test_importing_the_package_imports_no_program(tmp_path):
+    """What only the command line, plots, the Hub and GPUs need is imported where it is used."""
+    command = [sys.executable, "-c", LIGHT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    modules = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "fastvae" in modules
+    assert not modules & {"rich", "typer", "matplotlib", "huggingface_hub", "triton", "sklearn"}
 
 
 def test_the_package_runs_as_a_program(tmp_path):
