@@ -25,7 +25,7 @@ from fastvae.ops.highway_conv import (
 
 ROWS = 16  # of a tile
 STEPS = 8  # tiles of a program that sums up columns
-COMBINE = {"PARTS": 128, "COLS": 16, "num_warps": 4}
+COMBINE = {"PARTS": 64, "COLS": 16, "num_warps": 4}
 
 
 @triton.jit

@@ -71,7 +71,7 @@ class Block(NamedTuple):
 def serving(op: str, like: Tensor, sequences: int) -> Machine | None:
     """The machine of a tensor, where a persistent kernel serves the op for so many sequences."""
     most = SERVING.get(op, {}).get(like.dtype.itemsize, 0)
-    if sequences > most or like.dtype not in DTYPES[op] or not built(op):
+    if sequences > most or like.dtype not in DTYPES[op] or not (like.is_cuda and built(op)):
         return None
     return machine(like.device) if torch.cuda.get_device_capability() >= CAPABILITY else None
 

@@ -1,9 +1,9 @@
 """Compiles every GPU kernel, in every configuration its launcher can choose, for every target.
 
-    python tests/compile_kernels.py [--extremes] [TARGET ...]
+    python tests/compile_kernels.py [--extremes | --lstm] [TARGET ...]
 
 where TRITON_INTERPRET is not set; no GPU is needed. `--extremes` is each kernel's smallest, middle
-and largest configuration. Prints one JSON object a line: kernel, types, target, what the machine
+and largest configuration, `--lstm` are those of the LSTM's kernels. Prints one JSON object a line: kernel, types, target, what the machine
 code needs and has, and `wrong` where that must not be. Fails if anything is.
 """
 
@@ -181,6 +181,13 @@ def configurations(target: str) -> Iterator[Configuration]:
             yield from decode_bytenet_configurations(*of_type)
 
 
+def lstm(target: str) -> Iterator[Configuration]:
+    hip = TARGETS[target].backend == "hip"
+    for name, dtype in DTYPES.items():
+        yield from lstm_configurations(f"*{name}", dtype, hip)
+        yield from decode_lstm_configurations(f"*{name}", dtype, hip)
+
+
 def extremes(target: str) -> Iterator[Configuration]:
     """Each kernel's smallest, middle and largest."""
     kernels: dict[str, list[Configuration]] = {}
@@ -233,6 +240,7 @@ def compile_nth(listing: Callable, target: str, n: int) -> dict[str, Any]:
 def main(*arguments: str) -> int:
     targets = [a for a in arguments if a in TARGETS] or list(TARGETS)
     listing = extremes if "--extremes" in arguments else configurations
+    listing = lstm if "--lstm" in arguments else listing
     jobs = [(listing, t, n) for t in targets for n, _ in enumerate(listing(t))]
     wrong = 0
     with ProcessPoolExecutor(2, get_context("fork")) as pool:

@@ -7,7 +7,8 @@ tangents in silence. What is here fills the same entry of the dispatcher and doe
 from collections.abc import Callable
 
 import torch
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 # torch.func calls the dispatcher once for each of its levels, so the function is of one level.
 from torch._functorch.utils import enable_single_level_autograd_function  # isort: skip
@@ -48,7 +49,7 @@ def _register(name: str, backward: Callable, setup_context: Callable) -> None:
 
     members = {"forward": forward, "setup_context": setup_context, "backward": backward}
     function = type(
-        f"fastvae_{name}", (Function,), {k: staticmethod(v) for k, v in members.items()}
+        f"fastvae_{name}", (_SingleLevelFunction,), {k: staticmethod(v) for k, v in members.items()}
     )
 
     def call(*inputs):
@@ -63,7 +64,7 @@ def _register(name: str, backward: Callable, setup_context: Callable) -> None:
         if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
             return below(*inputs)
         with enable_single_level_autograd_function():
-            return super(Function, function).apply(*inputs)
+            return function.apply(*inputs)
 
     library = torch.library.Library("fastvae", "FRAGMENT")
     library.impl(name, call, "Autograd")
