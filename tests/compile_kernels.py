@@ -3,8 +3,9 @@
     python tests/compile_kernels.py [--extremes | --lstm] [TARGET ...]
 
 where TRITON_INTERPRET is not set; no GPU is needed. `--extremes` is each kernel's smallest, middle
-and largest configuration, `--lstm` are those of the LSTM's kernels. Prints one JSON object a line: kernel, types, target, what the machine
-code needs and has, and `wrong` where that must not be. Fails if anything is.
+and largest configuration, `--lstm` are those of the LSTM's kernels. Prints one JSON object a line:
+kernel, types, target, what the machine code needs and has, and `wrong` where that must not be.
+Fails if anything is.
 """
 
 import json
