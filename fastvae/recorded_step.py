@@ -20,7 +20,7 @@ class RecordedStep:
     of what else fn reads and writes: parameters, and settings, which a recording would otherwise
     keep as they were; so a changing learning rate is a tensor. Inputs may lie elsewhere, or be
     None. Where fn waits for the device it cannot be recorded: `say` is told so, and fn runs as it
-    is.
+    is. Raises ValueError for another device, and for inputs of another shape than at first.
     """
 
     def __init__(
@@ -30,12 +30,18 @@ class RecordedStep:
         say: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.fn, self.device, self.say = fn, torch.device(device), say
+        if self.device.type != "cuda":
+            raise ValueError(f"a step is recorded on a CUDA device, not on {self.device}")
         self.stream = cuda.Stream(self.device)
-        self.calls = 0
+        self.calls, self.shapes = 0, []
         self.graph: cuda.CUDAGraph | None = None
         self.failed = False
 
     def __call__(self, *tensors: Tensor | None) -> Tensor:
+        shapes = [None if t is None else t.shape for t in tensors]
+        self.shapes = self.shapes or shapes
+        if shapes != self.shapes:
+            raise ValueError(f"inputs had the shapes {self.shapes} at first, now {shapes}")
         self.calls += 1
         if self.calls > WARM_UP and self.graph is None and not self.failed:
             self._record(tensors)

@@ -385,3 +385,8 @@ def test_half_on_a_cpu_is_one_clear_line():
         RuntimeError, match=r"^linear takes float32, bfloat16 or float64 on a CPU, got float16"
     ):
         fastvae.nn.LayerNormLSTM(3, 4).half()(torch.zeros(2, 2, 3).half())
+
+
+def test_a_step_is_recorded_on_a_gpu_alone():
+    with pytest.raises(ValueError, match=r"^a step is recorded on a CUDA device, not on cpu$"):
+        fastvae.RecordedStep(lambda: None, "cpu")

@@ -81,3 +81,13 @@ def test_a_model_that_waits_for_the_device_is_launched(tmp_path, launched):
     assert result["step"] == 12 and said.count("kernel by kernel") == 1
     launched(tmp_path / "launched")
     assert losses(tmp_path / "waiting") == losses(tmp_path / "launched")
+
+
+def test_inputs_of_another_shape_are_refused():
+    step = recorded_step.RecordedStep(lambda x, y: x.sum())
+    for n in range(6):
+        assert step(torch.full((2, 3), float(n)), None).item() == 6 * n
+    for wrong in ((torch.ones(1, 3), None), (torch.ones(2, 3), torch.ones(1))):
+        with pytest.raises(ValueError, match="at first"):
+            step(*wrong)
+    assert step(torch.ones(2, 3), None).item() == 6
