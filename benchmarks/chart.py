@@ -12,6 +12,8 @@ COLOURS = {
     "fastvae": "#0b6e8f",
     "fastvae bf16": "#5fb3c8",
     "fastvae int8": "#b5dbe4",
+    "fastvae recorded": "#7a3e9d",
+    "fastvae recorded bf16": "#b48ccb",
     "fastvae persistent": "#2a7f4f",
     "fastvae persistent bf16": "#7cc49a",
     "fastvae persistent fp16": "#b9e0c8",
@@ -43,7 +45,7 @@ def draw(run, path: Path, works: Sequence[str] | None = None) -> None:
     axes.set_yticks(range(len(works)), works, fontsize=8)
     axes.set_ylim(len(works) - 0.4, -0.6)
     axes.set_xscale("log")
-    axes.set_xticks([1, 2, 5, 10, 20, 50], minor=False)
+    axes.set_xticks([1, 2, 5, 10, 20, 50, 100], minor=False)
     axes.minorticks_off()
     axes.xaxis.set_major_formatter("{x:g}×")
     axes.set_xlabel("times as fast as plain PyTorch in float32")
