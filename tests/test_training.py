@@ -319,3 +319,11 @@ def test_a_system_without_posix_locks_is_told_in_one_line(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(OSError, match=r"^training needs POSIX file locks.*WSL$"):
         run(tmp_path / "run")
+
+
+def test_logits_beyond_the_memory_are_refused(tmp_path):
+    """A batch whose ids would fit: 8 tokens of 11 logits each, with their gradients."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    batch = int(1.5 * memory) // (8 * 11 * 8)
+    with pytest.raises(ValueError, match=rf"the ids and logits of a step \(batch_size {batch}\)"):
+        run(tmp_path / "run", batch_size=batch)
