@@ -327,3 +327,19 @@ def test_logits_beyond_the_memory_are_refused(tmp_path):
     batch = int(1.5 * memory) // (8 * 11 * 8)
     with pytest.raises(ValueError, match=rf"the ids and logits of a step \(batch_size {batch}\)"):
         run(tmp_path / "run", batch_size=batch)
+
+
+def test_small_tensors_travel_from_where_the_group_can_take_them():
+    import torch.distributed as dist
+
+    from fastvae.processes import wire
+
+    elsewhere = torch.device("meta")
+    for backend, where in (("gloo", torch.device("cpu")), ("fake", elsewhere)):
+        if backend == "fake":
+            pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            assert wire(dist.group.WORLD, elsewhere) == where
+        finally:
+            dist.destroy_process_group()
