@@ -11,7 +11,6 @@ from fastvae import _C
 
 NO_TRITON = "nothing: Triton is not installed"
 # What computes each op on a GPU: README's table, and here where kernels are registered.
-SMALL = "H and V up to 2,048; float64 and int8 in PyTorch"
 ON_GPU = {
     "layer_norm_lstm": "Triton: H up to 2,048; float64 in PyTorch",
     "highway_conv_project": "Triton: float64 in PyTorch",
@@ -19,8 +18,8 @@ ON_GPU = {
     "highway_conv": "Triton: float64 in PyTorch",
     "linear": "PyTorch",
     "gumbel_noise": "Triton",
-    "decode_lstm": f"Triton: {SMALL}",
-    "decode_bytenet": "CUDA C++: C of 192 to 512, in bfloat16 up to 256 sequences, in float32 up "
+    "decode_lstm": "Triton: H and V up to 2,048; float64 and int8 in PyTorch",
+    "decode_bytenet": "CUDA C++: C of 256 to 512, in bfloat16 up to 256 sequences, in float32 up "
     "to 128; else Triton: float64 and int8 in PyTorch",
     "decode_lstm_pack": "PyTorch",
     "decode_bytenet_pack": "PyTorch",

@@ -177,8 +177,7 @@ def decode_bytenet(
     if runs_plain(features, packed):
         rest = noise, carry, end_id, pad_id, packed
         return decode_bytenet_reference(features, *weights.values(), *rest)
-    machine = persistent.serving("decode_bytenet", features, B)
-    if machine and C >= persistent.LEAST_CHANNELS:
+    if machine := persistent.serving("decode_bytenet", features, B, C):
         plan = persistent.plan_bytenet(C, N, V, B, features.dtype.itemsize, machine)
         if plan:
             rest = noise, carry, end_id, pad_id, plan

@@ -134,7 +134,7 @@ def decode_lstm(
     if runs_plain(features, packed) or max(H, V) > LARGEST:
         rest = noise, eps, end_id, pad_id, packed
         return decode_lstm_reference(features, *weights.values(), *rest)
-    if machine := persistent.serving("decode_lstm", features, B):
+    if machine := persistent.serving("decode_lstm", features, B, H):
         plan = persistent.plan_lstm(H, B, features.dtype.itemsize, machine, V)
         if plan:
             rest = noise, eps, end_id, pad_id, plan

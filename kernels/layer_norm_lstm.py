@@ -200,7 +200,7 @@ def layer_norm_lstm(
     _, B, H = check_layer_norm_lstm(*tensors)
     if x.dtype == torch.float64 or H > LARGEST:
         return layer_norm_lstm_loop(*tensors, eps, save)
-    if machine := persistent.serving("layer_norm_lstm", x, B):
+    if machine := persistent.serving("layer_norm_lstm", x, B, H):
         plan = persistent.plan_lstm(H, B, x.dtype.itemsize, machine)
         if plan:
             return persistent.layer_norm_lstm(*tensors, eps, save, plan=plan)

@@ -25,11 +25,19 @@ DTYPES = {
     "decode_lstm": (torch.bfloat16, torch.float32),
     "decode_bytenet": (torch.bfloat16, torch.float32),
 }
-# The most sequences, by bytes of a number, that these kernels serve: those for which results on a
-# GPU, in benchmarks/results, are better than those of the Triton path.
-SERVING: dict[str, dict[int, int]] = {"decode_bytenet": {2: 256, 4: 128}}
-LEAST_CHANNELS = 192  # fewer of ByteNet's the Triton kernel has at hand
 CAPABILITY = 8, 0  # the least that they are compiled for
+
+
+class Served(NamedTuple):
+    """What a kernel serves: the most sequences by bytes of a number, and from which size on."""
+
+    most: dict[int, int]
+    least: int = 0
+
+
+# Where results on a GPU, in benchmarks/results, are better than those of the Triton path.
+SERVING = {"decode_bytenet": Served({2: 256, 4: 128}, least=256)}
+EVERYTHING = Served({2: sys.maxsize, 4: sys.maxsize})
 
 
 class Machine(NamedTuple):
@@ -68,12 +76,22 @@ class Block(NamedTuple):
     work: int
 
 
-def serving(op: str, like: Tensor, sequences: int) -> Machine | None:
-    """The machine of a tensor, where a persistent kernel serves the op for so many sequences."""
-    most = SERVING.get(op, {}).get(like.dtype.itemsize, 0)
-    if sequences > most or like.dtype not in DTYPES[op] or not (like.is_cuda and built(op)):
+def serving(op: str, like: Tensor, sequences: int, size: int) -> Machine | None:
+    """The machine of a tensor, where a persistent kernel serves the op for so many sequences.
+
+    size: H, or C.
+    """
+    if not (like.is_cuda and built(op) and serves(op, like.dtype, sequences, size)):
         return None
     return machine(like.device) if torch.cuda.get_device_capability() >= CAPABILITY else None
+
+
+def serves(op: str, dtype: torch.dtype, sequences: int, size: int) -> bool:
+    """Whether a persistent kernel is to serve the op, where there is one."""
+    served = SERVING.get(op)
+    if served is None or dtype not in DTYPES[op]:
+        return False
+    return sequences <= served.most[dtype.itemsize] and size >= served.least
 
 
 def built(op: str) -> bool:
@@ -86,7 +104,7 @@ def serve(ops: Iterable[str] = tuple(DTYPES)) -> Iterator[None]:
     """Inside it exactly these ops are served, at every size: for tests and benchmarks."""
     before = dict(SERVING)
     SERVING.clear()
-    SERVING.update({op: {2: sys.maxsize, 4: sys.maxsize} for op in ops})
+    SERVING.update(dict.fromkeys(ops, EVERYTHING))
     try:
         yield
     finally:

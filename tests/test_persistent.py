@@ -259,7 +259,7 @@ def test_simulator_finds_faults(simulator, which, seed):
 )
 def test_plans_fit_what_is_launched(simulator, H, B, V, itemsize, processors):
     """The bytes that a plan counts on are those that its launch asks for, and it has the blocks."""
-    machine = persistent.Machine(processors, 100_000)
+    machine = persistent.Machine(processors, 166_912)  # as an A100's, enough for each of these
     dtype = torch.bfloat16 if itemsize == 2 else torch.float32
     plan = persistent.plan_lstm(H, B, itemsize, machine, V)._replace(threads=THREADS)
     members, share = -(-H // plan.units), -(-B // plan.groups)
@@ -314,10 +314,12 @@ def test_shapes_that_are_not_for_these_kernels():
 SWEEPS = sorted((ROOT / "benchmarks/results").glob("*sweep*.json"))
 
 
-@pytest.mark.parametrize("op, itemsize", [(o, i) for o, m in persistent.SERVING.items() for i in m])
+@pytest.mark.parametrize(
+    "op, itemsize", [(o, i) for o, s in persistent.SERVING.items() for i in s.most]
+)
 def test_serves_where_results_on_a_gpu_are_better(op, itemsize):
     """On every GPU that was measured, up to the most sequences, a launch after the other."""
-    dtype, most = {2: "bfloat16", 4: "float32"}[itemsize], persistent.SERVING[op][itemsize]
+    dtype, most = {2: "bfloat16", 4: "float32"}[itemsize], persistent.SERVING[op].most[itemsize]
     assert SWEEPS
     for sweep in SWEEPS:
         saved = json.loads(sweep.read_text())
@@ -334,4 +336,26 @@ def test_serves_where_results_on_a_gpu_are_better(op, itemsize):
 def test_serves_nothing_where_it_was_not_built():
     for op, dtypes in persistent.DTYPES.items():
         for dtype in dtypes:
-            assert persistent.serving(op, torch.zeros(1, dtype=dtype), 1) is None
+            assert persistent.serving(op, torch.zeros(1, dtype=dtype), 1, 256) is None
+
+
+@pytest.mark.parametrize(
+    "sequences, size, dtype, want",
+    [
+        (256, 256, torch.bfloat16, True),
+        (257, 256, torch.bfloat16, False),
+        (128, 256, torch.float32, True),
+        (129, 256, torch.float32, False),
+        (1, 255, torch.bfloat16, False),
+        (1, 256, torch.float16, False),
+    ],
+)
+def test_serves_what_was_measured_and_in_tests_every_size(sequences, size, dtype, want):
+    case = "decode_bytenet", dtype, sequences, size
+    assert persistent.serves(*case) == want
+    with persistent.serve():
+        assert persistent.serves(*case) == (dtype in persistent.DTYPES["decode_bytenet"])
+        assert persistent.serves("decode_lstm", torch.bfloat16, 300, 1)
+    with persistent.serve(["decode_lstm"]):
+        assert not persistent.serves(*case)
+    assert persistent.serves(*case) == want and "decode_lstm" not in persistent.SERVING
