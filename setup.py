@@ -84,8 +84,8 @@ def main() -> None:
         print(f"fastvae is built without its CUDA C++ kernels: {reason}.", file=sys.stderr)
     native = CppExtension(
         "fastvae._C",
-        sorted(glob("csrc/*.cpp") + ([] if reason else glob("csrc/cuda/*.cu"))),
-        depends=glob("csrc/**/*.h", recursive=True),
+        sorted(glob("csrc/**/*.cpp", recursive=True) + ([] if reason else glob("csrc/cuda/*.cu"))),
+        depends=[*glob("csrc/**/*.h", recursive=True), *glob("csrc/cuda/*.cuh")],
         include_dirs=[pybind11.get_include()],
         library_dirs=[] if reason else nvcc.libraries,
         extra_compile_args={"cxx": [*FLAGS, "-fopenmp"], "nvcc": NVCC_FLAGS},

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "isa.h"
+#include "cpu/isa.h"
 
 STABLE_TORCH_LIBRARY(fastvae, m) {
   m.def(

@@ -1,7 +1,7 @@
 """Kernels of csrc/cuda: one launch a sequence, whose blocks keep the weights and pass vectors on.
 
 Here is planned who computes what, a pure function of sizes, and made what the launches are given.
-The equations stand with the ops; how blocks exchange data, in csrc/cuda/exchange.h.
+The equations stand with the ops; how blocks exchange data, in csrc/cuda/exchange.cuh.
 """
 
 import sys
@@ -218,7 +218,7 @@ def net_blocks(
 
 
 def _product(rows: int, depth: int, columns: int, itemsize: int, warps: int) -> list[int]:
-    """Words of weights, columns and partial sums (csrc/cuda/matrix.h)."""
+    """Words of weights, columns and partial sums (csrc/cuda/matrix.cuh)."""
     if itemsize == 4:
         return [rows * depth, columns * depth, warps * columns * rows]
     tiles, deep = -(-rows // 16), -(-depth // 16)

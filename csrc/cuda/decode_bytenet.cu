@@ -6,9 +6,8 @@
 // follow each other through the layers.
 #include <algorithm>
 
-#include "../decode_checks.h"
-#include "launch.h"
-#include "offer.h"
+#include "launch.cuh"
+#include "offer.cuh"
 
 namespace {
 constexpr int VOTE = 2;  // words: logit, symbol

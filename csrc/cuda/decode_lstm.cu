@@ -4,10 +4,8 @@
 //   mean(a) = mean(u) + mean(E_y),   Σ (a − mean)² = Σ (u − mean)² + 2 u·Ẽ_y + |Ẽ_y|²,   Ẽ_y = E_y − mean(E_y),
 // and u·Ẽ_y = x_t·Ẽ_y + (Ẽ W h)_y is a product with h like a logit. So every block offers, with its best symbol, that
 // symbol's part of the squares ("cross"), and the step passes two exchanges: these offers, and h.
-#include "../decode_checks.h"
-#include "../layer_norm_lstm.h"
-#include "launch.h"
-#include "offer.h"
+#include "launch.cuh"
+#include "offer.cuh"
 
 namespace {
 constexpr int OFFER = 8;  // words: mean, Σ squares, logit, symbol, cross, and three unused: a sector of memory

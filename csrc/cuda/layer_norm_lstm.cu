@@ -1,6 +1,5 @@
 // LayerNorm-LSTM over a sequence in one launch, forward. Equations: fastvae/ops/layer_norm_lstm.py.
-#include "../layer_norm_lstm.h"
-#include "launch.h"
+#include "launch.cuh"
 
 namespace {
 constexpr int MOMENTS = 2;  // words: mean, Σ squares

@@ -1,4 +1,4 @@
-// csrc/cuda/launch.h on the host: launchers register for CPU tensors, and a launch is simulated.
+// csrc/cuda/launch.cuh on the host: launchers register for CPU tensors, and a launch is simulated.
 #pragma once
 #define DEVICE_KEY CPU
 

@@ -1,4 +1,4 @@
-// csrc/cuda/platform.h on the host: every thread of a launch is a fiber of one thread, and which of them goes on, and
+// csrc/cuda/platform.cuh on the host: every thread of a launch is a fiber of one thread, and which of them goes on, and
 // when a stored word arrives in memory, is drawn at random. So one source runs in any order that a GPU may choose, and
 // the same seed gives the same order again.
 #pragma once

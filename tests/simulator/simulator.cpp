@@ -1,7 +1,7 @@
 // What tests/test_persistent.py asks of the simulator, and kernels with faults that it must find.
 #include "platform_simulator.h"
 
-#include "../../csrc/cuda/exchange.h"
+#include "../../csrc/cuda/exchange.cuh"
 
 extern "C" void set_seed(unsigned seed) { simulator::seed = seed; }
 extern "C" int64_t shared_memory_of_last_launch() { return simulator::last_shared; }

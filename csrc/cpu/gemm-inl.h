@@ -18,7 +18,7 @@ constexpr int64_t ROWS = VECTOR_ROWS, ROWS_BY_VECTORS = ROWS;
 #endif
 
 // What packed operands of tensors of T are made of, and what their products add up in. Operands of int8_t are rounded
-// by their owner (decode_operands.kernels.h); products of integers are exact.
+// by their owner (decode_operands-inl.h); products of integers are exact.
 #ifdef BF16_DOT
 template <class T>
 using Packed = T;

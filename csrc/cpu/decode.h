@@ -4,8 +4,7 @@
 #include <atomic>
 #include <cstring>
 
-#include "common.h"
-#include "decode_checks.h"
+#include "../common.h"
 #include "isa.h"
 #include "scratch.h"
 #include "team.h"

@@ -19,7 +19,7 @@ struct DecodeBytenet {
   Wide<T>*rows, *scales, *before, *x;
 };
 
-#define KERNELS "decode_bytenet.kernels.h"
+#define KERNELS "decode_bytenet-inl.h"
 #include "foreach_isa.h"
 #include "decode_pack.h"
 

@@ -5,9 +5,9 @@
 // u = input + W h, which give the norm's, and all blocks' parts of the new h. A block has several slices, so that one
 // is computed while another is on its way.
 #pragma once
-#include "exchange.h"
-#include "matrix.h"
-#include "split.h"
+#include "exchange.cuh"
+#include "matrix.cuh"
+#include "split.cuh"
 
 constexpr int THREADS = 256;       // of a block, at most
 constexpr int MOST_MEMBERS = 160;  // of a group

@@ -1,7 +1,7 @@
 // Linear layer over dense inputs and symbols on CPU. Equations: fastvae/ops/linear.py.
 #include <vector>
 
-#include "common.h"
+#include "../common.h"
 
 // Rows worked on at a time: packed, they stay in the L2 cache while the weight passes.
 template <class T>
@@ -31,7 +31,7 @@ struct LinearBackward {
   double* total;
 };
 
-#define KERNELS "linear.kernels.h"
+#define KERNELS "linear-inl.h"
 #include "foreach_isa.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // Highway masked convolution on CPU. Equations: fastvae/ops/highway_conv.py.
-#include "common.h"
+#include "../common.h"
 
 template <class T>
 struct HighwayProject {
@@ -57,7 +57,7 @@ struct HighwayFolded {
 constexpr int64_t SLAB = 64;  // rows worked on at a time
 constexpr int64_t slabs(int64_t rows) { return (rows + SLAB - 1) / SLAB; }
 
-#define KERNELS "highway_conv.kernels.h"
+#define KERNELS "highway_conv-inl.h"
 #include "foreach_isa.h"
 
 namespace {

@@ -1,38 +1,16 @@
-// Scratch memory and its sizes.
+// Scratch memory of the CPU kernels and its sizes.
 #pragma once
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
-#include <limits>
 #include <new>
-#include <stdexcept>
-#include <string>
 
-// A product of sizes that come from arguments; the largest number where it does not fit.
-inline int64_t times(std::initializer_list<int64_t> factors) {
-  int64_t product = 1;
-  for (const int64_t factor : factors)
-    if (__builtin_mul_overflow(product, factor, &product)) return std::numeric_limits<int64_t>::max();
-  return product;
-}
+#include "../checks.h"
 
-// Throws where so much memory is not to be had: an allocation would fail, or touch it page by page until the system
-// ends the process.
-inline void check_memory(int64_t count, int64_t size) {
-  static const double memory = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
-  const double bytes = double(count) * double(size);
-  if (count >= 0 && bytes <= memory) return;
-  throw std::runtime_error("sizes too large: " + std::to_string(int64_t(bytes / 1e9)) +
-                           " GB are needed at once, this machine has " + std::to_string(int64_t(memory / 1e9)) +
-                           " GB of memory");
-}
-
-// Sizes of packed operands (gemm.h) in numbers of the wide type, large enough at every level: rows of A, columns of B,
+// Sizes of packed operands (gemm-inl.h) in numbers of the wide type, large enough at every level: rows of A, columns of B,
 // k of either, scratch of a whole product.
 inline int64_t packed_rows(int64_t m) { return (m + 31) / 32 * 32; }
 inline int64_t packed_columns(int64_t n) { return n + 47; }

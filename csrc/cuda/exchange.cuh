@@ -4,7 +4,7 @@
 // until it is not EMPTY. Nothing is inferred from one word about another, so there is neither fence nor barrier, and
 // no word is used twice in a launch, so there is nothing to be re-armed. A replayed launch empties the buffer again.
 #pragma once
-#include "platform.h"
+#include "platform.cuh"
 
 // As floats or as two 16-bit ones, these are NaN: a number's word that says the same is published as another NaN.
 constexpr uint32_t EMPTY = 0xffffffff;

@@ -2,7 +2,7 @@
 #pragma once
 #include <cmath>
 
-#include "platform.h"
+#include "platform.cuh"
 
 struct Offer {
   float logit;

@@ -2,7 +2,7 @@
 // A panel holds all gates of its channels, so that the thread which multiplies by it goes on to their gates: one
 // barrier a layer. What the vectors before give does not wait for a symbol: all layers' in one go, once a symbol is
 // done.
-#include "decode.kernels.h"
+#include "decode-inl.h"
 
 // The packed weights of a decoder, one after the other.
 template <class T, class Q>

@@ -1,6 +1,6 @@
 // Who computes what in a persistent kernel, and where in shared memory: plain arithmetic, for kernels and launchers.
 #pragma once
-#include "platform.h"
+#include "platform.cuh"
 
 HOST_DEVICE constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
 HOST_DEVICE constexpr int round_up(int a, int b) { return divide_up(a, b) * b; }

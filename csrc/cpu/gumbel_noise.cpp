@@ -1,5 +1,5 @@
 // Gumbel noise on CPU. Equations: fastvae/ops/gumbel_noise.py.
-#include "common.h"
+#include "../common.h"
 
 struct GumbelNoise {
   int64_t count;
@@ -8,7 +8,7 @@ struct GumbelNoise {
   float* noise;
 };
 
-#define KERNELS "gumbel_noise.kernels.h"
+#define KERNELS "gumbel_noise-inl.h"
 #include "foreach_isa.h"
 
 namespace {

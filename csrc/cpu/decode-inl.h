@@ -1,5 +1,5 @@
 // The parts of a step that every decoder shares. Included once per level, before a decoder's own kernels.
-#include "decode_operands.kernels.h"
+#include "decode_operands-inl.h"
 
 // Resets this thread's share of the sequences. The caller waits.
 template <class T, class Q>

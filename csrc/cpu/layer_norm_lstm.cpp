@@ -1,7 +1,36 @@
 // LayerNorm-LSTM on CPU. Equations: fastvae/ops/layer_norm_lstm.py.
-#include "layer_norm_lstm.h"
+#include "../common.h"
 
-#define KERNELS "layer_norm_lstm.kernels.h"
+// Scratch of both directions: the packed weight, and h (or da) packed, a step's pre-activations (or da), cell state (or
+// dc).
+template <class T>
+struct LayerNormLstm {
+  int64_t steps, B, H;
+  double eps;
+  const T *x, *weight, *gain, *bias, *h0, *c0;
+  T *h, *c_n;
+  Wide<T>* c;  // c, normalised and rstd are kept for backward, or null
+  T* normalised;
+  Wide<T>* rstd;
+  void *panels, *tiles;
+  Wide<T>*a, *state;
+};
+
+template <class T>
+struct LayerNormLstmBackward {
+  int64_t steps, B, H;
+  const T *dh, *dc_n, *weight, *gain, *bias, *h0;
+  const Wide<T>* c0;
+  const T* h;
+  const Wide<T>* c;
+  const T* normalised;
+  const Wide<T>* rstd;
+  T *dx, *dweight, *dgain, *dbias, *dh0, *dc0;
+  void *panels, *tiles, *scratch;
+  Wide<T>*da, *dc, *dh_through, *sums, *dweight_wide;
+};
+
+#define KERNELS "layer_norm_lstm-inl.h"
 #include "foreach_isa.h"
 
 namespace {

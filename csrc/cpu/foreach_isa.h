@@ -1,7 +1,7 @@
 // Compiles the header named by KERNELS once per instruction set, in namespaces baseline, avx2, avx512,
 // avx512_bf16 and amx (these two for operands of bfloat16 and int8 only: CALL_AT), so that one build runs everywhere
 // and every level can be tested on one machine. Use:
-//   #define KERNELS "op.kernels.h"
+//   #define KERNELS "op-inl.h"
 //   #include "foreach_isa.h"
 // What the kernels use from outside (standard headers, team.h) is included here, before any level.
 #include <algorithm>
@@ -11,7 +11,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "common.h"
+#include "../common.h"
 #include "isa.h"
 #include "scratch.h"
 #include "team.h"
@@ -26,8 +26,8 @@
 
 #define VECTOR_BYTES 16  // SSE2, NEON
 namespace baseline {
-#include "simd.h"
-#include "gemm.h"
+#include "simd-inl.h"
+#include "gemm-inl.h"
 #include KERNELS
 }  // namespace baseline
 #undef VECTOR_BYTES
@@ -37,8 +37,8 @@ namespace baseline {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
-#include "simd.h"
-#include "gemm.h"
+#include "simd-inl.h"
+#include "gemm-inl.h"
 #include KERNELS
 }  // namespace avx2
 #pragma GCC pop_options
@@ -48,8 +48,8 @@ namespace avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 namespace avx512 {
-#include "simd.h"
-#include "gemm.h"
+#include "simd-inl.h"
+#include "gemm-inl.h"
 #include KERNELS
 }  // namespace avx512
 #pragma GCC pop_options
@@ -58,15 +58,15 @@ namespace avx512 {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,prefer-vector-width=512")
 namespace avx512_bf16 {
-#include "simd.h"
-#include "gemm.h"
+#include "simd-inl.h"
+#include "gemm-inl.h"
 #include KERNELS
 }  // namespace avx512_bf16
 
-#define AMX  // its instructions stand in gemm.h as such: no compiler option is needed
+#define AMX  // its instructions stand in gemm-inl.h as such: no compiler option is needed
 namespace amx {
-#include "simd.h"
-#include "gemm.h"
+#include "simd-inl.h"
+#include "gemm-inl.h"
 #include KERNELS
 }  // namespace amx
 #undef AMX

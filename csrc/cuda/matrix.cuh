@@ -7,7 +7,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "platform.h"
+#include "platform.cuh"
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;

@@ -2,7 +2,7 @@
 // Three phases a symbol: the products that need hₜ₋₁ (recurrent, and the classifier's for the symbol before); its
 // choice, the inputs and the norm's statistics; gates and state. Threads share the first by columns and the others by
 // channels.
-#include "decode.kernels.h"
+#include "decode-inl.h"
 
 // The packed weights of a decoder, one after the other.
 template <class T, class Q>

@@ -6,9 +6,9 @@
 #include <string>
 
 #include "../common.h"
-#include "exchange.h"
-#include "recurrence.h"
-#include "split.h"
+#include "exchange.cuh"
+#include "recurrence.cuh"
+#include "split.cuh"
 
 using torch::headeronly::Half;
 
@@ -33,7 +33,7 @@ inline Tensor filled(const Tensor& like, std::initializer_list<int64_t> size, Sc
   Tensor t = empty(like, size, dtype);
   return torch::stable::fill_(t, value);
 }
-// Words that blocks exchange (exchange.h), before a launch.
+// Words that blocks exchange (exchange.cuh), before a launch.
 inline Tensor emptied(const Tensor& like, int64_t words) { return filled(like, {words}, ScalarType::Int, -1); }
 inline uint32_t* words(Tensor& t) { return reinterpret_cast<uint32_t*>(t.mutable_data_ptr<int32_t>()); }
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#define KERNELS "machine_peak.kernels.h"
+#define KERNELS "machine_peak-inl.h"
 #include "foreach_isa.h"
 
 namespace {

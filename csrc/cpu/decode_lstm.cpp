@@ -1,6 +1,5 @@
 // Decoding with a LayerNorm-LSTM on CPU. Equations: fastvae/ops/decode_lstm.py.
 #include "decode.h"
-#include "layer_norm_lstm.h"
 
 template <class T, class Q>
 struct LstmWeights {
@@ -31,7 +30,7 @@ struct DecodeLstm {
   Moments<Wide<T>>* moments;
 };
 
-#define KERNELS "decode_lstm.kernels.h"
+#define KERNELS "decode_lstm-inl.h"
 #include "foreach_isa.h"
 #include "decode_pack.h"
 
