@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fastvae.terminal import console, table
+from fastvae.console import console, table
 
 SOURCE = Path(__file__).with_suffix(".cu")
 TARGETS = "arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a"

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from fastvae import ops
+from fastvae.console import console, table
 from fastvae.kernels import persistent
 from fastvae.ops.decode_bytenet import bytenet_step
 from fastvae.ops.decode_lstm import lstm_step, teacher_forced
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_reference
-from fastvae.terminal import console, table
 from fastvae.testing import assert_accurate, assert_best
 
 SHORT, LONG = 20, 120  # steps

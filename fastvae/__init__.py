@@ -12,13 +12,10 @@ except ModuleNotFoundError:
 
 from fastvae import nn, ops, reference, text
 from fastvae.allocator import keep_freed_memory
-from fastvae.checkpoint import load
-from fastvae.models.hybrid import HybridVAE
-from fastvae.models.lstm_vae import LSTMVAE
+from fastvae.models import LSTMVAE, HybridVAE, load
 from fastvae.objective import KLSchedule, VAEOutput
-from fastvae.recorded_step import RecordedStep
-from fastvae.training import train
-from fastvae.training_config import TrainingConfig
+from fastvae.training import TrainingConfig, train
+from fastvae.training.recorded_step import RecordedStep
 
 if torch.version.cuda or torch.version.hip:
     import fastvae.kernels  # noqa: F401  registers the Triton kernels

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from fastvae import metrics
-from fastvae.inputs import posterior
-from fastvae.models.vae import TextVAE, evaluating
+from fastvae.models.text_vae import TextVAE, evaluating
 from fastvae.text import Corpus
 
 
@@ -35,7 +34,10 @@ def measure(
     if mi_texts:
         n = min(mi_texts, count)
         with evaluating(model):
-            parts = [posterior(model, tokens) for tokens in corpus.batches(batch_size, n)]
+            place = next(model.parameters()).device
+            batches = (tokens.to(place) for tokens in corpus.batches(batch_size, n))
+            with torch.no_grad():
+                parts = [model.posterior(tokens) for tokens in batches]
         mean, logvar = map(torch.cat, zip(*parts, strict=True))
         result["mutual_information"] = metrics.mutual_information(mean, logvar, generator=generator)
         result["mutual_information_texts"] = n

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fastvae.models.vae import evaluating
+from fastvae.models.text_vae import evaluating
 from fastvae.nn import widen
 from fastvae.objective import gaussian_kl, reconstruction_nats
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvae import ops
-from fastvae.collectives import combine_statistics
+from fastvae.distributed import combine_statistics
 from fastvae.ops.linear import known
 from fastvae.ops.precision import accumulate_dtype
 from fastvae.scalars import plain

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvae.collectives import all_reduce
+from fastvae.distributed import all_reduce
 
 
 class VAEOutput(NamedTuple):

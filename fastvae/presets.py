@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from fastvae.device import check_fits
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
-from fastvae.models.vae import TextVAE
-from fastvae.processes import check_fits
+from fastvae.models.text_vae import TextVAE
 from fastvae.text import (
     ByteVocabulary,
     Corpus,
@@ -24,7 +24,7 @@ from fastvae.text import (
     WindowCorpus,
 )
 from fastvae.text.reading import LINES, NORMALIZERS, WINDOWS
-from fastvae.training_config import TrainingConfig
+from fastvae.training.config import TrainingConfig
 
 MODELS = {"HybridVAE": HybridVAE, "LSTMVAE": LSTMVAE}
 CHARACTERS, TWEETS = "characters", "tweets"

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastvae import checkpoint
-from fastvae.files import DamagedFileError, write_bytes, write_tensors
+from fastvae import load
+from fastvae.atomic_files import DamagedFileError, write_bytes, write_tensors
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
 from fastvae.text.reading import Reading, load_reading
 from fastvae.text.vocabulary import ByteVocabulary, CharVocabulary
+from fastvae.training import checkpoint
 
 SMALL = {"latent_size": 3, "encoder_channels": (6, 7), "feature_channels": 5, "hidden_size": 6}
 VOCABULARY = CharVocabulary("abcdefghi\n")
@@ -73,7 +74,7 @@ def test_round_trip(name, tmp_path, capsys):
     model = MODELS[name]()
     model.save_pretrained(tmp_path / "new" / "folder", VOCABULARY)
     rng = torch.get_rng_state()
-    loaded, vocabulary = checkpoint.load(tmp_path / "new" / "folder")
+    loaded, vocabulary = load(tmp_path / "new" / "folder")
     again = type(model).from_pretrained(tmp_path / "new" / "folder")
     assert torch.equal(rng, torch.get_rng_state())
     for other in (loaded, again):
@@ -91,7 +92,7 @@ def test_how_the_text_was_read_goes_with_the_model(tmp_path):
     model.reading = reading
     model.save_pretrained(tmp_path / "first")
     for other in (
-        checkpoint.load(tmp_path / "first")[0],
+        load(tmp_path / "first")[0],
         HybridVAE.from_pretrained(tmp_path / "first"),
     ):
         assert other.reading == reading
@@ -100,12 +101,12 @@ def test_how_the_text_was_read_goes_with_the_model(tmp_path):
 
 
 def test_tuples_come_back_as_tuples(saved):
-    assert checkpoint.load(saved)[0].config["encoder_channels"] == (6, 7)
+    assert load(saved)[0].config["encoder_channels"] == (6, 7)
 
 
 def test_without_vocabulary(tmp_path):
     hybrid().save_pretrained(tmp_path)
-    assert checkpoint.load(tmp_path)[1] is None
+    assert load(tmp_path)[1] is None
 
 
 def test_vocabulary_of_another_size(saved, tmp_path):
@@ -113,7 +114,7 @@ def test_vocabulary_of_another_size(saved, tmp_path):
         hybrid().save_pretrained(saved, ByteVocabulary())
     ByteVocabulary().save(saved / "vocabulary.json")
     with pytest.raises(ValueError, match=r"vocabulary\.json has 259 symbols, the model 11"):
-        checkpoint.load(saved)
+        load(saved)
 
 
 def test_class_is_checked(saved):
@@ -121,7 +122,7 @@ def test_class_is_checked(saved):
         LSTMVAE.from_pretrained(saved)
     edit_config(saved, **{"class": "Popen"})
     with pytest.raises(ValueError, match="unknown class 'Popen'"):
-        checkpoint.load(saved)
+        load(saved)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_class_is_checked(saved):
 def test_config_must_fit(saved, changes, message):
     edit_config(saved, **changes)
     with pytest.raises(ValueError, match=message) as error:
-        checkpoint.load(saved)
+        load(saved)
     assert "\n" not in str(error.value)
 
 
@@ -153,7 +154,7 @@ def test_config_must_fit(saved, changes, message):
 def test_config_must_be_json(saved, content):
     (saved / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json") as error:
-        checkpoint.load(saved)
+        load(saved)
     assert "\n" not in str(error.value)
 
 
@@ -171,7 +172,7 @@ def test_absurd_sizes_are_refused_before_allocation(saved, arguments):
     edit_config(saved, arguments=arguments)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(ValueError, match=r"config\.json"):
-        checkpoint.load(saved)
+        load(saved)
     assert time.monotonic() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
@@ -188,13 +189,13 @@ def test_absurd_sizes_are_refused_before_allocation(saved, arguments):
 def test_tensors_must_fit(saved, change, message):
     edit_weights(saved, change)
     with pytest.raises(ValueError, match=message):
-        checkpoint.load(saved)
+        load(saved)
 
 
 def test_weights_of_other_programs_need_no_digest(saved):
-    model, _ = checkpoint.load(saved)
+    model, _ = load(saved)
     save_file(model.state_dict(), saved / "model.safetensors")
-    assert same_tensors(model, checkpoint.load(saved)[0])
+    assert same_tensors(model, load(saved)[0])
 
 
 def test_truncated_weights(saved):
@@ -202,7 +203,7 @@ def test_truncated_weights(saved):
     for size in (0, 4, 100, len(content) // 2, len(content) - 1):
         (saved / "model.safetensors").write_bytes(content[:size])
         with pytest.raises(DamagedFileError, match=r"model\.safetensors is damaged"):
-            checkpoint.load(saved)
+            load(saved)
 
 
 def test_a_header_without_end_is_not_read(saved):
@@ -210,12 +211,12 @@ def test_a_header_without_end_is_not_read(saved):
         file.write((80 << 20).to_bytes(8, "little"))
         file.truncate(90 << 20)
     with pytest.raises(DamagedFileError, match=r"damaged \(a header of 83,886,080 bytes"):
-        checkpoint.load(saved)
+        load(saved)
 
 
 def test_missing_files(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
-        checkpoint.load(tmp_path / "nowhere")
+        load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="neither a folder here nor a model on the Hub"):
         HybridVAE.from_pretrained("nobody/nothing", local_files_only=True)
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
@@ -304,8 +305,8 @@ def test_training_state_round_trip(tmp_path, steps):
 def test_best_weights(saved):
     model, optimizer = trained()
     checkpoint.save_checkpoint(saved / "best.safetensors", model, optimizer, STATE)
-    assert same_tensors(model, checkpoint.load(saved, best=True)[0])
-    assert not same_tensors(model, checkpoint.load(saved)[0])
+    assert same_tensors(model, load(saved, best=True)[0])
+    assert not same_tensors(model, load(saved)[0])
 
 
 def test_every_flipped_byte_and_every_truncation_is_noticed(tmp_path):

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from fastvae import cli
-from fastvae.checkpoint import load
+from fastvae.console import escape
 from fastvae.info import ON_GPU
+from fastvae.models import load
 from fastvae.models.hybrid import HybridVAE
 from fastvae.plots import learning_curves, read_metrics
-from fastvae.terminal import escape
 from fastvae.text import ByteVocabulary, CharVocabulary
 
 TEXT = "the cat sat on the mat.\na dog ran to the [/b] cat.\n" * 40

@@ -9,7 +9,7 @@ import torch
 from test_training import Letters, make_model, quiet, records, run
 
 import fastvae
-from fastvae.files import parse_json
+from fastvae.atomic_files import parse_json
 from fastvae.text import CharVocabulary, WindowCorpus
 
 TEXT = "the cat sat on the mat, the dog did not\n" * 30
@@ -169,7 +169,7 @@ def test_a_flipped_bit_of_the_settings_is_one_line(whole, tmp_path, name):
 def test_a_signed_checkpoint_that_makes_no_sense(whole, tmp_path, damage, message):
     from safetensors import safe_open
 
-    from fastvae.files import write_tensors
+    from fastvae.atomic_files import write_tensors
 
     shutil.copytree(whole, tmp_path / "run")
     for name in ("last", "previous"):
@@ -213,12 +213,14 @@ def test_a_run_of_before_goes_on(whole, tmp_path):
     """With a digest of the first batch alone, as its training.json had."""
     import hashlib
 
-    from fastvae.training import _generator
+    from fastvae.training.step import seeded_generator
 
     shutil.copytree(whole, tmp_path / "run")
     path = tmp_path / "run" / "training.json"
     saved = json.loads(path.read_text())
-    first = Letters().batch(saved["config"]["batch_size"], _generator(saved["config"]["seed"], 0))
+    first = Letters().batch(
+        saved["config"]["batch_size"], seeded_generator(saved["config"]["seed"], 0)
+    )
     data = hashlib.blake2b(first.numpy().tobytes(), digest_size=16).hexdigest()
     path.write_text(json.dumps({"data": data, "config": saved["config"]}))
     run(tmp_path / "run", steps=14, log_every=2, resume=True)

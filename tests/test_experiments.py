@@ -20,7 +20,7 @@ from fastvae.experiments.report import code, in_mode, markdown, rows_of, trace
 from fastvae.experiments.runner import _last_step
 from fastvae.presets import CHARACTERS, PRESETS, TWEETS, build_model
 from fastvae.text import ByteVocabulary, CharVocabulary
-from fastvae.training_config import TrainingConfig
+from fastvae.training.config import TrainingConfig
 
 PTB = CharVocabulary("".join(map(chr, range(33, 83))))  # 50 characters, as in the paper
 TINY = {

@@ -134,7 +134,7 @@ class Refuse:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Refuse())
-import fastvae, fastvae.cli, fastvae.demo, fastvae.plots, fastvae.training
+import fastvae, fastvae.cli, fastvae.cli.demo, fastvae.plots, fastvae.training
 """
     result = python("-c", program, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

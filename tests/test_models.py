@@ -13,7 +13,7 @@ from torch import nn
 import fastvae
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
-from fastvae.models.vae import constructor_arguments, trusting
+from fastvae.models.text_vae import constructor_arguments, trusting
 
 NAMES = ["lstm", "bytenet", "none", "lstm_vae"]
 RECURRENT = ["lstm", "bytenet", "lstm_vae"]

@@ -14,9 +14,9 @@ from rich.console import Console
 
 import fastvae
 from fastvae import allocator, cli
+from fastvae.console import escape, print_json
 from fastvae.metrics import evaluate
 from fastvae.models.hybrid import HybridVAE
-from fastvae.terminal import escape, print_json
 from fastvae.text import (
     ByteVocabulary,
     CharVocabulary,

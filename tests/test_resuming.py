@@ -246,7 +246,7 @@ def test_full_disk_keeps_the_last_checkpoint(whole, tmp_path):
 @pytest.mark.parametrize("patient", [False, True])
 def test_a_second_signal_waits_only_among_several_processes(patient):
     """There the others have to be told first, after the step."""
-    from fastvae.processes import stop_signals
+    from fastvae.signals import stop_signals
 
     before = signal.getsignal(signal.SIGINT)
     with stop_signals(patient) as stop:

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fastvae.checkpoint import load
 from fastvae.metrics import evaluate
+from fastvae.models import load
 from fastvae.training import TrainingConfig, train
 
 WORKER = Path(__file__).with_name("training_worker.py")
@@ -142,14 +142,14 @@ def test_a_run_learns_and_leaves_a_model(tmp_path):
 
 def test_records_are_means_of_the_steps_terms(tmp_path):
     """Against a plain loop over torch.optim.Adam, drawn from the same (seed, step)."""
-    from fastvae.training import _generator
+    from fastvae.training.step import seeded_generator
 
     steps, model = 6, make_model(dtype=torch.float64)
     run(tmp_path, make_model(dtype=torch.float64), steps=steps, log_every=3, seed=5)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     expected = []
     for step in range(steps):
-        generator = _generator(5, step)
+        generator = seeded_generator(5, step)
         tokens = Letters().batch(4, generator)
         noise = torch.randn(4, 3, generator=generator)
         dropped = torch.rand(4, 8, generator=generator) < 0.3
@@ -332,7 +332,7 @@ def test_logits_beyond_the_memory_are_refused(tmp_path):
 def test_small_tensors_travel_from_where_the_group_can_take_them():
     import torch.distributed as dist
 
-    from fastvae.processes import wire
+    from fastvae.training.processes import wire
 
     elsewhere = torch.device("meta")
     for backend, where in (("gloo", torch.device("cpu")), ("fake", elsewhere)):

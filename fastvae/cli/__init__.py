@@ -11,8 +11,8 @@ from fastvae.allocator import keep_freed_memory
 from fastvae.cli.arguments import Json
 from fastvae.cli.models import encode, evaluate, interpolate, reconstruct, sample
 from fastvae.cli.training import demo, experiment, fields, train
+from fastvae.console import console, hush, one_line, print_json, table
 from fastvae.info import facts
-from fastvae.terminal import console, hush, one_line, print_json, table
 
 # Fields of models and of training are options too; their names may be written with underscores.
 _ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from fastvae import metrics
+from fastvae.atomic_files import make_folder
 from fastvae.cli.arguments import (
     Batch,
     Best,
@@ -29,19 +30,17 @@ from fastvae.cli.arguments import (
     Temperature,
     Threads,
 )
-from fastvae.evaluation import measure
-from fastvae.files import make_folder
-from fastvae.inputs import (
+from fastvae.cli.inputs import (
     LineTokens,
     encode_texts,
     find_reading,
     in_batches,
     load_model,
     open_for,
-    posterior,
     tell,
 )
-from fastvae.terminal import console, escape, print_bytes, print_json, table, track
+from fastvae.console import console, escape, print_bytes, print_json, table, track
+from fastvae.evaluation import measure
 from fastvae.text import Vocabulary
 from fastvae.text.reading import WINDOWS
 
@@ -194,7 +193,7 @@ def reconstruct(
     found = []
     for batch in in_batches(rows, batch_size):
         tokens = torch.from_numpy(np.stack([row for _, row in batch]))
-        mean, _ = posterior(model, tokens)
+        mean = model.encode(tokens)
         out = model.generate(
             mean, temperature=temperature, generator=generator, weights=_weights(int8)
         )
@@ -250,7 +249,7 @@ def interpolate(
     show = _printer(raw, as_json)
     model, vocabulary = load_model(run, best=best, device=device)
     reading = find_reading(run, model, read, normalize)
-    ends, _ = posterior(model, encode_texts(model, vocabulary, reading, {"A": a, "B": b}))
+    ends = model.encode(encode_texts(model, vocabulary, reading, {"A": a, "B": b}))
     rows = model.interpolate(*ends, steps, weights=_weights(int8)).tolist()
     styles = ["bold", *[""] * (steps - 2), "bold"]
     texts = [show("", row, vocabulary, style) for row, style in zip(rows, styles, strict=True)]
@@ -302,7 +301,7 @@ def encode(
                 fits = [n for n, row in enumerate(batch) if row is not None]
                 if fits:
                     tokens = torch.from_numpy(np.stack([batch[n] for n in fits]))
-                    latents[fits] = posterior(model, tokens)[0].float().cpu().numpy()
+                    latents[fits] = model.encode(tokens).float().cpu().numpy()
                 file.write(latents.tobytes())
                 count += len(batch)
             file.seek(0)

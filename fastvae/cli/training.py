@@ -11,11 +11,12 @@ import torch
 import typer
 
 from fastvae.cli.arguments import Data, Device, Json, Normalize, Seed, Threads
+from fastvae.cli.demo import demo as run_demo
 from fastvae.cli.fields import MODEL, groups, shown, with_field_options
-from fastvae.demo import demo as run_demo
+from fastvae.console import console, print_json, table
+from fastvae.device import find_device
 from fastvae.experiments import NAMES, PAPER_STEPS, Options
 from fastvae.experiments import experiment as run_experiment
-from fastvae.inputs import find_device
 from fastvae.presets import (
     MEANINGS,
     PRESETS,
@@ -24,9 +25,8 @@ from fastvae.presets import (
     configure,
     read_corpus,
 )
-from fastvae.terminal import console, print_json, table
 from fastvae.training import train as run_training
-from fastvae.training_config import TrainingConfig
+from fastvae.training.config import TrainingConfig
 
 
 def demo(

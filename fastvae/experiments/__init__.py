@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fastvae.atomic_files import make_folder, write_bytes, write_json
+from fastvae.device import find_device
 from fastvae.experiments import (
     equal_kl,
     fig3,
@@ -23,8 +25,6 @@ from fastvae.experiments.grid import STEPS, Exhibit, Point, Run, pick, runs
 from fastvae.experiments.point import Job, finished
 from fastvae.experiments.report import LONG, markdown, rows_of
 from fastvae.experiments.runner import default_jobs, run_jobs
-from fastvae.files import make_folder, write_bytes, write_json
-from fastvae.inputs import find_device
 from fastvae.text import SyntheticCorpus
 
 EXHIBITS: dict[str, Exhibit] = {

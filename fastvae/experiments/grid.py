@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from fastvae.presets import CHARACTERS, PRESETS, TWEETS, Preset, changed, field_types, parse
-from fastvae.training_config import TrainingConfig
+from fastvae.training.config import TrainingConfig
 
 RELEASED, MATCHED, BOTH = "as released", "matched", "both"
 # What a matched baseline takes from the model that it is compared with, besides the latent size.

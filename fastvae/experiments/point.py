@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from fastvae.allocator import keep_freed_memory
+from fastvae.atomic_files import read_json, write_json
+from fastvae.console import console, one_line
+from fastvae.device import find_device
 from fastvae.evaluation import measure
-from fastvae.files import read_json, write_json
-from fastvae.inputs import find_device
 from fastvae.metrics import variety
-from fastvae.models.vae import TextVAE
+from fastvae.models.text_vae import TextVAE
 from fastvae.plots import read_metrics
 from fastvae.presets import Preset, build_model, open_corpus
-from fastvae.run_folder import METRICS
-from fastvae.terminal import console, one_line
 from fastvae.text import Corpus, Vocabulary
 from fastvae.training import train
-from fastvae.training_config import TrainingConfig
+from fastvae.training.config import TrainingConfig
+from fastvae.training.run_directory import METRICS
 
 RESULT = "result.json"
 SAMPLES, SHOWN, INTERPOLATIONS = 1000, 20, 3

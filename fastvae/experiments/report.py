@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from fastvae.console import escape
 from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Exhibit
 from fastvae.metrics import bits_per_character
-from fastvae.terminal import escape
 
 # Parts of a result that are long: documents keep them only where their exhibit shows them.
 LONG = ("curves", "samples", "interpolations")

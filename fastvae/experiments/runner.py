@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastvae.experiments.point import Job
-from fastvae.processes import stop_signals
-from fastvae.run_folder import METRICS
+from fastvae.signals import stop_signals
+from fastvae.training.run_directory import METRICS
 
 LOG, MOST = "log.txt", 8
 POLL, SPEAK = 0.2, 60  # seconds; between lines where there is no terminal for a bar

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fastvae import reference
+from fastvae.console import track
+from fastvae.device import find_device
 from fastvae.experiments import fig4, table3
 from fastvae.experiments.grid import RELEASED, Point, runs
-from fastvae.inputs import find_device
 from fastvae.presets import CHARACTERS, TWEETS, build_model, open_corpus
-from fastvae.terminal import track
 
 TITLE = "Speed: training steps a second"
 CLAIM = "the hybrid trains about 2x faster than the LSTM VAE"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvae import ops
-from fastvae.models.kept import Kept
+from fastvae.models.weight_cache import Kept
 from fastvae.nn import (
     BatchNorm,
     HighwayConvStack,

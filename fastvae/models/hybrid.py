@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fastvae.models.decoders import ByteNetDecoder, LSTMDecoder
-from fastvae.models.vae import TextVAE, constructor_arguments
+from fastvae.models.text_vae import TextVAE, constructor_arguments
 from fastvae.nn import ConvEncoder, DeconvDecoder, Linear
 
 

@@ -6,7 +6,7 @@ Bowman et al. 2016, "Generating Sentences from a Continuous Space", arXiv:1511.0
 from torch import Tensor
 
 from fastvae.models.decoders import LSTMDecoder
-from fastvae.models.vae import State, TextVAE, constructor_arguments
+from fastvae.models.text_vae import State, TextVAE, constructor_arguments
 from fastvae.nn import LayerNormLSTM, Linear
 
 

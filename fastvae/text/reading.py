@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from fastvae.files import read_json, write_json
+from fastvae.atomic_files import read_json, write_json
 from fastvae.text import tweets
 
 FILE = "text.json"

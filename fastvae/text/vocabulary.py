@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvae.files import read_limited
+from fastvae.atomic_files import read_limited
 from fastvae.text.files import text_chunks
 
 

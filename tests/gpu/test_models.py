@@ -9,7 +9,7 @@ import torch
 
 import fastvae
 from fastvae import reference
-from fastvae.models.vae import trusting
+from fastvae.models.text_vae import trusting
 from fastvae.testing import assert_accurate
 
 if not torch.cuda.is_available():

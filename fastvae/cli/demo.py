@@ -13,9 +13,9 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from fastvae import reference
+from fastvae.console import escape, table
 from fastvae.models.hybrid import HybridVAE
 from fastvae.plots import learning_curves, read_metrics
-from fastvae.terminal import escape, table
 from fastvae.text import SyntheticCorpus
 from fastvae.training import TrainingConfig, train
 
@@ -124,7 +124,7 @@ def _show_reconstructions(
     model: HybridVAE, corpus: SyntheticCorpus, seed: int, console: Console
 ) -> None:
     tokens = corpus.batch(200, torch.Generator().manual_seed(seed + 2))
-    texts, copies = _decode(corpus, tokens), _decode(corpus, model.generate(_means(model, tokens)))
+    texts, copies = _decode(corpus, tokens), _decode(corpus, model.generate(model.encode(tokens)))
     console.print(Text("Fresh lines, and below each its reconstruction from z", style="bold"))
     for text, copy in list(zip(texts, copies, strict=True))[:SHOWN]:
         console.print(f"    {escape(text)}")
@@ -145,7 +145,7 @@ def _show_reconstructions(
 def _show_interpolation(
     model: HybridVAE, corpus: SyntheticCorpus, seed: int, console: Console
 ) -> None:
-    ends = _means(model, corpus.batch(2, torch.Generator().manual_seed(seed + 3)))
+    ends = model.encode(corpus.batch(2, torch.Generator().manual_seed(seed + 3)))
     console.print(Text("From one line to another in seven points of z", style="bold"))
     for n, text in enumerate(_decode(corpus, model.interpolate(*ends, 7))):
         console.print(Text(f"    {escape(text)}", style="bold" if n in (0, 6) else ""))
@@ -202,11 +202,6 @@ def _medians(ours: Callable, plain: Callable, device: torch.device) -> tuple[flo
             if turn:  # the first warms up
                 found.append(time.perf_counter() - begin)
     return median(times[0]), median(times[1])
-
-
-def _means(model: HybridVAE, tokens: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model.posterior(tokens.to(next(model.parameters()).device))[0]
 
 
 def _decode(corpus: SyntheticCorpus, tokens: Tensor) -> list[str]:

@@ -15,8 +15,16 @@ from typing import Any
 import torch
 
 from fastvae import _C
-from fastvae.checkpoint import BEST, CONFIG, CONFIG_SCHEMA, LAST, PREVIOUS, VOCABULARY, WEIGHTS
-from fastvae.files import first_line, make_folder, parse_json, read_json, write_bytes, write_json
+from fastvae.atomic_files import (
+    first_line,
+    make_folder,
+    parse_json,
+    read_json,
+    write_bytes,
+    write_json,
+)
+from fastvae.models.pretrained import BEST, CONFIG, CONFIG_SCHEMA, VOCABULARY, WEIGHTS
+from fastvae.training.checkpoint import LAST, PREVIOUS
 
 SETTINGS, METRICS, LOCK = "training.json", "metrics.jsonl", "lock"
 # What may differ when a run goes on: how far, and what only looks on.
@@ -39,7 +47,7 @@ RECORD_SCHEMAS = {
 }
 
 
-class RunFolder:
+class RunDirectory:
     """A run's folder, held by this process alone until `close` or its end.
 
     `fresh` tells whether it holds no run yet. Raises OSError where it cannot be written, ValueError

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastvae import ops
-from fastvae.checkpoint import PretrainedMixin
+from fastvae.models.pretrained import PretrainedMixin
 from fastvae.nn import widen
 from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats
 from fastvae.scalars import plain
@@ -104,6 +104,15 @@ class TextVAE(PretrainedMixin, nn.Module):
         """tokens [B, L] -> mean, log-variance [B, Z]. Raises ValueError as forward does."""
         self.check_tokens(tokens)
         return self._encode(tokens)
+
+    @torch.no_grad()
+    def encode(self, tokens: Tensor) -> Tensor:
+        """tokens [B, L] on any device -> posterior means [B, Z]: what `generate` gives texts for.
+
+        Uses running statistics whatever the module's mode. Raises ValueError as forward does.
+        """
+        with evaluating(self):
+            return self.posterior(tokens.to(next(self.parameters()).device))[0]
 
     def log_likelihood(self, tokens: Tensor, z: Tensor) -> Tensor:
         """log p(x | z), nats: tokens [B, L], z [B, Z] -> [B]; in the module's mode, none dropped.

@@ -8,14 +8,15 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastvae import terminal
+from fastvae.console import console as make_console
+from fastvae.console import escape
 
 
 class TrainingDisplay:
     """A progress bar on a terminal, elsewhere a line every ten seconds; texts come out escaped."""
 
     def __init__(self, console: Console | None, steps: int, kl_target: float) -> None:
-        self.console = console or terminal.console(stderr=True)
+        self.console = console or make_console(stderr=True)
         self.steps, self.spoken, self.kl_target = steps, time.monotonic(), kl_target
         self.bar = None
         if self.console.is_terminal:
@@ -36,7 +37,7 @@ class TrainingDisplay:
     def say(self, text: str) -> None:
         """One line, whatever the text holds."""
         options = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
-        self._show(lambda: self.console.print(terminal.escape(text), **options))
+        self._show(lambda: self.console.print(escape(text), **options))
 
     def _show(self, write: Callable[[], object]) -> None:
         """Write to the terminal; once it has been closed, nothing more: the run must be saved."""

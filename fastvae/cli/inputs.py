@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastvae.checkpoint import load
-from fastvae.models.vae import TextVAE
+from fastvae.console import console, escape
+from fastvae.device import find_device
+from fastvae.models import load
+from fastvae.models.text_vae import TextVAE
 from fastvae.presets import READINGS, TWEETS, read_corpus
-from fastvae.terminal import console, escape, one_line
 from fastvae.text import ByteVocabulary, Corpus, Reading, Vocabulary
 from fastvae.text.corpus import LineCounts, normalized_lines
 from fastvae.text.files import CHUNK, byte_chunks, stream_chunks
@@ -31,17 +32,6 @@ def load_model(
     if vocabulary is None:
         raise ValueError(f"{folder} holds no vocabulary.json, so its symbols cannot be read")
     return model.to(find_device(device)), vocabulary
-
-
-def find_device(name: str | None) -> torch.device:
-    """The device of this name, by default a GPU if there is one. ValueError if it does not work."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise ValueError(f"device {name} cannot be used here: {one_line(error)}") from error
-    return device
 
 
 def find_reading(
@@ -227,12 +217,6 @@ def encode_texts(
             how = NORMALIZATIONS[reading.normalization]
             tell([f"{name} was changed by normalization ({how})"])
     return torch.from_numpy(np.stack(rows))
-
-
-@torch.no_grad()
-def posterior(model: TextVAE, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens [B, L] anywhere -> mean and log-variance [B, Z] on the model's device."""
-    return model.posterior(tokens.to(next(model.parameters()).device))
 
 
 def in_batches(items: Iterable, size: int) -> Iterator[list]:

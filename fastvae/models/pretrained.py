@@ -1,14 +1,12 @@
-"""What a run writes and reads: model folders and training checkpoints, safetensors and JSON only.
+"""The files of a saved model: config.json, model.safetensors, vocabulary.json, text.json; the Hub.
 
 Every file is replaced atomically and nothing is ever unpickled. A model's sizes are checked against
 its file before anything of that size is allocated.
 """
 
-import importlib
 import inspect
 import json
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -16,41 +14,30 @@ from typing import Any, Self
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.optim import Optimizer
 
-from fastvae.files import (
+from fastvae.atomic_files import (
     DTYPES,
-    DamagedFileError,
     check_signature,
     check_tensors,
     digest_json,
     first_line,
     make_folder,
     open_tensors,
-    parse_json,
     read_json,
     read_tensors,
     write_json,
     write_tensors,
 )
+from fastvae.text import Vocabulary
 from fastvae.text.reading import FILE as READING
 from fastvae.text.reading import Reading, load_reading, save_reading
 
 FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.json"
-LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
-MODELS = {"HybridVAE": "fastvae.models.hybrid", "LSTMVAE": "fastvae.models.lstm_vae"}
+BEST = "best.safetensors"  # a run's best checkpoint, whose tensors' names begin with BEST_PREFIX
+BEST_PREFIX = "model."
 CONFIG_SCHEMA = {"class": str, "version": int, "dtype": str, "arguments": dict}
-STATE_SCHEMA = {
-    "format": int,
-    "step": int,
-    "seed?": int,
-    "best?": (float, type(None)),
-    "window?": dict,
-}
 FLOATS = {str(t).removeprefix("torch."): t for t in DTYPES.values() if t.is_floating_point}
-
-
 CARD = """---
 library_name: fastvae
 pipeline_tag: text-generation
@@ -155,14 +142,8 @@ class PretrainedMixin:
             )
 
 
-def load(folder: str | Path, *, best: bool = False):
-    """A saved folder -> (model in eval mode, vocabulary or None); the class comes from config.json.
-
-    `best` takes the weights of a run's best checkpoint instead of its last ones. Raises ValueError
-    where a file is not what it should be, FileNotFoundError where there is none.
-    """
-    from fastvae.text import Vocabulary
-
+def load_as(classes: dict[str, type], folder: str | Path, best: bool) -> tuple[Any, Any]:
+    """`fastvae.load` with the classes that there are, by name."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -170,12 +151,12 @@ def load(folder: str | Path, *, best: bool = False):
             "huggingface_hub.snapshot_download returns)"
         )
     config = _read_config(_find(folder, CONFIG, {}))
-    if config["class"] not in MODELS:
+    if config["class"] not in classes:
         raise ValueError(
-            f"{folder / CONFIG}: unknown class {config['class']!r}, known: {[*MODELS]}"
+            f"{folder / CONFIG}: unknown class {config['class']!r}, known: {[*classes]}"
         )
-    cls = getattr(importlib.import_module(MODELS[config["class"]]), config["class"])
-    weights, prefix = (BEST, "model.") if best else (WEIGHTS, "")
+    cls = classes[config["class"]]
+    weights, prefix = (BEST, BEST_PREFIX) if best else (WEIGHTS, "")
     model, vocabulary = _build(cls, config, _find(folder, weights, {}), prefix), None
     contents = {CONFIG: config}
     if (folder / VOCABULARY).exists():
@@ -187,81 +168,6 @@ def load(folder: str | Path, *, best: bool = False):
         check_signature(folder / name, content, folder / WEIGHTS)
     model.reading = load_reading(folder)
     return model, vocabulary
-
-
-def save_checkpoint(
-    path: Path,
-    model: nn.Module,
-    optimizer: Optimizer,
-    state: dict[str, Any],
-    keep: Path | None = None,
-) -> None:
-    """Model, Adam's state and `state` (JSON: step, seed, best value) in one file, with a digest.
-
-    What the file replaces becomes `keep` where that is given. Raises OSError in one line.
-    """
-    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = value.float() if key == "step" else value
-    write_tensors(path, tensors, {"fastvae": json.dumps({"format": FORMAT, **state})}, keep)
-
-
-def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Fill model and optimizer in place -> the `state` that was saved.
-
-    Raises DamagedFileError where the file is not what was written, ValueError where it belongs to
-    another model; neither changes model or optimizer.
-    """
-    with open_tensors(path) as file:
-        # The digest first: a damaged header must not pass for another model's.
-        tensors, metadata = read_tensors(path, file)
-        if not {"digest", "fastvae"} <= metadata.keys():
-            raise DamagedFileError(f"{path} is damaged or no training checkpoint")
-        state = parse_json(metadata["fastvae"], f"{path}: its state", STATE_SCHEMA)
-        if state.pop("format") != FORMAT:
-            raise ValueError(f"{path} was written by another version of fastvae")
-        expected = {f"model.{name}": t for name, t in model.state_dict().items()}
-        moments = {}
-        for n, (name, parameter) in enumerate(model.named_parameters()):
-            if f"step.{name}" in tensors:  # Adam has no state before its first step
-                moments[n] = {
-                    "step": torch.empty((), device="cpu"),
-                    "exp_avg": parameter,
-                    "exp_avg_sq": parameter,
-                }
-                expected |= {f"{key}.{name}": t for key, t in moments[n].items()}
-        check_tensors(path, file, expected)
-    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
-    names = [name for name, _ in model.named_parameters()]
-    filled = {n: {key: tensors[f"{key}.{names[n]}"] for key in keys} for n, keys in moments.items()}
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": filled})
-    return state
-
-
-def load_latest(
-    folder: Path, model: nn.Module, optimizer: Optimizer, say: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """A run's last checkpoint, or the one before with one line to `say`; None where there is none.
-
-    Raises ValueError where all are damaged or belong to another model.
-    """
-    why = f"{folder / LAST} is missing"
-    damaged = False
-    for path in (folder / LAST, folder / PREVIOUS):
-        if not path.exists():
-            continue
-        try:
-            state = load_checkpoint(path, model, optimizer)
-        except DamagedFileError as error:
-            why, damaged = str(error), True
-            continue
-        if path.name == PREVIOUS:
-            say(f"{why}; going on from the checkpoint before it, step {state['step']}")
-        return state
-    if damaged:
-        raise ValueError(f"{why}, and no other checkpoint is whole: start again in another folder")
-    return None
 
 
 def _check_vocabulary(vocabulary, config: dict[str, Any], name: Any) -> None:

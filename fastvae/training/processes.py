@@ -1,10 +1,8 @@
-"""Several processes and their signals: joining the group torchrun started, stopping together."""
+"""Several processes: joining the group that torchrun started, and what wraps a model in it."""
 
 import atexit
 import inspect
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -42,51 +40,6 @@ def joined(model: nn.Module) -> Iterator[dist.ProcessGroup | None]:
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-@contextmanager
-def stop_signals(patient: bool) -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM or SIGHUP sets; a second one acts as ever, unless `patient`.
-
-    A second SIGHUP does nothing: the shell and the system each send one when a terminal closes.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread can receive signals
-        return
-
-    def ask(number, frame):
-        stop.set()
-        if not patient:
-            restore()
-            if hangup in before:
-                signal.signal(hangup, signal.SIG_IGN)
-
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, "SIGHUP", None)
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it
-        numbers.append(hangup)
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield stop
-    finally:
-        restore()
-
-
-def check_fits(size: int, what: str) -> None:
-    """Raises ValueError where `size` bytes are more than this machine's memory."""
-    if not hasattr(os, "sysconf"):
-        return
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory:
-        raise ValueError(
-            f"{what} need {size / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f} GB of memory: "
-            "choose smaller sizes"
-        )
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -1,0 +1,30 @@
+"""The device that work runs on, and whether the work fits in this machine's memory."""
+
+import os
+
+import torch
+
+from fastvae.atomic_files import first_line
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of this name, by default a GPU if there is one. ValueError if it does not work."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise ValueError(f"device {name} cannot be used here: {first_line(error)}") from error
+    return device
+
+
+def check_fits(size: int, what: str) -> None:
+    """Raises ValueError where `size` bytes are more than this machine's memory."""
+    if not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise ValueError(
+            f"{what} need {size / 1e9:,.0f} GB, this machine has {memory / 1e9:,.0f} GB of memory: "
+            "choose smaller sizes"
+        )

@@ -1,0 +1,108 @@
+"""Training checkpoints: model, Adam's state and the state of the run, in one safetensors file.
+
+Each is replaced atomically and nothing is ever unpickled.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from fastvae.atomic_files import (
+    DamagedFileError,
+    check_tensors,
+    open_tensors,
+    parse_json,
+    read_tensors,
+    write_tensors,
+)
+from fastvae.models.pretrained import BEST_PREFIX
+
+FORMAT = 1
+LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
+STATE_SCHEMA = {
+    "format": int,
+    "step": int,
+    "seed?": int,
+    "best?": (float, type(None)),
+    "window?": dict,
+}
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    keep: Path | None = None,
+) -> None:
+    """Model, Adam's state and `state` (JSON: step, seed, best value) in one file, with a digest.
+
+    What the file replaces becomes `keep` where that is given. Raises OSError in one line.
+    """
+    tensors = {f"{BEST_PREFIX}{name}": t for name, t in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = value.float() if key == "step" else value
+    write_tensors(path, tensors, {"fastvae": json.dumps({"format": FORMAT, **state})}, keep)
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Fill model and optimizer in place -> the `state` that was saved.
+
+    Raises DamagedFileError where the file is not what was written, ValueError where it belongs to
+    another model; neither changes model or optimizer.
+    """
+    with open_tensors(path) as file:
+        # The digest first: a damaged header must not pass for another model's.
+        tensors, metadata = read_tensors(path, file)
+        if not {"digest", "fastvae"} <= metadata.keys():
+            raise DamagedFileError(f"{path} is damaged or no training checkpoint")
+        state = parse_json(metadata["fastvae"], f"{path}: its state", STATE_SCHEMA)
+        if state.pop("format") != FORMAT:
+            raise ValueError(f"{path} was written by another version of fastvae")
+        expected = {f"{BEST_PREFIX}{name}": t for name, t in model.state_dict().items()}
+        moments = {}
+        for n, (name, parameter) in enumerate(model.named_parameters()):
+            if f"step.{name}" in tensors:  # Adam has no state before its first step
+                moments[n] = {
+                    "step": torch.empty((), device="cpu"),
+                    "exp_avg": parameter,
+                    "exp_avg_sq": parameter,
+                }
+                expected |= {f"{key}.{name}": t for key, t in moments[n].items()}
+        check_tensors(path, file, expected)
+    model.load_state_dict({name: tensors[f"{BEST_PREFIX}{name}"] for name in model.state_dict()})
+    names = [name for name, _ in model.named_parameters()]
+    filled = {n: {key: tensors[f"{key}.{names[n]}"] for key in keys} for n, keys in moments.items()}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": filled})
+    return state
+
+
+def load_latest(
+    folder: Path, model: nn.Module, optimizer: Optimizer, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """A run's last checkpoint, or the one before with one line to `say`; None where there is none.
+
+    Raises ValueError where all are damaged or belong to another model.
+    """
+    why = f"{folder / LAST} is missing"
+    damaged = False
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            state = load_checkpoint(path, model, optimizer)
+        except DamagedFileError as error:
+            why, damaged = str(error), True
+            continue
+        if path.name == PREVIOUS:
+            say(f"{why}; going on from the checkpoint before it, step {state['step']}")
+        return state
+    if damaged:
+        raise ValueError(f"{why}, and no other checkpoint is whole: start again in another folder")
+    return None

@@ -1,0 +1,170 @@
+"""The training loop: draw a batch, step, record; the run's directory opened and resumed."""
+
+import itertools
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fastvae.models.text_vae import TextVAE
+from fastvae.signals import stop_signals
+from fastvae.text.corpus import digest
+from fastvae.text.reading import load_reading, record_reading
+from fastvae.training.checkpoint import LAST, load_latest
+from fastvae.training.config import TrainingConfig
+from fastvae.training.processes import bare, joined, wire
+from fastvae.training.recorder import Recorder
+from fastvae.training.run_directory import METRICS, RunDirectory
+from fastvae.training.step import TrainingStep, draw_batch, seeded_generator
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def train(
+    model: nn.Module,
+    corpus,
+    config: TrainingConfig,
+    run_dir: str | Path,
+    *,
+    validation=None,
+    resume: bool = False,
+    console: "Console | None" = None,
+) -> dict[str, Any]:
+    """Train `model`, where it is, on `corpus` and keep the run in `run_dir`.
+
+    What `torch.compile` or DataParallel made of a model trains as that and is saved as the model.
+
+    -> step, interrupted, best (the lowest validation bound, nats per sample, or None), train and
+    valid (the last record of each in metrics.jsonl, or None). Under torchrun every process calls
+    this with the same arguments; the first one writes. SIGINT, SIGTERM and SIGHUP end it after the
+    step, saved. Raises ValueError for settings, data or a folder that do not fit and for a loss
+    that is not finite, OSError where the folder cannot be written.
+    """
+    for name, data in {"training": corpus, "validation": validation}.items():
+        if data is not None:
+            _check_data(name, data, bare(model))
+    if validation is not None and validation.vocabulary != corpus.vocabulary:
+        raise ValueError("the validation data have another vocabulary than the training data")
+    forward, model = model, bare(model)
+    with ExitStack() as stack:
+        group = stack.enter_context(joined(model))
+        step = TrainingStep(model, forward, config, group)
+        stack.callback(step.release)
+        recorder, done = Recorder(step, corpus, validation), 0
+        if step.rank == 0:
+            from fastvae.training.progress import TrainingDisplay  # with it comes rich
+
+            display = stack.enter_context(TrainingDisplay(console, config.steps, config.kl_target))
+            run = RunDirectory(run_dir, resume=resume, say=display.say)
+            stack.callback(run.close)
+            recorder.attach(run, display)
+            done = _open_run(recorder)
+            if not group:
+                step.record(display.say)
+        done = step.share(done)
+        stack.callback(model.train, model.training)
+        model.train()
+        stop = stack.enter_context(stop_signals(patient=group is not None))
+        try:
+            return _run_loop(step, recorder, done, stop)
+        except KeyboardInterrupt:  # a second one
+            if recorder.display:
+                saved = f"the last checkpoint is that of step {recorder.saved_at}"
+                recorder.display.say(f"stopped without saving: {saved}")
+            raise
+
+
+def _run_loop(
+    step: TrainingStep, recorder: Recorder, done: int, stop: threading.Event
+) -> dict[str, Any]:
+    """Train until the last step or until `stop` is set; see `train` for what it returns."""
+    model, corpus, config = step.model, recorder.corpus, step.config
+    say, stopping = recorder.display.say if recorder.display else None, False
+    if say and done >= config.steps:
+        say(f"the run is at step {done} already: raise steps to go on")
+    if say and config.steps < config.kl_end:
+        say(_unfinished_annealing(config))
+    recorder.start(done)
+    while done < config.steps and not stopping:
+        batch = draw_batch(corpus, model, config, done)
+        terms = step(batch, done)
+        done += 1
+        stopping = _any_process_stopped(stop.is_set(), step)
+        recorder.after_step(batch, terms, stopping)
+    if stopping and say:
+        say(f"stopped and saved at step {done}: go on with --resume")
+    return {
+        "step": done,
+        "interrupted": stopping,
+        "best": recorder.best,
+        "train": recorder.records.get("train"),
+        "valid": recorder.records.get("valid"),
+    }
+
+
+def _any_process_stopped(stopped: bool, step: TrainingStep) -> bool:
+    """Whether any process was asked to stop: all end after the same step."""
+    if not step.group:
+        return stopped
+    flag = torch.tensor(float(stopped), device=wire(step.group, step.device))
+    dist.all_reduce(flag, dist.ReduceOp.MAX, step.group)
+    return bool(flag)
+
+
+def _open_run(recorder: Recorder) -> int:
+    """Begin the run, or fill model, optimizer and recorder from its checkpoint -> steps done."""
+    run, model, corpus, config = recorder.run, recorder.model, recorder.corpus, recorder.config
+    vocabulary, say, state = corpus.vocabulary, recorder.display.say, None
+
+    def digests(of_before: bool) -> dict[str, str | None]:
+        """Digests of all that training and validation read, or as runs of before have them."""
+        if of_before:  # of the first batch
+            tokens = corpus.batch(config.batch_size, seeded_generator(config.seed, 0))
+            return {"data": digest([tokens.numpy()])}
+        validation = None if recorder.validation is None else recorder.validation.digest()
+        return {"data": corpus.digest(), "validation": validation}
+
+    if run.fresh:
+        run.create(model, vocabulary, config, digests)
+    else:
+        run.check(model, vocabulary, config, digests)
+        state = load_latest(run.path, model, recorder.optimizer, say)
+    record_reading(run.path, corpus)
+    model.reading = load_reading(run.path)
+    notes = [getattr(data, "notes", list)() for data in (corpus, recorder.validation)]
+    for note in dict.fromkeys(itertools.chain(*notes)):
+        say(note)
+    if state:
+        recorder.best, recorder.window = state["best"], state["window"]
+        # A kill may have come between the checkpoint and the weights beside it.
+        model.save_pretrained(run.path, vocabulary)
+        say(f"going on from step {state['step']}")
+    elif (run.path / METRICS).exists():
+        raise ValueError(f"{run.path} has metrics but no checkpoint: choose another folder")
+    else:
+        recorder.save_checkpoint(LAST)
+    done = state["step"] if state else 0
+    recorder.records = run.open_metrics(done)
+    return done
+
+
+def _unfinished_annealing(config: TrainingConfig) -> str:
+    last = config.kl_schedule(config.steps - 1)
+    return (
+        f"the KL weight is annealed until step {config.kl_end} (kl_end), but the run ends at step "
+        f"{config.steps} (steps), with a weight of {last:.3g} instead of {config.kl_target:g}"
+    )
+
+
+def _check_data(name: str, data: Any, model: TextVAE) -> None:
+    sizes, wanted = (data.length, data.vocabulary.size), (model.length, model.vocab_size)
+    if sizes != wanted:
+        raise ValueError(
+            f"the {name} data have length {sizes[0]} and {sizes[1]} symbols, "
+            f"the model {wanted[0]} and {wanted[1]}"
+        )

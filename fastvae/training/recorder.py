@@ -1,0 +1,190 @@
+"""What follows a step: terms checked and averaged, records, validation, samples, checkpoints."""
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastvae.metrics import bits_per_character, count_characters, evaluate
+from fastvae.models.pretrained import BEST
+from fastvae.training.checkpoint import LAST, PREVIOUS, save_checkpoint
+from fastvae.training.run_directory import RunDirectory
+from fastvae.training.step import TERMS, Batch, TrainingStep, autocast, seeded_generator
+
+if TYPE_CHECKING:
+    from fastvae.training.progress import TrainingDisplay
+
+CROWDED_SECONDS = 1  # the least time between records that tells whether cores are busy
+
+
+class Recorder:
+    """Means of a run's terms; on the first process, which has a `run`, its records and files too.
+
+    `best` is the lowest validation bound, `records` the last record of each split.
+    """
+
+    def __init__(self, step: TrainingStep, corpus: Any, validation: Any) -> None:
+        self.model, self.optimizer, self.config = step.model, step.optimizer, step.config
+        self.group, self.world, self.device = step.group, step.world, step.device
+        self.corpus, self.validation = corpus, validation
+        self.run: RunDirectory | None = None
+        self.display: TrainingDisplay | None = None
+        self.step = self.saved_at = 0
+        self.best: float | None = None
+        self.window = dict.fromkeys(("steps", "characters", *TERMS), 0.0)  # since the last record
+        self.pending: list[Tensor] = []  # terms of steps that nobody has waited for yet
+        self.records: dict[str, dict[str, Any]] = {}
+        self.timed_steps, self.clock = 0, 0.0
+        self.cpu_clock, self.crowded = 0.0, False
+
+    def attach(self, run: RunDirectory, display: "TrainingDisplay") -> None:
+        """Make this the process that records in `run` and shows progress."""
+        self.run, self.display = run, display
+
+    def start(self, step: int) -> None:
+        """Time what follows; `step` steps have been done and saved."""
+        self.step = self.saved_at = step
+        self.clock, self.cpu_clock = time.perf_counter(), time.thread_time()
+
+    def after_step(self, batch: Batch, terms: Tensor, stopping: bool) -> None:
+        """Take in a step's terms [5], and do what is due; all is saved where `stopping`."""
+        self.step += 1
+        self.timed_steps += 1
+        self.pending.append(terms)
+        characters = count_characters(self.model, batch.tokens) / len(batch.tokens)
+        self.window["characters"] += characters
+        c = self.config
+        log, sample = self._due(c.log_every), self._due(c.sample_every) and c.samples > 0
+        validate = self.validation is not None and self._due(c.eval_every)
+        save = stopping or self._due(c.checkpoint_every)
+        # Elsewhere than on the CPU, waiting for a step's terms would leave the device idle.
+        if self.device.type == "cpu" or log or validate or save:
+            self._collect_terms()
+        if self.run:
+            if log:
+                self._record_means()
+            self.display.update(self.step, self.records.get("train"))
+            paused, cpu_paused = time.perf_counter(), time.thread_time()
+            if validate:
+                self._validate()
+            if sample:
+                self._show_samples()
+            if save:
+                self._save()
+            self.clock += time.perf_counter() - paused
+            self.cpu_clock += time.thread_time() - cpu_paused
+        if save:
+            self.saved_at = self.step
+
+    def save_checkpoint(self, name: str, keep: str | None = None) -> None:
+        """Write the run's checkpoint of this name; what it replaces is kept as `keep`."""
+        state = {
+            "seed": self.config.seed,
+            "step": self.step,
+            "best": self.best,
+            "window": self.window,
+        }
+        folder = self.run.path
+        kept = None if keep is None else folder / keep
+        save_checkpoint(folder / name, self.model, self.optimizer, state, kept)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _collect_terms(self) -> None:
+        """Add the pending steps' terms to the window. Raises ValueError if one is not finite."""
+        rows = torch.stack(self.pending)
+        if self.group:
+            dist.all_reduce(rows, group=self.group)
+            rows /= self.world
+        first = self.step - len(self.pending) + 1
+        self.pending = []
+        for step, row in enumerate(rows.tolist(), first):
+            if not all(map(math.isfinite, row)):
+                terms = ", ".join(
+                    f"{name} {value:.6g}" for name, value in zip(TERMS, row, strict=True)
+                )
+                raise ValueError(
+                    f"step {step} is not finite ({terms}); the last good checkpoint is that of "
+                    f"step {self.saved_at}: begin again with a lower learning_rate or clip_norm"
+                )
+            self.window["steps"] += 1
+            for name, value in zip(TERMS, row, strict=True):
+                self.window[name] += value
+
+    def _record_means(self) -> None:
+        """The means since the last record."""
+        steps = self.window["steps"]
+        means = {name: self.window[name] / steps for name in TERMS}
+        bound = means["reconstruction"] + means["kl"]
+        now = time.perf_counter()
+        speed = self.timed_steps / (now - self.clock)
+        record = {
+            "step": self.step,
+            "split": "train",
+            "loss": means["loss"],
+            "reconstruction": means["reconstruction"],
+            "kl": means["kl"],
+            "auxiliary": means["auxiliary"],
+            "kl_weight": self.config.kl_schedule(self.step - 1),
+            "bound": bound,
+            "bpc": bits_per_character(bound, self.window["characters"] / steps),
+            "learning_rate": self.config.learning_rate_at(self.step - 1),
+            "gradient_norm": means["gradient_norm"],
+            "steps_per_second": speed,
+            "characters_per_second": speed * self.config.batch_size * self.model.length,
+        }
+        self._record(record)
+        self._warn_if_crowded(now - self.clock)
+        self.window = dict.fromkeys(self.window, 0.0)
+        self.timed_steps, self.clock, self.cpu_clock = 0, now, time.thread_time()
+
+    def _warn_if_crowded(self, seconds: float) -> None:
+        """One line, once, where this thread, which no step leaves idle, mostly waits for a core."""
+        ran = time.thread_time() - self.cpu_clock
+        if self.crowded or self.device.type != "cpu" or seconds < CROWDED_SECONDS:
+            return
+        if ran < seconds / 3:
+            self.crowded = True
+            self.display.say(
+                f"the cores are busy: training ran {ran:.1f} s of the last {seconds:.1f} s; fewer "
+                "threads, or fewer processes beside it, may be faster"
+            )
+
+    def _validate(self) -> None:
+        """Evaluate on the fixed pass; the best bound so far has its own checkpoint."""
+        c = self.config
+        batches = self.validation.batches(c.batch_size, c.eval_samples)
+        weight = c.kl_schedule(self.step - 1)
+        with autocast(self.device, c):
+            result = evaluate(self.model, batches, kl_weight=weight, seed=c.seed)
+        self._record({"step": self.step, "split": "valid", "kl_weight": weight, **result})
+        if self.best is None or result["bound"] < self.best:
+            self.best = result["bound"]
+            self.save_checkpoint(BEST)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.records[record["split"]] = record
+        self.run.log(record)
+
+    def _show_samples(self) -> None:
+        """Print greedy samples, of the same z each time."""
+        z = torch.randn(
+            self.config.samples,
+            self.model.latent_size,
+            generator=seeded_generator(self.config.seed, "samples"),
+            device="cpu",
+        )
+        tokens = self.model.generate(z.to(next(self.model.parameters())))
+        self.display.say(f"samples at step {self.step}")
+        for row in tokens.tolist():
+            text = self.corpus.vocabulary.decode_bytes(row)
+            self.display.say("  " + text.decode("utf-8", "surrogateescape"))
+
+    def _save(self) -> None:
+        self.run.sync()
+        self.save_checkpoint(LAST, PREVIOUS)
+        self.model.save_pretrained(self.run.path, self.corpus.vocabulary)

@@ -1,0 +1,180 @@
+"""One training step: the batch that it reads, forward, backward, clipping, Adam.
+
+Tokens, noise and dropped tokens are functions of (seed, step), drawn for the whole batch and then
+shared out: a checkpoint needs no generator's state, and two processes see what one would see.
+"""
+
+import gc
+import hashlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from fastvae.device import check_fits
+from fastvae.models.text_vae import TextVAE, trusting
+from fastvae.training.config import TrainingConfig
+from fastvae.training.processes import wire, wrapped
+from fastvae.training.recorded_step import RecordedStep
+
+TERMS = ("loss", "reconstruction", "kl", "auxiliary", "gradient_norm")  # of a step, in this order
+
+
+class Batch(NamedTuple):
+    """What one step reads, for all processes together."""
+
+    tokens: Tensor  # [B, L]
+    noise: Tensor  # [B, Z], of the latent vectors
+    drop_mask: Tensor | None  # [B, L], the tokens hidden from the decoder
+
+
+def draw_batch(corpus: Any, model: TextVAE, config: TrainingConfig, step: int) -> Batch:
+    """The batch of the step that follows `step` others."""
+    generator = seeded_generator(config.seed, step)
+    tokens = corpus.batch(config.batch_size, generator)
+    noise = torch.randn(len(tokens), model.latent_size, generator=generator, device="cpu")
+    drop_mask = None
+    if model.word_dropout > 0:
+        drop_mask = torch.rand(tokens.shape, generator=generator, device="cpu") < model.word_dropout
+    return Batch(tokens, noise, drop_mask)
+
+
+def seeded_generator(seed: int, step: int | str) -> torch.Generator:
+    """Random numbers of one step: close seeds and steps share nothing."""
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+class TrainingStep:
+    """One process's share of each step: step(batch, n) -> terms [5], as `TERMS` names them.
+
+    `forward` is the model, or what torch.compile or DataParallel made of it.
+    """
+
+    def __init__(
+        self,
+        model: TextVAE,
+        forward: nn.Module,
+        config: TrainingConfig,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self.model, self.forward, self.config, self.group = model, forward, config, group
+        self.rank, self.world = (group.rank(), group.size()) if group else (0, 1)
+        if config.batch_size // config.accumulate % self.world:
+            raise ValueError(
+                f"batch_size {config.batch_size} is not divisible by {self.world} processes times "
+                f"accumulate {config.accumulate}"
+            )
+        self.device = next(model.parameters()).device
+        symbols = config.batch_size * model.length
+        logits = symbols // config.accumulate // self.world * model.vocab_size
+        if self.device.type == "cpu":
+            what = f"the ids and logits of a step (batch_size {config.batch_size})"
+            check_fits(8 * symbols + 2 * 4 * logits, what)
+        # A graph reads the learning rate where it was at the recording.
+        cuda, rate = self.device.type == "cuda", config.learning_rate
+        self.optimizer = torch.optim.Adam(
+            model.parameters(),
+            torch.tensor(rate, device=self.device) if cuda else rate,
+            fused=self.device.type in ("cpu", "cuda"),
+            capturable=cuda,
+        )
+        self._recorded: RecordedStep | None = None
+
+    def share(self, step: int) -> int:
+        """Give every process the first one's weights and optimizer -> its count of steps."""
+        if not self.group:
+            return step
+        self.forward = wrapped(self.forward, self.group)
+        count = torch.tensor(float(step), device=wire(self.group, self.device))
+        dist.broadcast(count, 0, self.group)
+        if int(count):
+            if self.rank:
+                self._make_moments(float(count))
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    for name in ("exp_avg", "exp_avg_sq"):
+                        dist.broadcast(self.optimizer.state[parameter][name], 0, self.group)
+        return int(count)
+
+    def record(self, say: Callable[[str], None]) -> None:
+        """On one GPU, let the steps that follow run as one CUDA graph."""
+        if self.device.type == "cuda" and not isinstance(self.forward, nn.DataParallel):
+            self._recorded = RecordedStep(self._update, self.device, say)
+
+    def release(self) -> None:
+        """Let go of gradients, the recorded step, and the wrapper, which its group must outlive."""
+        self.optimizer.zero_grad()
+        self.forward, self.group, self._recorded = self.model, None, None
+        gc.collect()
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:
+        """The step that follows `step` others -> its terms [5], on the model's device."""
+        rate, kl_weight = self.config.learning_rate_at(step), self.config.kl_schedule(step)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        with trusting(self.model, batch.tokens):
+            if self._recorded:
+                return self._recorded(*batch, torch.tensor(kl_weight))
+            return self._update(*batch, kl_weight)
+
+    def _update(
+        self, tokens: Tensor, noise: Tensor, drop_mask: Tensor | None, kl_weight: float | Tensor
+    ) -> Tensor:
+        """Gradients of the micro-batches, clipped, and Adam's step -> terms [5]."""
+        c = self.config
+        self.optimizer.zero_grad()
+        terms = 0
+        for micro in range(c.accumulate):
+            rows = self._own_rows(micro)
+            last = micro == c.accumulate - 1
+            with nullcontext() if last or not self.group else self.forward.no_sync():
+                with autocast(self.device, c):
+                    out = self.forward(
+                        tokens[rows].to(self.device),
+                        kl_weight,
+                        free_bits=c.free_bits,
+                        noise=noise[rows].to(self.device),
+                        dropped=None if drop_mask is None else drop_mask[rows].to(self.device),
+                    )
+                (out.loss / c.accumulate).backward()
+            named = [getattr(out, name).detach() for name in TERMS[:-1]]
+            terms = terms + torch.stack(named) / c.accumulate
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        if c.clip_norm is not None:
+            clip_grads_with_norm_(self.model.parameters(), c.clip_norm, norm)
+        self.optimizer.step()
+        return torch.cat([terms, norm.to(terms).view(1)])
+
+    def _own_rows(self, micro: int) -> slice:
+        """This process's part of a micro-batch."""
+        size = self.config.batch_size // self.config.accumulate
+        share = size // self.world
+        begin = micro * size + self.rank * share
+        return slice(begin, begin + share)
+
+    def _make_moments(self, step: float) -> None:
+        """Adam's state after `step` steps, to be filled."""
+        state = {
+            n: {
+                "step": torch.tensor(step, device="cpu"),  # its own: Adam counts in place
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+            for n, p in enumerate(self.model.parameters())
+            if p.requires_grad
+        }
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def autocast(device: torch.device, config: TrainingConfig) -> torch.autocast:
+    """The context that a forward pass of this precision runs in."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
