@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -240,3 +242,19 @@ def test_checksum_tells_places():
         assert _C.checksum(words.data_ptr(), words.nbytes) != before, (i, j)
         words[[i, j]] = words[[j, i]]
     assert _C.checksum(words.data_ptr(), words.nbytes) == before
+
+
+def test_optimizers_are_hooked_only_once_something_is_kept():
+    code = (
+        "import torch, fastvae\n"
+        "from torch.optim.optimizer import _global_optimizer_post_hooks as hooks\n"
+        "before = len(hooks)\n"
+        "model = fastvae.LSTMVAE(9, 4, latent_size=2, hidden_size=4)\n"
+        "made = len(hooks)\n"
+        "model.sample(1), model.sample(1)\n"
+        "print(before, made, len(hooks))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert run.stdout == "0 0 1\n"

@@ -10,15 +10,18 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import fastvae._C as _C
 
 Derived = tuple[list[Tensor], Tensor]  # an op's weights, and these packed
-_optimizer_steps = 0
+_optimizer_steps, _hook = 0, None
 
 
-def _count_step(*_) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
+def _count_steps() -> None:
+    """Count optimizer steps from the first call on: fused optimizers move no version counter."""
+    global _hook
 
+    def count(*_) -> None:
+        global _optimizer_steps
+        _optimizer_steps += 1
 
-register_optimizer_step_post_hook(_count_step)  # fused optimizers move no version counter
+    _hook = _hook or register_optimizer_step_post_hook(count)
 
 
 class Kept:
@@ -50,6 +53,7 @@ class Kept:
             return entry[2]
         weights, packed = derive(*arguments)
         if all(type(t) in (Tensor, nn.Parameter) for t in weights):
+            _count_steps()
             # The tensors are held, so that no other one can take their place.
             self._entry = key, [t.detach() for t in tensors], (weights, packed)
         return weights, packed
