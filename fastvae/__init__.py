@@ -10,7 +10,7 @@ except ModuleNotFoundError:
         "source tree"
     ) from None
 
-from fastvae import nn, ops, reference, text
+from fastvae import nn, ops, presets, reference, text
 from fastvae.allocator import keep_freed_memory
 from fastvae.models import LSTMVAE, HybridVAE, load
 from fastvae.objective import KLSchedule, VAEOutput
@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "nn",
     "ops",
+    "presets",
     "reference",
     "text",
     "train",

@@ -3,6 +3,7 @@
 Semeniuta, Severyn, Barth 2017, arXiv:1702.02390, and its released code where the paper is silent.
 """
 
+import difflib
 import inspect
 import types
 import typing
@@ -12,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvae.device import check_fits
-from fastvae.models.hybrid import HybridVAE
-from fastvae.models.lstm_vae import LSTMVAE
-from fastvae.models.text_vae import TextVAE
+from fastvae.models import MODELS, TextVAE
 from fastvae.text import (
     ByteVocabulary,
     Corpus,
@@ -26,7 +25,6 @@ from fastvae.text import (
 from fastvae.text.reading import LINES, NORMALIZERS, WINDOWS
 from fastvae.training.config import TrainingConfig
 
-MODELS = {"HybridVAE": HybridVAE, "LSTMVAE": LSTMVAE}
 CHARACTERS, TWEETS = "characters", "tweets"
 READINGS = {CHARACTERS: Reading(WINDOWS), TWEETS: Reading(LINES, "tweets")}
 
@@ -44,6 +42,35 @@ class Preset:
     model_arguments: Mapping[str, Any] = field(default_factory=dict)
     text: str = CHARACTERS
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    def model_for(self, vocabulary: Vocabulary) -> TextVAE:
+        """A new model of these sizes, on the CPU, initialized by torch's seed.
+
+        Raises:
+            ValueError: this machine has too little memory to train it, or no model has such sizes.
+        """
+        return build_model(self, vocabulary)
+
+    def config(self, **fields: Any) -> TrainingConfig:
+        """Its training, with these fields instead.
+
+        Raises:
+            ValueError: no such field, or a value that makes no sense.
+        """
+        return TrainingConfig.from_dict({**self.training, **fields})
+
+
+def load(name: str) -> Preset:
+    """The preset of this name.
+
+    Raises:
+        ValueError: there is none; the message suggests the closest or lists all.
+    """
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(PRESETS)}"
+        raise ValueError(f"no preset {name!r}: {hint}")
+    return PRESETS[name]
 
 
 _PTB_MODEL = {"latent_size": 50, "encoder_channels": (128, 256), "aux_weight": 0.2}
@@ -184,9 +211,7 @@ def configure(name: str, overrides: Mapping[str, str]) -> Preset:
     Fields are `length`, the model's arguments and those of `TrainingConfig`. Raises ValueError in
     one line listing what there is, for an unknown preset or field, or naming a value that is none.
     """
-    if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}: there are {', '.join(PRESETS)}")
-    preset = PRESETS[name]
+    preset = load(name)
     kinds = field_types(preset)
     for key in overrides:
         if key not in kinds:

@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import inspect
 import io
 import re
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from fastvae import cli
+from fastvae import cli, ops
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("README", "docs/getting-started", "docs/training", "docs/generation", "docs/ops")
@@ -110,3 +111,13 @@ def test_links_lead_somewhere():
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
             if not link.startswith("http"):
                 assert (path.parent / link).exists(), (path, link)
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_help_of_an_op_tells_all(name):
+    """Its equation or what it returns, shapes, errors and every argument."""
+    function = getattr(ops, name)
+    text = inspect.getdoc(function)
+    assert "->" in text.splitlines()[0] and "Returns:" in text and "RuntimeError:" in text
+    for argument in inspect.signature(function).parameters:
+        assert f"\n    {argument}: " in text, argument

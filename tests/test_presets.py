@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import fastvae
 from fastvae.presets import PRESETS, build_model, configure, open_corpus
 from fastvae.text import ByteVocabulary, CharVocabulary, LineCorpus, WindowCorpus
 from fastvae.training import TrainingConfig
@@ -122,3 +123,19 @@ def test_characters_and_tweets_become_their_corpora(tmp_path):
     assert isinstance(tweets, LineCorpus)
     lines = [tweets.vocabulary.decode(row) for row in next(tweets.batches(2))]
     assert lines == ["@userid see url", "yes"]
+
+
+def test_presets_from_python():
+    preset = fastvae.presets.load("ptb-lstm")
+    assert preset.config(steps=7) == TrainingConfig(**{**preset.training, "steps": 7})
+    small = fastvae.presets.load("small")
+    vocabulary = fastvae.text.CharVocabulary.from_text("abc")
+    model = small.model_for(vocabulary)
+    assert model.config["vocab_size"] == vocabulary.size
+    assert model.config["hidden_size"] == 200
+    with pytest.raises(ValueError, match=r"no preset 'ptb-lstn': did you mean ptb-lstm\?"):
+        fastvae.presets.load("ptb-lstn")
+    with pytest.raises(ValueError, match="no preset '7': there are small, "):
+        fastvae.presets.load("7")
+    with pytest.raises(ValueError, match=r"no field 'step': did you mean steps\?"):
+        small.config(step=3)

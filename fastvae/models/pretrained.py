@@ -68,7 +68,7 @@ class PretrainedMixin:
     config: dict[str, Any]
     reading: Reading | None = None  # of the text that it was trained on
 
-    def save_pretrained(self, folder: str | Path, vocabulary=None) -> None:
+    def save_pretrained(self, folder: str | Path, vocabulary: Vocabulary | None = None) -> None:
         """Write config.json, model.safetensors and, where known, vocabulary.json and text.json.
 
         text.json is how the text was read that the model was trained on: `reading`.
@@ -121,7 +121,7 @@ class PretrainedMixin:
     def push_to_hub(
         self,
         repo_id: str,
-        vocabulary=None,
+        vocabulary: Vocabulary | None = None,
         *,
         private: bool | None = None,
         token: str | None = None,

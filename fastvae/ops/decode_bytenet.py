@@ -1,12 +1,4 @@
-"""Decoding with highway masked convolutions: a whole sequence, symbol by symbol, in one call.
-
-    p, q = chunk(W_d dₜ + E[sₜ₋₁]),   x⁰ₜ = tanh(p) σ(q)     s₋₁ = start: the last row of E
-    xⁿ⁺¹ₜ = highway_conv(xⁿₜ₋₁, xⁿₜ),   n = 0 … N−1           norms folded into the weights
-    sₜ = argmax(W_v xᴺₜ + b_v + noiseₜ)
-
-Each layer keeps its one previous vector, so that a symbol costs the same at every position.
-Semeniuta et al. 2017, arXiv:1702.02390; noise as in `decode_lstm`.
-"""
+"""Decoding with highway masked convolutions: a whole sequence, token by token, in one call."""
 
 import torch
 from torch import Tensor
@@ -30,16 +22,36 @@ def decode_bytenet(
     pad_id: int | None = None,
     packed: Tensor | None = None,
 ) -> Tensor:
-    """features d [T, B, D], feature_weight [2C, D], symbol_rows E [V + 1, 2C] -> tokens [B, T].
+    """features d [T, B, D] and a ByteNet decoder's weights -> tokens [B, T], in one call.
 
-    E holds, for each previous symbol and last for `start`, its row of the input weight plus bias.
-    conv_weight [N, 3C, C, 2], conv_bias [N, 3C], classifier_weight [V, C], classifier_bias [V];
-    D may be 0. `noise` [T, B, V] joins the logits, in float32 (float64 for float64).
-    Tokens are int64.
-    With `end_id`, a sequence is `pad_id` after its first `end_id`; work stops once all have ended.
-    `packed`, of `decode_bytenet_pack`, saves packing the weights again; where it holds integers,
-    these are what decoding multiplies by.
-    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
+        p, q = chunk(W_d dₜ + E[sₜ₋₁]),   x⁰ₜ = tanh(p) σ(q)     s₋₁ = start: the last row of E
+        xⁿ⁺¹ₜ = highway_conv(xⁿₜ₋₁, xⁿₜ),   n = 0 … N−1           norms folded into the weights
+        sₜ = argmax(W_v xᴺₜ + b_v + noiseₜ)
+
+    Each layer keeps its one previous vector, so a token costs the same at every position.
+    Semeniuta et al. 2017, arXiv:1702.02390; noise as in `decode_lstm`.
+
+    Args:
+        features: d, [T, B, D]; D may be 0.
+        feature_weight: W_d, [2C, D].
+        symbol_rows: E, [V + 1, 2C]: for each previous token, and last for `start`, its column of
+            the input weight plus the bias.
+        conv_weight: weights of the layers, [N, 3C, C, 2].
+        conv_bias: their biases, [N, 3C].
+        classifier_weight: W_v, [V, C].
+        classifier_bias: b_v, [V].
+        noise: added to the logits, [T, B, V] in float32 (float64 for float64), or None.
+        carry: whether the highway layers carry their input on.
+        end_id: the token after which a sequence is `pad_id`; work stops once all have ended.
+        pad_id: what fills a sequence after `end_id`.
+        packed: what `decode_bytenet_pack` made of the weights, which saves packing them again; if
+            it holds integers, decoding multiplies by these.
+
+    Returns:
+        tokens, [B, T] int64.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
     if features.dim() == 3 and not features.shape[1]:  # no kernel starts for nothing
         return features.new_empty(0, features.shape[0], dtype=torch.int64)
@@ -62,12 +74,20 @@ def decode_bytenet(
 def decode_bytenet_pack(
     feature_weight: Tensor, conv_weight: Tensor, classifier_weight: Tensor, *, int8: bool = False
 ) -> Tensor:
-    """The weights as `decode_bytenet` reads them, to be kept between calls -> opaque uint8 [·].
+    """feature_weight [2C, D], conv_weight [N, 3C, C, 2], classifier_weight [V, C] -> uint8 [·].
 
-    feature_weight [2C, D], conv_weight [N, 3C, C, 2], classifier_weight [V, C]. With `int8` weights
-    and what they multiply are rounded as `fastvae.ops.int8` tells. Holds for these values, this
-    device and this `fastvae.cpu_capability()`; decoding refuses it at another one. Raises
-    RuntimeError as `decode_bytenet` does.
+    Args:
+        feature_weight: as in `decode_bytenet`, as the next two.
+        conv_weight: the layers' weights.
+        classifier_weight: the classifier's weight.
+        int8: round weights and what they multiply as `fastvae.ops.int8` tells.
+
+    Returns:
+        the weights as `decode_bytenet` reads them, valid for these values, this device and this
+        `fastvae.cpu_capability()`; decoding refuses them with another one.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
     return torch.ops.fastvae.decode_bytenet_pack(
         feature_weight, conv_weight, classifier_weight, int8

@@ -1,12 +1,4 @@
-"""Decoding with a LayerNorm-LSTM: a whole sequence, symbol by symbol, in one call.
-
-    aₜ = W_d dₜ + E[sₜ₋₁] + W hₜ₋₁                     s₋₁ = start: the last row of E
-    hₜ, cₜ = gates of `layer_norm_lstm`
-    sₜ = argmax(W_v hₜ + b_v + noiseₜ)                 noise: none is greedy; Gumbel noise samples
-
-Adding temperature × Gumbel(0, 1) noise to the logits samples from softmax(logits / temperature)
-(Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030). Model: arXiv:1702.02390.
-"""
+"""Decoding with a LayerNorm-LSTM: a whole sequence, token by token, in one call."""
 
 from collections.abc import Callable
 
@@ -39,16 +31,39 @@ def decode_lstm(
     pad_id: int | None = None,
     packed: Tensor | None = None,
 ) -> Tensor:
-    """features d [T, B, D], feature_weight [4H, D], symbol_rows E [V + 1, 4H] -> tokens [B, T].
+    """features d [T, B, D] and an LSTM decoder's weights -> tokens [B, T], in one call.
 
-    E holds, for each previous symbol and last for `start`, its row of the input weight plus bias.
-    weight_hh [4H, H], norm_weight, norm_bias [4H], classifier_weight [V, H], classifier_bias [V],
-    h0, c0 [B, H]; D may be 0. `noise` [T, B, V] joins the logits, in float32 (float64 for float64).
-    Tokens are int64.
-    With `end_id`, a sequence is `pad_id` after its first `end_id`; work stops once all have ended.
-    `packed`, of `decode_lstm_pack`, saves packing the weights again; where it holds integers, these
-    are what decoding multiplies by.
-    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
+        aₜ = W_d dₜ + E[sₜ₋₁] + W hₜ₋₁                     s₋₁ = start: the last row of E
+        hₜ, cₜ = gates of `layer_norm_lstm`
+        sₜ = argmax(W_v hₜ + b_v + noiseₜ)                 greedy without noise
+
+    Adding temperature × Gumbel(0, 1) noise samples from softmax(logits / temperature) (Maddison et
+    al. 2014, arXiv:1411.0030). Model: Semeniuta et al. 2017, arXiv:1702.02390.
+
+    Args:
+        features: d, [T, B, D]; D may be 0.
+        feature_weight: W_d, [4H, D].
+        symbol_rows: E, [V + 1, 4H]: for each previous token, and last for `start`, its column of
+            the input weight plus the bias.
+        weight_hh: W, [4H, H].
+        norm_weight: gain of the norm, [4H].
+        norm_bias: bias of the norm, [4H].
+        classifier_weight: W_v, [V, H].
+        classifier_bias: b_v, [V].
+        h0: initial hidden state, [B, H].
+        c0: initial cell state, [B, H].
+        noise: added to the logits, [T, B, V] in float32 (float64 for float64), or None.
+        eps: of the norm.
+        end_id: the token after which a sequence is `pad_id`; work stops once all have ended.
+        pad_id: what fills a sequence after `end_id`.
+        packed: what `decode_lstm_pack` made of the weights, which saves packing them again; if it
+            holds integers, decoding multiplies by these.
+
+    Returns:
+        tokens, [B, T] int64.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
     if features.dim() == 3 and not features.shape[1]:  # no kernel starts for nothing
         return features.new_empty(0, features.shape[0], dtype=torch.int64)
@@ -74,12 +89,21 @@ def decode_lstm(
 def decode_lstm_pack(
     feature_weight: Tensor, weight_hh: Tensor, classifier_weight: Tensor, *, int8: bool = False
 ) -> Tensor:
-    """The weights as `decode_lstm` reads them, to be kept between calls -> opaque uint8 [·].
+    """feature_weight [4H, D], weight_hh [4H, H], classifier_weight [V, H] -> opaque uint8 [·].
 
-    feature_weight [4H, D], weight_hh [4H, H], classifier_weight [V, H]. With `int8` weights and
-    what they multiply are rounded as `fastvae.ops.int8` tells, features by row, h by 1/127 (an h0
-    beyond ±1 is clipped). Holds for these values, this device and this `fastvae.cpu_capability()`;
-    decoding refuses it at another one. Raises RuntimeError as `decode_lstm` does.
+    Args:
+        feature_weight: as in `decode_lstm`, as the next two.
+        weight_hh: the recurrent weight.
+        classifier_weight: the classifier's weight.
+        int8: round weights and what they multiply as `fastvae.ops.int8` tells: features by row, h
+            by 1/127 (an h0 beyond ±1 is clipped).
+
+    Returns:
+        the weights as `decode_lstm` reads them, valid for these values, this device and this
+        `fastvae.cpu_capability()`; decoding refuses them with another one.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
     return torch.ops.fastvae.decode_lstm_pack(feature_weight, weight_hh, classifier_weight, int8)
 

@@ -1,10 +1,4 @@
-"""Gumbel noise: the largest of logits + noise is a sample of softmax(logits / temperature).
-
-    gᵢ = −temperature · log(−log(1 − uᵢ))                    uᵢ = (xᵢ + ½) / 2³²
-
-xᵢ is word i mod 4 of Philox4x32-10 at counter ⌊i / 4⌋ under the seed as its key, so that every
-device draws the same numbers. Salmon et al. 2011, doi:10.1145/2063384.2063405.
-"""
+"""Gumbel noise, which turns the largest of the logits into a sample."""
 
 import torch
 from torch import Tensor
@@ -17,9 +11,26 @@ WORD = 0xFFFFFFFF
 
 
 def gumbel_noise(seed: Tensor, steps: int, batch: int, symbols: int, temperature: float) -> Tensor:
-    """seed [1] int64 -> noise [steps, batch, symbols] float32, on the seed's device.
+    """seed [1] -> noise [steps, batch, symbols]: Gumbel noise times the temperature.
 
-    Values lie between −3.2 and 22.9 times the temperature.
+        gᵢ = −temperature · log(−log(1 − uᵢ)),   uᵢ = (xᵢ + ½) / 2³²
+
+    The largest of logits + g is a sample of softmax(logits / temperature). xᵢ is word i mod 4 of
+    Philox4x32-10 at counter ⌊i / 4⌋ with the seed as its key, so every device draws the same
+    numbers. Salmon et al. 2011, doi:10.1145/2063384.2063405.
+
+    Args:
+        seed: the key, [1] int64.
+        steps: T.
+        batch: B.
+        symbols: V.
+        temperature: what multiplies the noise.
+
+    Returns:
+        float32 noise on the seed's device, between −3.2 and 22.9 times the temperature.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
     return torch.ops.fastvae.gumbel_noise(seed, steps, batch, symbols, temperature)
 

@@ -1,16 +1,4 @@
-"""Highway masked convolution, kernel 2, undilated: one layer of the ByteNet decoder.
-
-    aₜ = W₀ xₜ₋₁ + W₁ xₜ + b,   x₋₁ = 0               W = weight[..., tap], as in `torch.nn.Conv1d`
-    i, f, g = chunk((aₜ − mean) · scale + shift)       batch norm, per channel
-    yₜ = σ(f) xₜ + σ(i) tanh(g)                        carry = True
-    yₜ = σ(i) tanh(g)                                  carry = False
-
-In training the layer is two ops, so that the statistics between them are tensors which processes
-can reduce: `highway_conv_project` returns a with its column means and sums of squared deviations
-(m2); `highway_conv_gate` normalises and gates. `highway_conv` is the layer with its norm folded in.
-
-Semeniuta et al. 2017, arXiv:1702.02390; gates after Srivastava et al. 2015, arXiv:1505.00387.
-"""
+"""Highway masked convolution, kernel 2, undilated: one layer of the ByteNet decoder."""
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +14,24 @@ from fastvae.ops.precision import accumulate_dtype
 
 
 def highway_conv_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [T, B, C], weight [3C, C, 2], bias [3C] -> a [T, B, 3C], mean [3C], m2 [3C].
+    """x [T, B, C], weight [3C, C, 2], bias [3C] -> a [T, B, 3C], mean, m2 [3C]: in training.
 
-    mean and m2 = Σ (a − mean)² run over T and B, in float32 (float64 for float64 inputs).
-    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
+        aₜ = W₀ xₜ₋₁ + W₁ xₜ + b,   x₋₁ = 0
+        m2 = Σ (a − mean)²                                 over T and B, per channel
+
+    The first of the two ops that a highway layer is in training: its statistics are tensors that
+    processes can reduce. Semeniuta et al. 2017, arXiv:1702.02390.
+
+    Args:
+        x: the layer's input, [T, B, C].
+        weight: W₀ = weight[..., 0] and W₁ = weight[..., 1], as in `torch.nn.Conv1d`, [3C, C, 2].
+        bias: b, [3C].
+
+    Returns:
+        a in the dtype of `x`; mean and m2 in float32 (float64 for float64).
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
     return torch.ops.fastvae.highway_conv_project(x, weight, bias)
 
@@ -37,17 +39,50 @@ def highway_conv_project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tenso
 def highway_conv_gate(
     a: Tensor, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, carry: bool = True
 ) -> Tensor:
-    """a [T, B, 3C], x [T, B, C]; mean, scale, shift [3C] in float32 (float64) -> y [T, B, C].
+    """a [T, B, 3C], x [T, B, C], mean, scale, shift [3C] -> y [T, B, C]: norm and highway gates.
 
-    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
+        i, f, g = chunk((aₜ − mean) · scale + shift)
+        yₜ = σ(f) xₜ + σ(i) tanh(g)                        carry = True
+        yₜ = σ(i) tanh(g)                                  carry = False
+
+    Semeniuta et al. 2017, arXiv:1702.02390; gates after Srivastava et al. 2015, arXiv:1505.00387.
+
+    Args:
+        a: pre-activations of `highway_conv_project`, [T, B, 3C].
+        x: the layer's input, [T, B, C].
+        mean: mean of the batch norm, [3C] in float32 (float64 for float64), as the next two.
+        scale: its weight over the standard deviation, [3C].
+        shift: its bias, [3C].
+        carry: whether the layer's input is carried on.
+
+    Returns:
+        y, [T, B, C], in the dtype of `x`.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
     return torch.ops.fastvae.highway_conv_gate(a, x, mean, scale, shift, carry)
 
 
 def highway_conv(x: Tensor, weight: Tensor, bias: Tensor, carry: bool = True) -> Tensor:
-    """The layer with its norm folded in: x [T, B, C], weight [3C, C, 2], bias [3C] -> y [T, B, C].
+    """x [T, B, C], weight [3C, C, 2], bias [3C] -> y [T, B, C]: a layer with its norm folded in.
 
-    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
+        i, f, g = chunk(W₀ xₜ₋₁ + W₁ xₜ + b),   x₋₁ = 0
+        yₜ = σ(f) xₜ + σ(i) tanh(g)                        without the first term if not `carry`
+
+    Semeniuta et al. 2017, arXiv:1702.02390.
+
+    Args:
+        x: the layer's input, [T, B, C].
+        weight: W₀ = weight[..., 0] and W₁ = weight[..., 1], [3C, C, 2].
+        bias: b, [3C].
+        carry: whether the layer's input is carried on.
+
+    Returns:
+        y, [T, B, C], in the dtype of `x`.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
     if not x.numel():  # no kernel starts for nothing
         return highway_conv_reference(x, weight, bias, carry)

@@ -1,11 +1,4 @@
-"""LayerNorm-LSTM over a whole sequence: one joint norm over the four gates, none on the cell.
-
-    aₜ = xₜ + W hₜ₋₁                                  xₜ: input-side pre-activations, bias included
-    i, f, g, o = chunk(LayerNorm(aₜ) · gain + bias)    over the 4H axis, biased variance
-    cₜ = σ(f) cₜ₋₁ + σ(i) tanh(g),   hₜ = σ(o) tanh(cₜ)
-
-Semeniuta et al. 2017, arXiv:1702.02390; the norm after Ba et al. 2016, arXiv:1607.06450.
-"""
+"""LayerNorm-LSTM over a whole sequence: one joint norm over the four gates, none on the cell."""
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +18,28 @@ def layer_norm_lstm(
     c0: Tensor,
     eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
-    """x [T, B, 4H], state h0, c0 [B, H] -> h [T, B, H], c_n [B, H].
+    """x [T, B, 4H], h0, c0 [B, H] -> h [T, B, H], c_n [B, H]: a LayerNorm-LSTM over a sequence.
 
-    weight_hh [4H, H], norm_weight, norm_bias [4H]. `x` holds the input-side pre-activations
-    W_x xₜ + b. All tensors share one dtype and device.
-    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong.
+        aₜ = xₜ + W hₜ₋₁
+        i, f, g, o = chunk(LayerNorm(aₜ) · gain + bias)    over the 4H axis, biased variance
+        cₜ = σ(f) cₜ₋₁ + σ(i) tanh(g),   hₜ = σ(o) tanh(cₜ)
+
+    Semeniuta et al. 2017, arXiv:1702.02390; the norm after Ba et al. 2016, arXiv:1607.06450.
+
+    Args:
+        x: input-side pre-activations W_x xₜ + b, [T, B, 4H].
+        weight_hh: recurrent weight W, [4H, H].
+        norm_weight: gain of the norm, [4H].
+        norm_bias: bias of the norm, [4H].
+        h0: initial hidden state, [B, H].
+        c0: initial cell state, [B, H].
+        eps: added to the variance.
+
+    Returns:
+        h of every step and the last c, in the dtype of `x`, which all tensors share.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
     inputs = (x, weight_hh, norm_weight, norm_bias, h0, c0)
     if not x.numel() and x.dim() and x.shape[0]:  # no kernel starts for nothing

@@ -1,10 +1,4 @@
-"""Linear layer of dense inputs and one-hot symbols: symbols are looked up, never multiplied.
-
-    aₙ = W [xₙ, one-hot(sₙ)] + b                       the symbols' columns of W are its last ones
-
-Either input may be absent. It projects the inputs of the decoders and is their classifier.
-Semeniuta et al. 2017, arXiv:1702.02390.
-"""
+"""Linear layer of dense inputs and one-hot symbols: decoders' inputs and their classifier."""
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +10,24 @@ from fastvae.ops.precision import accumulate_dtype
 
 
 def linear(x: Tensor | None, weight: Tensor, bias: Tensor, symbols: Tensor | None = None) -> Tensor:
-    """x [..., K], weight [N, K + S], bias [N], symbols [...] int64 -> a [..., N].
+    """x [..., K], weight [N, K + S], bias [N], symbols [...] -> a [..., N]: linear of both.
 
-    Raises RuntimeError naming the tensor whose shape, dtype or device is wrong, and for symbols
-    outside 0 to S − 1; devices where that would have to be waited for give NaN for them.
+        aₙ = W [xₙ, one-hot(sₙ)] + b
+
+    Dense inputs and one-hot ones; either may be absent. The columns of W for the one-hot inputs are its last ones; they are looked up, not multiplied.
+
+    Args:
+        x: dense inputs, [..., K], or None.
+        weight: W, [N, K + S].
+        bias: b, [N].
+        symbols: ids from 0 to S − 1 of the one-hot inputs, [...] int64, or None.
+
+    Returns:
+        a, [..., N], in the dtype of `weight`.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape, dtype or device, or an id is out of range. On
+            devices where checking ids would mean waiting, the row of such an id is NaN instead.
     """
     rows = x if symbols is None else symbols
     if rows is not None and not rows.numel():  # no kernel starts for nothing

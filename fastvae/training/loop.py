@@ -12,7 +12,7 @@ from torch import nn
 
 from fastvae.models.text_vae import TextVAE
 from fastvae.signals import stop_signals
-from fastvae.text.corpus import digest
+from fastvae.text.corpus import Corpus, digest
 from fastvae.text.reading import load_reading, record_reading
 from fastvae.training.checkpoint import LAST, load_latest
 from fastvae.training.config import TrainingConfig
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 def train(
     model: nn.Module,
-    corpus,
+    corpus: Corpus,
     config: TrainingConfig,
     run_dir: str | Path,
     *,
-    validation=None,
+    validation: Corpus | None = None,
     resume: bool = False,
     console: "Console | None" = None,
 ) -> dict[str, Any]:
