@@ -40,18 +40,20 @@ def dtype_of(line: str) -> torch.dtype:
     return torch.bfloat16 if line.endswith("bf16") else torch.float32
 
 
-def whole(previous, features, feature_weight, symbol_rows, conv_weight, conv_bias, weight, bias):
+def whole(
+    previous, features, feature_weight, token_embeddings, conv_weight, conv_bias, weight, bias
+):
     """The logits [T, B, V] of every step, given the symbols `previous` [T, B] before it."""
-    p, q = (F.linear(features, feature_weight) + symbol_rows[previous]).chunk(2, -1)
+    p, q = (F.linear(features, feature_weight) + token_embeddings[previous]).chunk(2, -1)
     x = p.tanh() * q.sigmoid()
     for layer_weight, layer_bias in zip(conv_weight, conv_bias, strict=True):
         x = highway_conv_reference(x, layer_weight, layer_bias)
     return F.linear(x, weight, bias)
 
 
-def whole_int8(previous, features, feature_weight, symbol_rows, *rest):
+def whole_int8(previous, features, feature_weight, token_embeddings, *rest):
     step = bytenet_step(feature_weight, *rest, carry=True, int8=True)
-    return by_symbols(step, features, symbol_rows, previous)
+    return by_symbols(step, features, token_embeddings, previous)
 
 
 def naive(features, *weights):
@@ -77,7 +79,7 @@ def cell(d, rows, before, feature_weight, taps, conv_bias, weight, bias):
 def by_step(step):
     """The whole sequence with `step`; each tap's weights are laid out for it once a call."""
 
-    def decode(features, feature_weight, symbol_rows, conv_weight, *rest):
+    def decode(features, feature_weight, token_embeddings, conv_weight, *rest):
         before = features.new_zeros(N, features.shape[1], C)
         taps = conv_weight.movedim(-1, 0).contiguous()
 
@@ -86,7 +88,7 @@ def by_step(step):
             logits, before = step(d, rows, before, feature_weight, taps, *rest)
             return logits
 
-        return decode_steps(run, features, symbol_rows, None, -1, -1)
+        return decode_steps(run, features, token_embeddings, None, -1, -1)
 
     return decode
 

@@ -53,9 +53,9 @@ def cell(d, rows, feature_weight, weight_hh, gain, bias, weight, logit_bias, h, 
 def by_step(step):
     """The whole sequence with `step`, for the tokens it chooses."""
 
-    def decode(features, feature_weight, symbol_rows, *rest):
+    def decode(features, feature_weight, token_embeddings, *rest):
         run = running(step, feature_weight, *rest)
-        return decode_steps(run, features, symbol_rows, None, -1, -1)
+        return decode_steps(run, features, token_embeddings, None, -1, -1)
 
     return decode
 
@@ -75,11 +75,11 @@ def running(step, feature_weight, *rest):
 def teacher_forced(tokens: Tensor, int8: bool):
     """The logits [T, B, V] of every step, given the tokens before it, as a function of inputs."""
 
-    def logits(features, feature_weight, symbol_rows, *rest) -> Tensor:
+    def logits(features, feature_weight, token_embeddings, *rest) -> Tensor:
         step = lstm_step(feature_weight, *rest, EPS, int8=int8)
         start = torch.full_like(tokens[:, :1], V)
         previous = torch.cat([start, tokens[:, :-1]], 1).T
-        return by_symbols(step, features, symbol_rows, previous)
+        return by_symbols(step, features, token_embeddings, previous)
 
     return logits
 
@@ -118,7 +118,7 @@ def plain_lstm(line: str) -> nn.Module:
     if line == "nn.LSTM":
         return plain
     if not hasattr(torch.ao.quantization, "quantize_dynamic"):
-        pytest.skip("this torch no longer has dynamic quantisation of its own")
+        pytest.skip("this torch no longer has dynamic quantization of its own")
     module = torch.ao.quantization.quantize_dynamic(plain, {nn.LSTM, nn.Linear}, torch.qint8)
     assert (module(features) == tokens).float().mean() > 0.5  # int8 rounds; most choices stay
     return module
@@ -139,12 +139,12 @@ def decoder(line: str, B: int, compiled, served):
     return function
 
 
-def unstopped(features, feature_weight, symbol_rows, *rest) -> Tensor:
+def unstopped(features, feature_weight, token_embeddings, *rest) -> Tensor:
     """The reference without its early stop, for which the host would have to wait."""
     run, tokens = running(cell, feature_weight, *rest), []
     symbol = torch.full(features.shape[1:2], V)
     for d in features:
-        symbol = run(d, symbol_rows[symbol]).argmax(-1)
+        symbol = run(d, token_embeddings[symbol]).argmax(-1)
         tokens.append(symbol)
     return torch.stack(tokens, 1)
 

@@ -18,8 +18,8 @@ WORKS = {"small hybrid, greedy": 0.0, "small hybrid, temperature 1": 1.0}
 @torch.no_grad()
 def test_generate(time, work, B, line):
     torch.manual_seed(0)
-    ours, twin = fastvae.HybridVAE(**SIZES).eval(), reference.HybridVAE(**SIZES).eval()
-    twin.load_state_dict(ours.state_dict())
+    ours, reference_model = fastvae.HybridVAE(**SIZES).eval(), reference.HybridVAE(**SIZES).eval()
+    reference_model.load_state_dict(ours.state_dict())
     z, temperature = torch.randn(B, SIZES["latent_size"]), WORKS[work]
 
     def generate(model):
@@ -30,11 +30,11 @@ def test_generate(time, work, B, line):
         return run
 
     # Near ties may fall either way: most symbols are the same.
-    assert (generate(ours)() == generate(twin)()).float().mean() > 0.9
+    assert (generate(ours)() == generate(reference_model)()).float().mean() > 0.9
     time(
         f"{work}, B={B}",
         line,
-        generate(ours if line == "fastvae" else twin),
+        generate(ours if line == "fastvae" else reference_model),
         None if line == "fastvae" else generate(ours),
         symbols=B * SIZES["length"],
         flops=2 * B * SIZES["length"] * (4 * 200 * (200 + 100) + 259 * 200),

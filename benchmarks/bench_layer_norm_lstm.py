@@ -3,7 +3,7 @@
 `compile` compiles the step: the loop unrolled takes minutes. `nn.LSTM` has no norm: another
 function, shown as what the machine's vendor makes of the same products; on a GPU also in float16
 and padded to the sizes that cuDNN is fastest at. `graph` is a CUDA graph of the reference. Where
-FlashRNN (no norm, sizes padded too) and Haste (which normalises W x, W h and c one by one) can be
+FlashRNN (no norm, sizes padded too) and Haste (which normalizes W x, W h and c one by one) can be
 imported they have a line on a GPU: other functions again, checked for shape and finiteness alone.
 """
 
@@ -94,11 +94,13 @@ def low_of(line: str) -> torch.dtype | None:
 
 def check(module: nn.Module, B: int, low: torch.dtype | None) -> None:
     """The module's output and gradient for x by the accuracy rule, in `low` if it is a dtype."""
-    twins = {}
+    reference_modules = {}
     for dtype in (torch.float64, low or torch.float32):
-        twins[dtype] = fastvae.reference.LayerNormLSTM(INPUTS, module.hidden_size, dtype=dtype)
-        twins[dtype].load_state_dict(module.state_dict())
-    wide, plain = twins.values()
+        reference_modules[dtype] = fastvae.reference.LayerNormLSTM(
+            INPUTS, module.hidden_size, dtype=dtype
+        )
+        reference_modules[dtype].load_state_dict(module.state_dict())
+    wide, plain = reference_modules.values()
 
     def ours(x: Tensor) -> Tensor:
         with autocast(low):
@@ -106,8 +108,8 @@ def check(module: nn.Module, B: int, low: torch.dtype | None) -> None:
             return y if low is None else y.to(low)  # autocast leaves some of a step in float32
 
     def reference(x: Tensor) -> Tensor:
-        twin = wide if x.dtype == torch.float64 else plain
-        return twin(x.to(twin.bias.dtype))[0]
+        reference_model = wide if x.dtype == torch.float64 else plain
+        return reference_model(x.to(reference_model.bias.dtype))[0]
 
     x = torch.randn(3, B, INPUTS)
     assert_accurate(ours, reference, x)

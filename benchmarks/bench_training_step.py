@@ -1,8 +1,8 @@
 """A whole training step (forward, backward, Adam) of the paper's models, and of our baseline.
 
-`compile` is torch.compile of the plain twin. For models with an LSTM it is left out: the loop
+`compile` is torch.compile of the reference model. For models with an LSTM it is left out: the loop
 unrolled takes minutes to compile (bench_layer_norm_lstm.py has its step compiled). On a GPU
-`recorded` is our step, and `graph` the plain twin's, as one CUDA graph: what fastvae.train does.
+`recorded` is our step and `graph` the reference model's as one CUDA graph, as fastvae.train does.
 """
 
 from functools import partial
@@ -42,12 +42,12 @@ def check(name: str, arguments: dict, low: bool) -> None:
     """The loss of a few short samples, by the accuracy rule, for given noise, nothing dropped."""
     arguments = arguments | {"length": 32}
     model = getattr(fastvae, name)(**arguments).eval()
-    twins = {}
+    reference_modules = {}
     for dtype in (torch.float32, torch.float64):
-        twins[dtype] = getattr(reference, name)(**arguments, dtype=dtype).eval()
-        twins[dtype].load_state_dict(model.state_dict())
+        reference_modules[dtype] = getattr(reference, name)(**arguments, dtype=dtype).eval()
+        reference_modules[dtype].load_state_dict(model.state_dict())
     tokens = torch.randint(arguments["vocab_size"], (4, 32))
-    dropped = torch.zeros_like(tokens, dtype=torch.bool)
+    drop_mask = torch.zeros_like(tokens, dtype=torch.bool)
 
     def loss(noise: Tensor, model) -> Tensor:
         with torch.autocast(
@@ -55,10 +55,10 @@ def check(name: str, arguments: dict, low: bool) -> None:
             torch.bfloat16,
             enabled=low and noise.dtype == torch.float32,
         ):
-            return model(tokens, 0.5, noise=noise, dropped=dropped).loss
+            return model(tokens, 0.5, noise=noise, drop_mask=drop_mask).loss
 
     noise = torch.randn(4, model.latent_size)
-    assert_accurate(lambda n: loss(n, model), lambda n: loss(n, twins[n.dtype]), noise)
+    assert_accurate(lambda n: loss(n, model), lambda n: loss(n, reference_modules[n.dtype]), noise)
 
 
 def training(line: str, name: str, sizes: dict, batch: int, compiled, rival=None):

@@ -69,8 +69,10 @@ def check_tokens(run: Callable, inputs: list[Tensor], make_step: Callable, symbo
     start = torch.full_like(tokens[:, :1], symbols)
     previous = torch.cat([start, tokens[:, :-1]], 1).T
 
-    def logits(features, feature_weight, symbol_rows, *rest):
-        return teacher_forced(make_step(feature_weight, *rest), features, symbol_rows, previous)
+    def logits(features, feature_weight, token_embeddings, *rest):
+        return teacher_forced(
+            make_step(feature_weight, *rest), features, token_embeddings, previous
+        )
 
     assert_best(tokens, logits, *inputs)
 

@@ -113,17 +113,17 @@ inline ScalarType wide(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// What every decoder is given: features [T, B, ·], symbol_rows [V + 1, width], classifier_weight [V, hidden], noise [T, B, V].
-inline void check_choice(const Tensor& features, const Tensor& symbol_rows, const Tensor& classifier_weight,
+// What every decoder is given: features [T, B, ·], token_embeddings [V + 1, width], classifier_weight [V, hidden], noise [T, B, V].
+inline void check_choice(const Tensor& features, const Tensor& token_embeddings, const Tensor& classifier_weight,
                          const Tensor& classifier_bias, const std::optional<Tensor>& maybe_noise, int64_t width,
                          int64_t hidden, int64_t end_id, int64_t pad_id) {
   const int64_t T = features.size(0), B = features.size(1), V = classifier_weight.size(0);
   CHECK(T > 0 && B > 0, "features must have at least one step and one sequence");
   CHECK_POSITIVE(classifier_weight);
-  CHECK_SHAPE(symbol_rows, V + 1, width);
+  CHECK_SHAPE(token_embeddings, V + 1, width);
   CHECK_SHAPE(classifier_weight, V, hidden);
   CHECK_SHAPE(classifier_bias, V);
-  CHECK_LIKE(symbol_rows, features);
+  CHECK_LIKE(token_embeddings, features);
   CHECK_LIKE(classifier_weight, features);
   CHECK_LIKE(classifier_bias, features);
   if (maybe_noise) {
@@ -135,7 +135,7 @@ inline void check_choice(const Tensor& features, const Tensor& symbol_rows, cons
   CHECK(end_id < 0 || pad_id >= 0, "pad_id must be given where end_id is");
 }
 
-// What the LayerNorm-LSTM is given in each of its ops: x or normalised [T, B, 4H] has been checked.
+// What the LayerNorm-LSTM is given in each of its ops: x or normalized [T, B, 4H] has been checked.
 inline void check_lstm(const Tensor& x, const Tensor& weight_hh, const Tensor& norm_weight, const Tensor& norm_bias,
                        const Tensor& h0, const Tensor& c0, int64_t B, int64_t H) {
   CHECK_SHAPE(weight_hh, 4 * H, H);

@@ -14,10 +14,10 @@
 STABLE_TORCH_LIBRARY(fastvae, m) {
   m.def(
       "layer_norm_lstm(Tensor x, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor h0, Tensor c0, "
-      "float eps, bool save) -> (Tensor h, Tensor c_n, Tensor c, Tensor normalised, Tensor rstd)");
+      "float eps, bool save) -> (Tensor h, Tensor c_n, Tensor c, Tensor normalized, Tensor rstd)");
   m.def(
       "layer_norm_lstm_backward(Tensor dh, Tensor dc_n, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, "
-      "Tensor h0, Tensor c0, Tensor h, Tensor c, Tensor normalised, Tensor rstd) "
+      "Tensor h0, Tensor c0, Tensor h, Tensor c, Tensor normalized, Tensor rstd) "
       "-> (Tensor dx, Tensor dweight_hh, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dh0, Tensor dc0)");
 
   m.def("highway_conv_project(Tensor x, Tensor weight, Tensor bias) -> (Tensor a, Tensor mean, Tensor m2)");
@@ -37,14 +37,14 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
 
   m.def("gumbel_noise(Tensor seed, SymInt steps, SymInt batch, SymInt symbols, float temperature) -> Tensor");
   m.def(
-      "decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor weight_hh, Tensor norm_weight, "
+      "decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor weight_hh, Tensor norm_weight, "
       "Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0, Tensor c0, Tensor? noise, "
       "float eps, int end_id, int pad_id, Tensor? packed=None) -> Tensor");
   m.def(
       "decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifier_weight, bool int8=False) -> "
       "Tensor");
   m.def(
-      "decode_bytenet(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor conv_weight, "
+      "decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor conv_weight, "
       "Tensor conv_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor? noise, bool carry, int end_id, "
       "int pad_id, Tensor? packed=None) -> Tensor");
   m.def(
@@ -55,14 +55,14 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
   m.def(
       "layer_norm_lstm_persistent(Tensor x, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor h0, "
       "Tensor c0, float eps, bool save, int groups, int units, int columns, int threads) "
-      "-> (Tensor h, Tensor c_n, Tensor c, Tensor normalised, Tensor rstd)");
+      "-> (Tensor h, Tensor c_n, Tensor c, Tensor normalized, Tensor rstd)");
   m.def(
-      "decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor start_cross, Tensor symbol_rows, "
+      "decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor start_cross, Tensor token_embeddings, "
       "Tensor row_means, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor classifier_weight, "
       "Tensor classifier_bias, Tensor cross_weight, Tensor h0, Tensor c0, Tensor? noise, float eps, int end_id, "
       "int pad_id, int groups, int units, int columns, int threads) -> Tensor");
   m.def(
-      "decode_bytenet_persistent(Tensor projected, Tensor symbol_rows, Tensor conv_weight, Tensor conv_bias, "
+      "decode_bytenet_persistent(Tensor projected, Tensor token_embeddings, Tensor conv_weight, Tensor conv_bias, "
       "Tensor classifier_weight, Tensor classifier_bias, Tensor? noise, bool carry, int end_id, int pad_id, "
       "int groups, int units, int voters, int columns, int threads) -> Tensor");
 }
@@ -85,7 +85,7 @@ PYBIND11_MODULE(_C, m) {
     throw std::invalid_argument("this machine has no CPU capability '" + name + "'; its best is '" +
                                 ISA_NAMES[int(best_isa())] + "'");
   });
-  // For fastvae.models.kept: of a tensor's memory.
+  // For fastvae.models.weight_cache: of a tensor's memory.
   m.def("checksum", checksum, py::arg("address"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
   // For benchmarks: what their shares of the machine's limits are shares of.
   m.def("machine_peak", machine_peak, py::arg("kind"), py::arg("threads"), py::arg("megabytes") = 0.0,

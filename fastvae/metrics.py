@@ -81,7 +81,7 @@ def terms_per_text(model: nn.Module, tokens: Tensor, *, seed: int = 0) -> tuple[
 
 @torch.no_grad()
 def int8_loss(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0) -> dict[str, float]:
-    """What `weights="int8"` costs on batches of tokens [B, L], with noise fixed by `seed`.
+    """What `quantization="int8"` costs on batches of tokens [B, L], with noise fixed by `seed`.
 
     Keys: bpc_loss, bits per character that the bound grows by; token_agreement, the share of
     symbols, pads left out, for which both find the same one likeliest after the same text;
@@ -97,8 +97,8 @@ def int8_loss(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0) -> 
             tokens = tokens.to(parameter.device)
             mean, logvar = model.posterior(tokens)
             z = mean + (logvar / 2).exp() * _row_noise(model, tokens, generator).to(parameter)
-            logits = [model.logits(tokens, z, weights=w) for w in (None, "int8")]
-            written = [model.generate(z, weights=w) for w in (None, "int8")]
+            logits = [model.logits(tokens, z, quantization=w) for w in (None, "int8")]
+            written = [model.generate(z, quantization=w) for w in (None, "int8")]
             ignored = pad if model.mask_pad else None
             full, rounded = (reconstruction_nats(y.double(), tokens.T, ignored) for y in logits)
             nats += (rounded - full).sum().item()

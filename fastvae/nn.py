@@ -32,7 +32,7 @@ def widen(x: Tensor) -> Tensor:
     return x.to(accumulate_dtype(x.dtype))
 
 
-def symbol_table(weight: Tensor, bias: Tensor, symbols: int) -> Tensor:
+def input_embeddings(weight: Tensor, bias: Tensor, symbols: int) -> Tensor:
     """What each one-hot input adds, bias included: weight [N, I], bias [N] -> [symbols, N].
 
     The symbols' columns are the last ones of `weight`. Wide: what is added up must not be rounded.
@@ -41,7 +41,7 @@ def symbol_table(weight: Tensor, bias: Tensor, symbols: int) -> Tensor:
 
 
 class _Uniform:
-    """Initialisation of the paper for torch's layers."""
+    """Initialization of the paper for torch's layers."""
 
     def reset_parameters(self) -> None:
         for parameter in self.parameters(recurse=False):
@@ -49,7 +49,7 @@ class _Uniform:
 
 
 class Linear(_Uniform, nn.Linear):
-    """`torch.nn.Linear`, initialised as in the paper; its last inputs may be given as symbols."""
+    """`torch.nn.Linear`, initialized as in the paper; its last inputs may be given as symbols."""
 
     def forward(self, x: Tensor | None, symbols: Tensor | None = None) -> Tensor:
         """x [..., I'], one-hot inputs as ids `symbols` [...] -> [..., N]; either may be None."""
@@ -57,11 +57,11 @@ class Linear(_Uniform, nn.Linear):
 
 
 class Conv1d(_Uniform, nn.Conv1d):
-    """`torch.nn.Conv1d`, initialised as in the paper."""
+    """`torch.nn.Conv1d`, initialized as in the paper."""
 
 
 class ConvTranspose1d(_Uniform, nn.ConvTranspose1d):
-    """`torch.nn.ConvTranspose1d`, initialised as in the paper."""
+    """`torch.nn.ConvTranspose1d`, initialized as in the paper."""
 
 
 class _Composite(nn.Module):
@@ -99,7 +99,7 @@ class BatchNorm(nn.BatchNorm1d):
     def from_statistics(
         self, count: int, mean: Tensor, m2: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """mean, scale, shift [C] to normalise a batch by; moves the running statistics.
+        """mean, scale, shift [C] to normalize a batch by; moves the running statistics.
 
         `mean` and `m2` = Σ (a − mean)² [C], wide, are those of this process's `count` values.
         """
@@ -163,12 +163,12 @@ class LayerNormLSTM(nn.Module):
                 raise ValueError(f"{name} must be 1 or more, got {size}")
         self.input_size, self.hidden_size, self.eps = plain((input_size, hidden_size, eps))
         self.batch_first = batch_first
-        rows, place = 4 * hidden_size, {"device": device, "dtype": dtype}
-        self.weight_ih = nn.Parameter(torch.empty(rows, input_size, **place))
-        self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size, **place))
-        self.bias = nn.Parameter(torch.empty(rows, **place))
-        self.norm_weight = nn.Parameter(torch.empty(rows, **place))
-        self.norm_bias = nn.Parameter(torch.empty(rows, **place))
+        rows, factory_kwargs = 4 * hidden_size, {"device": device, "dtype": dtype}
+        self.weight_ih = nn.Parameter(torch.empty(rows, input_size, **factory_kwargs))
+        self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size, **factory_kwargs))
+        self.bias = nn.Parameter(torch.empty(rows, **factory_kwargs))
+        self.norm_weight = nn.Parameter(torch.empty(rows, **factory_kwargs))
+        self.norm_bias = nn.Parameter(torch.empty(rows, **factory_kwargs))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -261,10 +261,10 @@ class HighwayConv(nn.Module):
     def __init__(self, channels: int, *, carry: bool = True, device=None, dtype=None) -> None:
         super().__init__()
         self.channels, self.carry = channels, carry
-        place = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(3 * channels, channels, 2, **place))
-        self.bias = nn.Parameter(torch.empty(3 * channels, **place))
-        self.norm = BatchNorm(3 * channels, **place)
+        factory_kwargs = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(3 * channels, channels, 2, **factory_kwargs))
+        self.bias = nn.Parameter(torch.empty(3 * channels, **factory_kwargs))
+        self.norm = BatchNorm(3 * channels, **factory_kwargs)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -326,15 +326,15 @@ class ConvEncoder(_Composite):
         dtype=None,
     ) -> None:
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        factory_kwargs = {"device": device, "dtype": dtype}
         self.vocab_size = vocab_size
         self.convs = nn.ModuleList(
-            Conv1d(before, after, 3, stride=2, padding=1, **place)
+            Conv1d(before, after, 3, stride=2, padding=1, **factory_kwargs)
             for before, after in pairwise((vocab_size, *channels))
         )
-        self.norms = nn.ModuleList(BatchNorm(size, **place) for size in channels)
+        self.norms = nn.ModuleList(BatchNorm(size, **factory_kwargs) for size in channels)
         flat = channels[-1] * (length >> len(channels))
-        self.linear = Linear(flat, 2 * latent_size, **place)
+        self.linear = Linear(flat, 2 * latent_size, **factory_kwargs)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B, L] -> mean, log-variance [B, Z]."""
@@ -375,15 +375,17 @@ class DeconvDecoder(_Composite):
         dtype=None,
     ) -> None:
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        factory_kwargs = {"device": device, "dtype": dtype}
         self.shape = channels[-1], length >> len(channels)
         sizes = (*reversed(channels), feature_channels)
-        self.linear = Linear(latent_size, self.shape[0] * self.shape[1], **place)
+        self.linear = Linear(latent_size, self.shape[0] * self.shape[1], **factory_kwargs)
         self.convs = nn.ModuleList(
-            ConvTranspose1d(before, after, 3, stride=2, padding=1, output_padding=1, **place)
+            ConvTranspose1d(
+                before, after, 3, stride=2, padding=1, output_padding=1, **factory_kwargs
+            )
             for before, after in pairwise(sizes)
         )
-        self.norms = nn.ModuleList(BatchNorm(size, **place) for size in sizes[1:])
+        self.norms = nn.ModuleList(BatchNorm(size, **factory_kwargs) for size in sizes[1:])
 
     def forward(self, z: Tensor) -> Tensor:
         """z [B, Z] -> features [T, B, D]."""

@@ -17,7 +17,7 @@ from fastvae.distributed import all_reduce
 
 
 class VAEOutput(NamedTuple):
-    """What a model's forward returns: the loss to minimise and its terms, in nats per sample.
+    """What a model's forward returns: the loss to minimize and its terms, in nats per sample.
 
     `kl` and `kl_per_dimension` [Z] are plain, before free bits; `auxiliary` is before its weight.
     """

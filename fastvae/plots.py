@@ -80,7 +80,7 @@ def _curves(axis, metrics: Metrics, key: str) -> None:
 
     last = max(row["step"] for rows in metrics.values() for row in rows)
     framed = []
-    for split, colour in COLOURS.items():
+    for split, color in COLOURS.items():
         points = [(row["step"], row[key]) for row in metrics[split]]
         if not points:
             continue
@@ -88,7 +88,7 @@ def _curves(axis, metrics: Metrics, key: str) -> None:
         marker = "o" if valid and len(points) < 30 else None
         steps, values = zip(*points, strict=True)
         axis.plot(
-            steps, values, color=colour, lw=1.8 if valid else 1, marker=marker, ms=3.5, label=split
+            steps, values, color=color, lw=1.8 if valid else 1, marker=marker, ms=3.5, label=split
         )
         framed += [value for step, value in points if step > last / 20]
     low, high = min(framed, default=0), max(framed, default=0)

@@ -33,7 +33,7 @@ READINGS = {CHARACTERS: Reading(WINDOWS), TWEETS: Reading(LINES, "tweets")}
 class Preset:
     """A model's class and arguments, the text it reads, and fields of `TrainingConfig`.
 
-    text: "characters" (windows of a file's characters) or "tweets" (lines of bytes, normalised).
+    text: "characters" (windows of a file's characters) or "tweets" (lines of bytes, normalized).
     """
 
     description: str
@@ -263,7 +263,7 @@ def read_corpus(
         path,
         length,
         vocabulary=vocabulary or ByteVocabulary(),
-        normalise=NORMALIZERS[reading.normalization],
+        normalize=NORMALIZERS[reading.normalization],
         cache=cache,
     )
 

@@ -1,4 +1,4 @@
-"""Plain PyTorch twins of every layer and model: what fastvae must equal, and its rival in speed.
+"""Reference layers and models in plain PyTorch: what fastvae must equal, and its rival in speed.
 
 Written from the equations with `torch.nn` alone (one-hots, convolutions, loops over time), apart
 from `fastvae.nn` and `fastvae.models`, with the same constructors and the same state dict.
@@ -215,14 +215,16 @@ class TextVAE(nn.Module):
         self.head: nn.Linear | None = None
         self.decoder: nn.Module | None = None
 
-    def forward(self, tokens, kl_weight=1.0, *, free_bits=0.0, noise=None, dropped=None) -> Output:
-        """tokens [B, L], noise [B, Z], dropped [B, L] -> terms of J, nats per sample."""
+    def forward(
+        self, tokens, kl_weight=1.0, *, free_bits=0.0, noise=None, drop_mask=None
+    ) -> Output:
+        """tokens [B, L], noise [B, Z], drop_mask [B, L] -> terms of J, nats per sample."""
         mean, logvar = self.posterior(tokens)
         noise = torch.randn_like(mean) if noise is None else noise
         z = mean + torch.exp(0.5 * logvar) * noise
-        if dropped is None and self.training and 0 < self.word_dropout < 1:
-            dropped = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
-        logits, head_logits = self.logits(tokens, z, dropped)
+        if drop_mask is None and self.training and 0 < self.word_dropout < 1:
+            drop_mask = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
+        logits, head_logits = self.logits(tokens, z, drop_mask)
         reconstruction = self.nats(logits, tokens).mean()
         auxiliary = torch.zeros_like(reconstruction)
         if head_logits is not None:
@@ -239,7 +241,7 @@ class TextVAE(nn.Module):
             nats = nats.masked_fill(tokens == self.pad_id, 0)
         return nats.sum(-1)
 
-    def logits(self, tokens: Tensor, z: Tensor, dropped: Tensor | None = None):
+    def logits(self, tokens: Tensor, z: Tensor, drop_mask: Tensor | None = None):
         """Teacher-forced logits [L, B, V], and those of the auxiliary head or None."""
         features, state = self.start(z)
         if self.decoder is None:
@@ -247,8 +249,8 @@ class TextVAE(nn.Module):
         previous = torch.cat([torch.full_like(tokens[:, :1], self.vocab_size), tokens[:, :-1]], 1)
         if self.word_dropout >= 1:
             previous[:, 1:] = self.vocab_size + 1
-        elif dropped is not None:
-            previous[:, 1:] = previous[:, 1:].masked_fill(dropped[:, 1:], self.vocab_size + 1)
+        elif drop_mask is not None:
+            previous[:, 1:] = previous[:, 1:].masked_fill(drop_mask[:, 1:], self.vocab_size + 1)
         logits, _ = self.decoder(self.inputs(features, previous.T), state)
         return logits, None if self.head is None else self.head(features)
 
@@ -292,8 +294,8 @@ class TextVAE(nn.Module):
             tokens[:, t] = (logits[0] + noise[t]).argmax(-1)
             if self.end_id is not None and (tokens == self.end_id).any(-1).all():
                 break
-            dropped = torch.full_like(previous, self.vocab_size + 1)
-            previous = dropped if self.word_dropout >= 1 else tokens[None, :, t]
+            drop_mask = torch.full_like(previous, self.vocab_size + 1)
+            previous = drop_mask if self.word_dropout >= 1 else tokens[None, :, t]
         return self._stop(tokens)
 
     def _stop(self, tokens: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def decode_chunks(
 ) -> Tensor:
     """features [T, B, D] -> tokens [B, T], by chunks, until all sequences have ended.
 
-    weights are feature_weight, symbol_rows and more. A chunk is steps(features, noise, symbol,
+    weights are feature_weight, token_embeddings and more. A chunk is steps(features, noise, symbol,
     ended, *state, *weights, *options, end_id, pad_id) -> tokens [T, B]; it writes symbol and ended
     [B], int32, and the state anew, which go on to the next chunk. noise is empty where none is
     given.

@@ -151,7 +151,7 @@ def padded(C: int) -> int:
 def decode_bytenet(
     features: Tensor,
     feature_weight: Tensor,
-    symbol_rows: Tensor,
+    token_embeddings: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
     classifier_weight: Tensor,
@@ -165,7 +165,7 @@ def decode_bytenet(
     """The op on a GPU. float64 runs as plain PyTorch, and so do int8 weights in `packed`."""
     weights = {
         "feature_weight": feature_weight,
-        "symbol_rows": symbol_rows,
+        "token_embeddings": token_embeddings,
         "conv_weight": conv_weight,
         "conv_bias": conv_bias,
         "classifier_weight": classifier_weight,
@@ -189,7 +189,7 @@ def decode_bytenet(
         fixed = tuple(weights.values())
         return decode_chunks(steps, features, noise, state, fixed, carry, **ids)
     more = padded(C) - C
-    rows = F.pad(symbol_rows.unflatten(1, (2, C)), (0, more)).flatten(1)
+    rows = F.pad(token_embeddings.unflatten(1, (2, C)), (0, more)).flatten(1)
     project = F.pad(feature_weight.unflatten(0, (2, C)), (0, 0, 0, more)).flatten(0, 1)
     # For each output its weights of xₜ₋₁, then those of xₜ.
     taps = conv_weight.unflatten(1, (3, C)).transpose(3, 4)

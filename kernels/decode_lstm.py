@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastvae.kernels import persistent
 from fastvae.kernels.decode import decode_chunks, runs_plain
-from fastvae.kernels.gates import normalise, rank, ranked, row_launch, update
+from fastvae.kernels.gates import normalize, rank, ranked, row_launch, update
 from fastvae.kernels.products import padded
 from fastvae.ops.checks import check_decode_lstm
 from fastvae.ops.decode_lstm import decode_lstm_reference
@@ -85,7 +85,7 @@ def step_kernel(
         f += tl.load(row + H, m, 0.0).to(wide)
         g += tl.load(row + 2 * H, m, 0.0).to(wide)
         o += tl.load(row + 3 * H, m, 0.0).to(wide)
-        i, f, g, o, _ = normalise(i, f, g, o, m, H, EPS)
+        i, f, g, o, _ = normalize(i, f, g, o, m, H, EPS)
         before = tl.load(c + H * b + k, m, 0.0)
         cell, out = update(i, f, g, o, gain, bias, before, k, m, H)
         tl.store(c + H * b + k, cell, m)
@@ -102,7 +102,7 @@ def launch(H: int, V: int, hip: bool = bool(torch.version.hip)) -> dict[str, int
 def decode_lstm(
     features: Tensor,
     feature_weight: Tensor,
-    symbol_rows: Tensor,
+    token_embeddings: Tensor,
     weight_hh: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
@@ -119,7 +119,7 @@ def decode_lstm(
     """The op on a GPU. What one program cannot hold, float64, and int8 run as plain PyTorch."""
     weights = {
         "feature_weight": feature_weight,
-        "symbol_rows": symbol_rows,
+        "token_embeddings": token_embeddings,
         "weight_hh": weight_hh,
         "norm_weight": norm_weight,
         "norm_bias": norm_bias,
@@ -143,7 +143,7 @@ def decode_lstm(
     unused = -(4 * H + V) % ALIGNED
     stacked = padded(torch.cat([weight_hh, classifier_weight, weight_hh.new_zeros(unused, H)]))
     state = padded(h0) @ stacked.T, c0.to(accumulate_dtype(c0.dtype), copy=True)
-    fixed = feature_weight, symbol_rows, stacked, norm_weight, norm_bias, classifier_bias
+    fixed = feature_weight, token_embeddings, stacked, norm_weight, norm_bias, classifier_bias
     return decode_chunks(steps, features, noise, state, fixed, eps, **ids)
 
 

@@ -65,8 +65,8 @@ def row_launch(size: int, hip: bool = bool(torch.version.hip)) -> dict[str, int]
 
 
 @triton.jit
-def normalise(i, f, g, o, m, H, EPS: tl.constexpr):
-    """A row of four gates [BLOCK], m where k < H -> the same normalised together, and 1 / σ."""
+def normalize(i, f, g, o, m, H, EPS: tl.constexpr):
+    """A row of four gates [BLOCK], m where k < H -> the same normalized together, and 1 / σ."""
     i, f, g, o = tl.where(m, i, 0.0), tl.where(m, f, 0.0), tl.where(m, g, 0.0), tl.where(m, o, 0.0)
     mean = tl.sum(i + f + g + o, 0) / (4 * H)
     i, f = tl.where(m, i - mean, 0.0), tl.where(m, f - mean, 0.0)
@@ -78,7 +78,7 @@ def normalise(i, f, g, o, m, H, EPS: tl.constexpr):
 
 @triton.jit
 def update(i, f, g, o, gain, bias, before, k, m, H):
-    """Normalised gates [BLOCK] and the cell before; pointers gain, bias [4H] -> c, h."""
+    """Normalized gates [BLOCK] and the cell before; pointers gain, bias [4H] -> c, h."""
     wide = before.dtype
     EXACT: tl.constexpr = gain.dtype.element_ty == tl.float32
     i = i * tl.load(gain + k, m, 0.0).to(wide) + tl.load(bias + k, m, 0.0).to(wide)

@@ -98,22 +98,22 @@ def combine_kernel(
         m = (count > 0) & inside[None, :]
         v = tl.load(means + part[:, None] * W + k[None, :], m, 0.0)
         total += tl.where(m, count * (v - first[None, :]), 0.0)
-    centre = first + tl.sum(total, 0) / R
+    center = first + tl.sum(total, 0) / R
     total = tl.zeros((PARTS, COLS), means.dtype.element_ty)
     for p in range(0, tl.cdiv(R, ROWS), PARTS):
         part = p + tl.arange(0, PARTS).to(tl.int64)
         count = tl.minimum(tl.maximum(R - part * ROWS, 0), ROWS).to(total.dtype)[:, None]
         m = (count > 0) & inside[None, :]
-        d = tl.load(means + part[:, None] * W + k[None, :], m, 0.0) - centre[None, :]
+        d = tl.load(means + part[:, None] * W + k[None, :], m, 0.0) - center[None, :]
         within = tl.load(m2s + part[:, None] * W + k[None, :], m, 0.0)
         total += tl.where(m, within + count * d * d, 0.0)
-    tl.store(mean + k, centre, inside)
+    tl.store(mean + k, center, inside)
     tl.store(m2 + k, tl.sum(total, 0), inside)
 
 
 @triton.jit
 def gate_input(a, mean, scale, shift, k, inside, m, NORM: tl.constexpr):
-    """One gate's pre-activations, normalised, and their deviations from the mean."""
+    """One gate's pre-activations, normalized, and their deviations from the mean."""
     d = tl.load(a, m, 0.0).to(tl.float32)
     if NORM:
         d -= tl.load(mean + k, inside, 0.0)[None, :]
@@ -151,7 +151,7 @@ def gate_kernel(
 
 @triton.jit
 def store_gate(dz, d, scale, da, k, inside, m):
-    """da of one gate from that of its normalised z -> dz, and dz · d, for the columns' sums."""
+    """da of one gate from that of its normalized z -> dz, and dz · d, for the columns' sums."""
     dz = tl.where(m, dz, 0.0)
     v = dz * tl.load(scale + k, inside, 0.0)[None, :]
     tl.store(da, v.to(da.dtype.element_ty), m)
@@ -237,7 +237,7 @@ def project_backward_kernel(
 ):
     # da, a, total [R, W]: all that reaches a; sums [programs, W]: of da
     k, inside = columns(W, COLS)
-    centre = tl.load(mean + k, inside, 0.0)[None, :]
+    center = tl.load(mean + k, inside, 0.0)[None, :]
     same = (tl.load(dmean + k, inside, 0.0) / R)[None, :]
     along = 2.0 * tl.load(dm2 + k, inside, 0.0)[None, :]
     added = tl.zeros((ROWS, COLS), tl.float32)
@@ -246,7 +246,7 @@ def project_backward_kernel(
         here = r * W + k[None, :]
         d = tl.load(da + here, m, 0.0).to(tl.float32)
         added += d
-        v = tl.load(a + here, m, 0.0).to(tl.float32) - centre
+        v = tl.load(a + here, m, 0.0).to(tl.float32) - center
         tl.store(total + here, (d + same + along * v).to(total.dtype.element_ty), m)
     part = tl.program_id(0).to(tl.int64) * W + k
     tl.store(sums + part, tl.sum(added, 0), inside)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastvae.kernels import persistent
 from fastvae.kernels.gates import (
-    normalise,
+    normalize,
     row_launch,
     sigmoid,
     tanh,
@@ -39,7 +39,7 @@ def forward_kernel(
     c_before,
     h,
     c,
-    normalised,
+    normalized,
     rstd,
     row,
     kept,
@@ -50,7 +50,7 @@ def forward_kernel(
     SAVE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # Rows of all steps: x [., 4H] and h [., STRIDE] from `row` on; c, normalised, rstd from `kept`
+    # Rows of all steps: x [., 4H] and h [., STRIDE] from `row` on; c, normalized, rstd from `kept`
     # on; c_before from `before` on. a [B, 4H]: W h
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
@@ -61,14 +61,14 @@ def forward_kernel(
     f = tl.load(x + H, m, 0.0).to(wide) + tl.load(a + H, m, 0.0).to(wide)
     g = tl.load(x + 2 * H, m, 0.0).to(wide) + tl.load(a + 2 * H, m, 0.0).to(wide)
     o = tl.load(x + 3 * H, m, 0.0).to(wide) + tl.load(a + 3 * H, m, 0.0).to(wide)
-    i, f, g, o, r = normalise(i, f, g, o, m, H, EPS)
+    i, f, g, o, r = normalize(i, f, g, o, m, H, EPS)
     if SAVE:
         tl.store(rstd + kept + b, r)
-        n = normalised + 4 * H * (kept + b) + k
-        tl.store(n, i.to(normalised.dtype.element_ty), m)
-        tl.store(n + H, f.to(normalised.dtype.element_ty), m)
-        tl.store(n + 2 * H, g.to(normalised.dtype.element_ty), m)
-        tl.store(n + 3 * H, o.to(normalised.dtype.element_ty), m)
+        n = normalized + 4 * H * (kept + b) + k
+        tl.store(n, i.to(normalized.dtype.element_ty), m)
+        tl.store(n + H, f.to(normalized.dtype.element_ty), m)
+        tl.store(n + 2 * H, g.to(normalized.dtype.element_ty), m)
+        tl.store(n + 3 * H, o.to(normalized.dtype.element_ty), m)
     cell = tl.load(c_before + H * (before + b) + k, m, 0.0).to(wide)
     cell, out = update(i, f, g, o, gain, bias, cell, k, m, H)
     tl.store(c + H * (kept + b) + k, cell, m)
@@ -76,16 +76,16 @@ def forward_kernel(
 
 
 @triton.jit
-def gate_backward(d, normalised, gain, dz, m, wide):
-    """Gradient of one gate's z to that of its normalised value; dz is kept for gain and bias."""
+def gate_backward(d, normalized, gain, dz, m, wide):
+    """Gradient of one gate's z to that of its normalized value; dz is kept for gain and bias."""
     tl.store(dz, d.to(dz.dtype.element_ty), m)
     dn = d * tl.load(gain, m, 0.0).to(wide)
-    return dn, dn * tl.load(normalised, m, 0.0).to(wide)
+    return dn, dn * tl.load(normalized, m, 0.0).to(wide)
 
 
 @triton.jit
-def norm_backward(dn, mean, along, normalised, r, da, m, wide):
-    v = tl.load(normalised, m, 0.0).to(wide)
+def norm_backward(dn, mean, along, normalized, r, da, m, wide):
+    v = tl.load(normalized, m, 0.0).to(wide)
     tl.store(da, (r * (dn - mean - v * along)).to(da.dtype.element_ty), m)
 
 
@@ -98,7 +98,7 @@ def backward_kernel(
     bias,
     c_before,
     c,
-    normalised,
+    normalized,
     rstd,
     da,
     dz,
@@ -108,7 +108,7 @@ def backward_kernel(
     STRIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # Rows of all steps: dh [., H], c, normalised, rstd, da, dz from `row` on; c_before from
+    # Rows of all steps: dh [., H], c, normalized, rstd, da, dz from `row` on; c_before from
     # `before` on. through [B, STRIDE]: from the next step; dc [B, H] is rewritten
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
@@ -116,7 +116,7 @@ def backward_kernel(
     wide = c.dtype.element_ty
     EXACT: tl.constexpr = gain.dtype.element_ty == tl.float32
     now = row + b
-    n = normalised + 4 * H * now + k
+    n = normalized + 4 * H * now + k
     da, dz = da + 4 * H * now + k, dz + 4 * H * now + k
     gain, bias = gain + k, bias + k
     zi = tl.load(n, m, 0.0).to(wide) * tl.load(gain, m, 0.0) + tl.load(bias, m, 0.0)
@@ -160,7 +160,7 @@ def backward_kernel(
 @triton.jit(do_not_specialize=("R",))
 def sums_kernel(
     dz,
-    normalised,
+    normalized,
     shifts,
     scales,
     R,
@@ -168,7 +168,7 @@ def sums_kernel(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    # dz, normalised [R, W]; shifts, scales [programs, W]: sums of dz, of dz normalised, of rows
+    # dz, normalized [R, W]; shifts, scales [programs, W]: sums of dz, of dz normalized, of rows
     # that lie far apart, as in highway_conv.py
     wide = shifts.dtype.element_ty
     k = tl.program_id(1) * COLS + tl.arange(0, COLS)
@@ -179,7 +179,7 @@ def sums_kernel(
         here, m = r[:, None] * W + k[None, :], (r < R)[:, None] & inside[None, :]
         d = tl.load(dz + here, m, 0.0).to(wide)
         shift += d
-        scale += d * tl.load(normalised + here, m, 0.0).to(wide)
+        scale += d * tl.load(normalized + here, m, 0.0).to(wide)
     part = tl.program_id(0).to(tl.int64) * W + k
     tl.store(shifts + part, tl.sum(shift, 0), inside)
     tl.store(scales + part, tl.sum(scale, 0), inside)
@@ -221,7 +221,7 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
     h, a = x.new_empty(T, *before.shape), x.new_empty(B, 4 * H)
     h[..., H:] = 0
     c, rstd = x.new_empty(kept, B, H, dtype=wide), x.new_empty(kept, B, dtype=wide)
-    normalised = x.new_empty(kept, B, 4 * H) if save else a
+    normalized = x.new_empty(kept, B, 4 * H) if save else a
     c0 = c0.to(wide)
     for t in range(T):
         s = t if save else 0
@@ -234,7 +234,7 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
             c if t else c0,
             h,
             c,
-            normalised,
+            normalized,
             rstd,
             t * B,
             s * B,
@@ -249,13 +249,13 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
     h = h[..., :H].contiguous()
     c_n = c[-1].to(x.dtype, copy=True)  # an output of its own, aligned as one
     if save:
-        return h, c_n, c, normalised, rstd
+        return h, c_n, c, normalized, rstd
     return h, c_n, x.new_empty(0, dtype=wide), x.new_empty(0), x.new_empty(0, dtype=wide)
 
 
-def _backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd):
+def _backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalized, rstd):
     T, B, H = h.shape
-    dx, dz = torch.empty_like(normalised), torch.empty_like(normalised)
+    dx, dz = torch.empty_like(normalized), torch.empty_like(normalized)
     weight, through = padded(weight_hh), torch.zeros_like(padded(h0))
     if h.dtype.itemsize == 2:  # the product that is read along its sums is the faster one
         weight = weight.T.contiguous().T
@@ -269,7 +269,7 @@ def _backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normali
             norm_bias,
             c if t else start,
             c,
-            normalised,
+            normalized,
             rstd,
             dx,
             dz,
@@ -282,7 +282,7 @@ def _backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normali
         torch.mm(dx[t], weight, out=through)
     before = padded(torch.cat([h0.unsqueeze(0), h[:-1]])).flatten(0, 1)
     dweight = summed_products(dx.flatten(0, 1), before)[:, :H].contiguous()
-    dgain, dbias = norm_sums(dz.flatten(0, 1), normalised.flatten(0, 1))
+    dgain, dbias = norm_sums(dz.flatten(0, 1), normalized.flatten(0, 1))
     return dx, dweight, dgain, dbias, through[:, :H].contiguous(), dc.to(c0.dtype)
 
 
@@ -296,11 +296,11 @@ def summed_products(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def norm_sums(dz: Tensor, normalised: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of gain and bias [W] from dz and normalised [R, W]."""
+def norm_sums(dz: Tensor, normalized: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gain and bias [W] from dz and normalized [R, W]."""
     R, W = dz.shape
     parts = triton.cdiv(R, SUMS["ROWS"] * TILES)
     shifts, scales = dz.new_empty(2, parts, W, dtype=accumulate_dtype(dz.dtype))
     grid = parts, triton.cdiv(W, SUMS["COLS"])
-    sums_kernel[grid](dz, normalised, shifts, scales, R, W=W, **SUMS)
+    sums_kernel[grid](dz, normalized, shifts, scales, R, W=W, **SUMS)
     return scales.sum(0).to(dz.dtype), shifts.sum(0).to(dz.dtype)

@@ -259,7 +259,7 @@ def _batches(B: int) -> list[slice]:
 def decode_lstm(
     features: Tensor,
     feature_weight: Tensor,
-    symbol_rows: Tensor,
+    token_embeddings: Tensor,
     weight_hh: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
@@ -274,16 +274,16 @@ def decode_lstm(
     plan: Plan,
 ) -> Tensor:
     """The op `decode_lstm`, in launches of BATCH sequences."""
-    wide, recurrent = symbol_rows.float(), weight_hh.float()
+    wide, recurrent = token_embeddings.float(), weight_hh.float()
     means = wide.mean(1)
-    centred = wide - means[:, None]
-    squares = centred.square().sum(1)
+    centerd = wide - means[:, None]
+    squares = centerd.square().sum(1)
     # Of each symbol: what its choice adds to the squares of the next step, by h and by features.
-    by_state, by_features = (2 * centred[:-1] @ w for w in (recurrent, feature_weight.float()))
+    by_state, by_features = (2 * centerd[:-1] @ w for w in (recurrent, feature_weight.float()))
     cross_weight = [by_state.to(h0.dtype)]
     if h0.dtype.itemsize == 2:
         cross_weight.append((by_state - cross_weight[0].float()).to(h0.dtype))
-    fixed = symbol_rows, means, weight_hh, norm_weight, norm_bias, classifier_weight
+    fixed = token_embeddings, means, weight_hh, norm_weight, norm_bias, classifier_weight
     fixed = *fixed, classifier_bias, torch.stack(cross_weight)
     tokens = []
     for part in _batches(len(h0)):
@@ -294,7 +294,7 @@ def decode_lstm(
             torch.ops.fastvae.decode_lstm_persistent(
                 projected,
                 F.linear(d.float(), by_features, squares[:-1]),
-                2 * (before @ centred[-1]) + squares[-1],
+                2 * (before @ centerd[-1]) + squares[-1],
                 *fixed,
                 h,
                 c,
@@ -311,7 +311,7 @@ def decode_lstm(
 def decode_bytenet(
     features: Tensor,
     feature_weight: Tensor,
-    symbol_rows: Tensor,
+    token_embeddings: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
     classifier_weight: Tensor,
@@ -327,7 +327,7 @@ def decode_bytenet(
     tokens = [
         torch.ops.fastvae.decode_bytenet_persistent(
             F.linear(features[:, part], feature_weight),
-            symbol_rows,
+            token_embeddings,
             taps,
             conv_bias,
             classifier_weight,

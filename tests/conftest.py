@@ -1,4 +1,4 @@
-"""Fixtures for every test: one seed, and no uninitialised memory that happens to be good."""
+"""Fixtures for every test: one seed, and no uninitialized memory that happens to be good."""
 
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -45,7 +45,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def strict():
-    """Fixed seed; every uninitialised buffer starts as NaN, in Python and in C++."""
+    """Fixed seed; every uninitialized buffer starts as NaN, in Python and in C++."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)  # implies deterministic.fill_uninitialized_memory
     yield

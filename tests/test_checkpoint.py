@@ -128,7 +128,7 @@ def test_class_is_checked(saved):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arguments": {"colour": 3}}, "unknown argument 'colour'"),
+        ({"arguments": {"color": 3}}, "unknown argument 'color'"),
         ({"arguments": {"aux_weight": "gone"}}, "lacks the argument 'aux_weight'"),
         ({"arguments": {"decoder": "transformer"}}, "transformer"),
         ({"arguments": {"hidden_size": "large"}}, "does not fit|config.json"),

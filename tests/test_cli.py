@@ -211,7 +211,7 @@ def test_encode_writes_posterior_means(fastvae, run, text, tmp_path):
     np.testing.assert_array_equal(np.load(out), want.detach())
 
 
-def test_tweets_are_normalised_wherever_they_come_from(fastvae, tmp_path):
+def test_tweets_are_normalized_wherever_they_come_from(fastvae, tmp_path):
     model = HybridVAE(259, 32, pad_id=0, end_id=2, latent_size=2, encoder_channels=(4,))
     model.save_pretrained(tmp_path / "m", ByteVocabulary())
     line = "@ann http://x.y ok"

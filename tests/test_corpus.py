@@ -28,7 +28,7 @@ from fastvae.text import (
     Reading,
     SyntheticCorpus,
     WindowCorpus,
-    normalise_tweet,
+    normalize_tweet,
     tweets,
 )
 from fastvae.text import files as text_files
@@ -184,11 +184,11 @@ def test_lines_that_fit_come_back_in_order(tmp_path, lines):
     assert [corpus.vocabulary.decode_bytes(row) for row in fixed_pass(corpus)] == kept
 
 
-def test_lines_are_normalised_before_they_are_measured(tmp_path):
+def test_lines_are_normalized_before_they_are_measured(tmp_path):
     path = tmp_path / "lines.gz"
     tweets = b"hi @a\nsee http://t.co/12345678901234567890\n@averyveryverylongname\n\xff @b\n"
     path.write_bytes(gzip.compress(tweets))
-    corpus = LineCorpus(path, 11, normalise=normalise_tweet)
+    corpus = LineCorpus(path, 11, normalize=normalize_tweet)
     texts = [corpus.vocabulary.decode_bytes(row) for row in fixed_pass(corpus)]
     assert texts == [b"hi @userid", b"see url", b"@userid", b"\xff @userid"]
 
@@ -196,7 +196,7 @@ def test_lines_are_normalised_before_they_are_measured(tmp_path):
 def test_an_endless_line_is_left_out_and_not_held(tmp_path):
     path = tmp_path / "lines"
     path.write_bytes(b"x" * (5 << 20) + b"\nab\n" + b"y" * (1 << 20) + b"\ncd")
-    corpus = LineCorpus(path, 8, normalise=lambda line: line[:2])
+    corpus = LineCorpus(path, 8, normalize=lambda line: line[:2])
     assert [corpus.vocabulary.decode(row) for row in fixed_pass(corpus)] == ["ab", "cd"]
     assert corpus.left_out == 2
 
@@ -284,7 +284,7 @@ DAMAGES = [
     "make",
     [
         lambda path, cache: WindowCorpus(path, 8, cache=cache),
-        lambda path, cache: LineCorpus(path, 20, normalise=normalise_tweet, cache=cache),
+        lambda path, cache: LineCorpus(path, 20, normalize=normalize_tweet, cache=cache),
     ],
     ids=["windows", "lines"],
 )
@@ -401,14 +401,14 @@ def test_cache_tells_settings_apart(tmp_path):
         return [corpus.vocabulary.decode(row) for row in fixed_pass(corpus)]
 
     assert decoded() == ["b@a", "@bb", "bab"]
-    assert decoded(normalise=normalise_tweet) == ["b@a", "@userid", "bab"]
-    assert decoded(normalise=str.upper) == ["B@A", "@BB", "BAB"]
+    assert decoded(normalize=normalize_tweet) == ["b@a", "@userid", "bab"]
+    assert decoded(normalize=str.upper) == ["B@A", "@BB", "BAB"]
     for letter in "xy":  # two functions of one name and one source text
 
         def replaced(line, letter=letter):
             return line.replace("b", letter)
 
-        assert decoded(normalise=replaced)[2] == f"{letter}a{letter}"
+        assert decoded(normalize=replaced)[2] == f"{letter}a{letter}"
     with pytest.raises(ValueError, match="no line fits"):
         LineCorpus(path, 3, cache=cache)
 
@@ -425,7 +425,7 @@ def test_lines_never_come_from_an_older_function(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, "cleaning", raising=False)
         importlib.invalidate_caches()
         clean = importlib.import_module("cleaning").clean
-        corpus = LineCorpus(tmp_path / "text", 8, normalise=clean, cache=tmp_path / "cache")
+        corpus = LineCorpus(tmp_path / "text", 8, normalize=clean, cache=tmp_path / "cache")
         assert [corpus.vocabulary.decode(row) for row in fixed_pass(corpus)] == expected
         assert corpus.reading == Reading("lines", "cleaning.clean")
 
@@ -435,7 +435,7 @@ def test_lines_never_come_from_an_older_normalization_of_ours(tmp_path, monkeypa
 
     def first():
         corpus = LineCorpus(
-            tmp_path / "text", 12, normalise=normalise_tweet, cache=tmp_path / "cache"
+            tmp_path / "text", 12, normalize=normalize_tweet, cache=tmp_path / "cache"
         )
         return corpus.vocabulary.decode(corpus[0])
 
@@ -520,7 +520,7 @@ def test_a_pickle_outlives_its_cache_with_a_word(tmp_path):
 def test_lines_left_out_or_changed_are_counted(tmp_path):
     path = tmp_path / "lines"
     path.write_bytes(b"@a b\n\nabcdefghijkl\n\r\nhi\n@ann " + b"x" * 9 + b"\n")
-    corpus = LineCorpus(path, 12, normalise=normalise_tweet)
+    corpus = LineCorpus(path, 12, normalize=normalize_tweet)
     assert corpus.counts() == {"lines": 6, "empty": 2, "too_long": 2, "normalized": 2}
     assert corpus.notes() == [
         f"{path}: 4 of 6 lines left out: 2 empty, 2 too long (over 11 bytes)",
@@ -528,7 +528,7 @@ def test_lines_left_out_or_changed_are_counted(tmp_path):
         "(tweets: links become url, @handles @userid)",
     ]
     path.write_text("ab\ncd\n")
-    assert LineCorpus(path, 12, normalise=normalise_tweet).notes() == []
+    assert LineCorpus(path, 12, normalize=normalize_tweet).notes() == []
 
 
 def test_characters_after_the_last_window_are_counted():

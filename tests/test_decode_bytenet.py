@@ -10,10 +10,10 @@ from fastvae import testing
 from fastvae.ops.decode_bytenet import decode_bytenet, decode_bytenet_reference
 from fastvae.ops.highway_conv import highway_conv_reference
 
-NAMES = ("features", "feature_weight", "symbol_rows", "conv_weight", "conv_bias")
+NAMES = ("features", "feature_weight", "token_embeddings", "conv_weight", "conv_bias")
 NAMES += ("classifier_weight", "classifier_bias")
 DTYPES = [torch.float32, torch.bfloat16]
-# (T, B, D, C, V, N): ones, primes, lanes and their neighbours
+# (T, B, D, C, V, N): ones, primes, lanes and their neighbors
 SHAPES = [(1, 1, 1, 1, 1, 1), (5, 1, 3, 7, 2, 2), (1, 7, 5, 3, 11, 3), (7, 3, 4, 15, 17, 1)]
 SHAPES += [(6, 2, 0, 16, 16, 4), (5, 5, 13, 17, 15, 2), (4, 3, 47, 47, 31, 3)]
 SHAPES += [(9, 4, 48, 48, 51, 2), (3, 13, 49, 49, 33, 1)]
@@ -193,7 +193,7 @@ def test_expanded():
 def test_rejects_wrong_shape(name):
     inputs = [*make(), gumbel((6, 3, 4, 5, 7, 2))]
     n = [*NAMES, "noise"].index(name)
-    wrong = {"features": inputs[0][0], "symbol_rows": inputs[2][0]}
+    wrong = {"features": inputs[0][0], "token_embeddings": inputs[2][0]}
     wrong |= {"conv_weight": inputs[3][..., :1], "classifier_weight": inputs[5][0]}
     wrong["conv_bias"] = inputs[4][:, :-1]
     inputs[n] = wrong.get(name, inputs[n][:-1])
@@ -246,7 +246,7 @@ def test_non_finite_values(name, value, place):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale, offset", [(1e4, 0), (1, 1e4)])
-@pytest.mark.parametrize("name", ["features", "symbol_rows", "classifier_weight"])
+@pytest.mark.parametrize("name", ["features", "token_embeddings", "classifier_weight"])
 def test_magnitudes(name, scale, offset, dtype):
     inputs = make((6, 3, 4, 17, 7, 2), dtype)
     inputs[NAMES.index(name)].mul_(scale).add_(offset)

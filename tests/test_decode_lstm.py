@@ -10,10 +10,10 @@ from fastvae import testing
 from fastvae.ops.decode_lstm import decode_lstm, decode_lstm_reference
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_reference
 
-NAMES = ("features", "feature_weight", "symbol_rows", "weight_hh", "norm_weight", "norm_bias")
+NAMES = ("features", "feature_weight", "token_embeddings", "weight_hh", "norm_weight", "norm_bias")
 NAMES += ("classifier_weight", "classifier_bias", "h0", "c0")
 DTYPES = [torch.float32, torch.bfloat16]
-# (T, B, D, H, V): ones, primes, lanes and their neighbours
+# (T, B, D, H, V): ones, primes, lanes and their neighbors
 SHAPES = [(1, 1, 1, 1, 1), (5, 1, 3, 7, 2), (1, 7, 5, 3, 11), (7, 3, 4, 15, 17), (6, 2, 0, 16, 16)]
 SHAPES += [(5, 5, 13, 17, 15), (4, 3, 47, 47, 31), (9, 4, 48, 48, 51), (3, 13, 49, 49, 33)]
 PAPER = pytest.param((12, 32, 200, 1000, 259), marks=pytest.mark.slow)
@@ -123,7 +123,7 @@ def test_triton_choice(kernels):
 def test_triton_rejects_wrong_shape(kernels, name):
     inputs = [*make(), gumbel((6, 3, 4, 5, 7))]
     n = [*NAMES, "noise"].index(name)
-    wrong = {"features": inputs[0][0], "symbol_rows": inputs[2][0]}
+    wrong = {"features": inputs[0][0], "token_embeddings": inputs[2][0]}
     wrong["classifier_weight"] = inputs[6][:, :-1]
     inputs[n] = wrong.get(name, inputs[n][:-1])
     with pytest.raises(RuntimeError, match=rf"\b{name} must have"):
@@ -251,7 +251,7 @@ def test_expanded():
 def test_rejects_wrong_shape(name):
     inputs = [*make(), gumbel((6, 3, 4, 5, 7))]
     n = [*NAMES, "noise"].index(name)
-    wrong = {"features": inputs[0][0], "symbol_rows": inputs[2][0]}
+    wrong = {"features": inputs[0][0], "token_embeddings": inputs[2][0]}
     wrong["classifier_weight"] = inputs[6][:, :-1]
     inputs[n] = wrong.get(name, inputs[n][:-1])
     with pytest.raises(RuntimeError, match=rf"\b{name} must have"):
@@ -303,7 +303,7 @@ def test_non_finite_values(name, value, place):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale, offset", [(1e4, 0), (1, 1e4)])
-@pytest.mark.parametrize("name", ["features", "symbol_rows", "classifier_weight"])
+@pytest.mark.parametrize("name", ["features", "token_embeddings", "classifier_weight"])
 def test_magnitudes(name, scale, offset, dtype):
     inputs = make((6, 3, 4, 17, 7), dtype)
     inputs[NAMES.index(name)].mul_(scale).add_(offset)

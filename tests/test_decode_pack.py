@@ -16,7 +16,7 @@ from fastvae.ops.int8 import int8_linear, round_rows
 from fastvae.testing import assert_best
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
-# (T, B, D, H or C, V): ones, primes, lanes and their neighbours, more than a tile's rows
+# (T, B, D, H or C, V): ones, primes, lanes and their neighbors, more than a tile's rows
 SHAPES = [(1, 1, 1, 1, 1), (5, 1, 3, 7, 2), (1, 7, 5, 3, 11), (6, 2, 0, 16, 16), (7, 3, 4, 15, 17)]
 SHAPES += [(5, 5, 13, 17, 15), (3, 13, 49, 49, 33), (4, 9, 48, 48, 51), (3, 1, 20, 129, 97)]
 

@@ -48,6 +48,7 @@ def commands(page):
 def test_python_runs(block, tmp_path):
     short = re.sub(r"steps=500(.*)kl_end=250", r"steps=2\1kl_end=1", block)
     code = [sys.executable, "-c", short]
+    (tmp_path / "train.txt").write_text("a year earlier, the company said it will sell\n" * 9)
     done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     if "fastvae.load" in block:

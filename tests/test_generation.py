@@ -12,19 +12,19 @@ from test_models import END, NAMES, PAD, RECURRENT, L, Z, make
 @pytest.mark.parametrize("name", RECURRENT)
 def test_greedy_symbols_are_the_likeliest(name, weights):
     model, z = make(name).double().eval(), torch.randn(50, Z, dtype=torch.float64)
-    tokens = model.generate(z, weights=weights)
-    assert torch.equal(model.logits(tokens, z, weights=weights).argmax(-1).T, tokens)
+    tokens = model.generate(z, quantization=weights)
+    assert torch.equal(model.logits(tokens, z, quantization=weights).argmax(-1).T, tokens)
 
 
 def test_logits_rejects_unknown_weights():
     tokens, z = torch.zeros(2, L, dtype=torch.int64), torch.zeros(2, Z)
     for call in (
-        lambda m, w: m.logits(tokens, z, weights=w),
-        lambda m, w: m.generate(z, weights=w),
+        lambda m, w: m.logits(tokens, z, quantization=w),
+        lambda m, w: m.generate(z, quantization=w),
     ):
         with pytest.raises(ValueError, match="got 'int4'"):
             call(make("lstm"), "int4")
-        with pytest.raises(ValueError, match='weights="int8" needs a decoder'):
+        with pytest.raises(ValueError, match='quantization="int8" needs a decoder'):
             call(make("none"), "int8")
 
 

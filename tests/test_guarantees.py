@@ -41,7 +41,7 @@ def trained(folder, steps, **changes):
         "eval_every": 0, "sample_every": 0, "checkpoint_every": steps,
     }  # fmt: skip
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a second one gains little here and waits for busy neighbours
+    torch.set_num_threads(1)  # a second one gains little here and waits for busy neighbors
     try:
         train(model, corpus, TrainingConfig(**settings, **changes), folder)
     finally:

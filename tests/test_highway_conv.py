@@ -1,11 +1,11 @@
-"""highway_conv: project, gate and the folded layer, on every path, against reference and twin."""
+"""highway_conv: project, gate and the folded layer, on every path, against the reference."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from fastvae import reference as twins
+from fastvae import reference as reference_modules
 from fastvae.ops.highway_conv import (
     highway_conv,
     highway_conv_gate,
@@ -17,7 +17,7 @@ from fastvae.ops.highway_conv import (
 from fastvae.testing import assert_accurate, assert_same_non_finite, gradients
 
 DTYPES = [torch.float32, torch.bfloat16]
-# (T, B, C): ones, primes, lanes and their neighbours
+# (T, B, C): ones, primes, lanes and their neighbors
 SHAPES = [(1, 1, 1), (1, 1, 16), (5, 1, 7), (1, 7, 3), (3, 5, 15), (4, 2, 16), (7, 3, 17)]
 SHAPES += [(3, 4, 47), (5, 6, 48), (2, 13, 49)]
 PAPER = pytest.param((56, 16, 256), marks=pytest.mark.slow)
@@ -90,12 +90,14 @@ def test_backward(op, shape, dtype):
     assert_accurate(gradients(fn), gradients(reference), *make(op, shape, dtype))
 
 
-def twin(carry, training, gain, shift):
+def reference_model(carry, training, gain, shift):
     """The layer as plain PyTorch has it, from x [T, B, C], weight and bias."""
 
     def run(x, weight, bias):
         bias = bias.to(x)
-        layer = twins.HighwayConv(x.shape[-1], carry=carry, dtype=x.dtype).train(training)
+        layer = reference_modules.HighwayConv(x.shape[-1], carry=carry, dtype=x.dtype).train(
+            training
+        )
         statistics = 0.3 * gain.to(x), 0.5 + gain.to(x).square()
         state = {"weight": weight, "bias": bias, "norm.weight": gain.to(x)}
         state |= {"norm.bias": shift.to(x), "norm.running_mean": statistics[0].clone()}
@@ -108,7 +110,7 @@ def twin(carry, training, gain, shift):
 
 
 @pytest.mark.parametrize("carry", [True, False])
-def test_training_layer_equals_the_twin(carry):
+def test_training_layer_equals_the_reference_model(carry):
     gain, shift = 1 + 0.1 * torch.randn(33), torch.randn(33)
     x, weight, bias = make("project", (5, 3, 11))
 
@@ -118,13 +120,13 @@ def test_training_layer_equals_the_twin(carry):
         return highway_conv_gate(a, x, mean, scale, shift, carry)
 
     def reference(x, weight):  # the bias, gone in the norm, has only rounding for a gradient
-        return twin(carry, True, gain, shift)(x, weight, bias)
+        return reference_model(carry, True, gain, shift)(x, weight, bias)
 
     assert_accurate(both(layer), both(reference), x, weight)
 
 
 @pytest.mark.parametrize("carry", [True, False])
-def test_folded_layer_equals_the_twin(carry):
+def test_folded_layer_equals_the_reference_model(carry):
     gain, shift = 1 + 0.1 * torch.randn(33), torch.randn(33)
     mean, scale = 0.3 * gain, gain * (0.5 + gain.square() + 1e-4).rsqrt()
 
@@ -132,7 +134,7 @@ def test_folded_layer_equals_the_twin(carry):
         return highway_conv(x, weight * scale[:, None, None], (bias - mean) * scale + shift, carry)
 
     inputs = make("folded", (5, 3, 11))
-    assert_accurate(both(layer), both(twin(carry, False, gain, shift)), *inputs)
+    assert_accurate(both(layer), both(reference_model(carry, False, gain, shift)), *inputs)
 
 
 def test_causal():

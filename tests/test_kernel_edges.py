@@ -14,7 +14,7 @@ import test_linear as dense
 import torch
 
 from fastvae import nn, ops
-from fastvae import reference as twins
+from fastvae import reference as reference_modules
 from fastvae.ops.decode_bytenet import decode_bytenet, decode_bytenet_reference
 from fastvae.ops.decode_lstm import decode_lstm, decode_lstm_reference
 from fastvae.ops.highway_conv import highway_conv_gate_reference
@@ -162,7 +162,7 @@ def test_convolution_at_odd_sizes(shape, dtype, level, threads):
 
 
 def test_running_variance_of_two_rows():
-    layers = [nn.HighwayConvStack(3, 1), twins.HighwayConvStack(3, 1)]
+    layers = [nn.HighwayConvStack(3, 1), reference_modules.HighwayConvStack(3, 1)]
     layers[1].load_state_dict(layers[0].state_dict())
     x = torch.randn(2, 1, 3)
     for layer in layers:

@@ -1,17 +1,17 @@
-"""layer_norm_lstm: forward and backward, on every path, against its reference and the twin."""
+"""layer_norm_lstm: forward and backward, on every path, against its references."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from fastvae import reference as twins
+from fastvae import reference as reference_modules
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm, layer_norm_lstm_reference
 from fastvae.testing import assert_accurate, assert_same_non_finite, gradients
 
 NAMES = ("x", "weight_hh", "norm_weight", "norm_bias", "h0", "c0")
 DTYPES = [torch.float32, torch.bfloat16]
-# (T, B, H): ones, primes, lanes and their neighbours
+# (T, B, H): ones, primes, lanes and their neighbors
 SHAPES = [(1, 1, 1), (1, 1, 16), (5, 1, 7), (1, 7, 3), (3, 5, 15), (4, 2, 16), (7, 3, 17)]
 SHAPES += [(3, 4, 47), (5, 6, 48), (2, 13, 49)]
 PAPER = pytest.param((8, 32, 1000), marks=pytest.mark.slow)
@@ -88,9 +88,9 @@ def test_triton_rejects_wrong_shape(name):
         kernels.layer_norm_lstm(*inputs, 1e-4, False)
 
 
-def test_equals_the_twin():
-    def twin(x, weight_hh, norm_weight, norm_bias, h0, c0):
-        lstm = twins.LayerNormLSTM(x.shape[-1], h0.shape[-1], dtype=x.dtype)
+def test_equals_the_reference_model():
+    def reference_model(x, weight_hh, norm_weight, norm_bias, h0, c0):
+        lstm = reference_modules.LayerNormLSTM(x.shape[-1], h0.shape[-1], dtype=x.dtype)
         weights = {"weight_hh": weight_hh, "norm_weight": norm_weight, "norm_bias": norm_bias}
         weights |= {"weight_ih": torch.eye(x.shape[-1]).to(x), "bias": torch.zeros_like(norm_bias)}
         h, (h_n, c_n) = torch.func.functional_call(lstm, weights, (x, (h0, c0)))
@@ -98,8 +98,8 @@ def test_equals_the_twin():
         return h, c_n
 
     inputs = make((6, 3, 11))
-    assert_accurate(layer_norm_lstm, twin, *inputs)
-    assert_accurate(gradients(layer_norm_lstm), gradients(twin), *inputs)
+    assert_accurate(layer_norm_lstm, reference_model, *inputs)
+    assert_accurate(gradients(layer_norm_lstm), gradients(reference_model), *inputs)
 
 
 def test_eps_is_used():
@@ -216,7 +216,7 @@ def test_rejects_unknown_dtype(dtype):
         layer_norm_lstm(*(t.to(dtype) for t in make()))
 
 
-BACKWARD_NAMES = ("dh", "dc_n", *NAMES[1:], "h", "c", "normalised", "rstd")
+BACKWARD_NAMES = ("dh", "dc_n", *NAMES[1:], "h", "c", "normalized", "rstd")
 
 
 @pytest.mark.parametrize("name", BACKWARD_NAMES)

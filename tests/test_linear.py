@@ -10,7 +10,7 @@ from fastvae.ops.linear import linear, linear_reference
 from fastvae.testing import assert_accurate, assert_same_non_finite, gradients
 
 DTYPES = [torch.float32, torch.bfloat16]
-# (rows, K, S, N): dense and symbols, each alone, ones, primes, lanes and their neighbours
+# (rows, K, S, N): dense and symbols, each alone, ones, primes, lanes and their neighbors
 SHAPES = [
     (1, 1, 1, 1),
     (1, 3, 0, 2),

@@ -1,4 +1,4 @@
-"""A training step of our modules needs no more memory than the plain twins'."""
+"""A training step of our modules needs no more memory than the plain reference models'."""
 
 import subprocess
 import sys

@@ -198,7 +198,9 @@ def test_int8_loss_is_what_other_likelihoods_cost():
     with torch.no_grad():
         mean, logvar = model.posterior(tokens)
         z = mean + noise * (logvar / 2).exp()
-        full, rounded = (model.logits(tokens, z, weights=w).transpose(0, 1) for w in (None, "int8"))
+        full, rounded = (
+            model.logits(tokens, z, quantization=w).transpose(0, 1) for w in (None, "int8")
+        )
         torch.testing.assert_close(
             -nn.functional.cross_entropy(full.transpose(1, 2), tokens, reduction="none").sum(1),
             model.log_likelihood(tokens, z),

@@ -1,4 +1,4 @@
-"""Behaviour of the models; equality with the plain twins is in test_reference."""
+"""Behavior of the models; equality with the plain reference models is in test_reference."""
 
 import copy
 import itertools
@@ -42,8 +42,8 @@ def make(name, vocab_size=V, length=L, **arguments):
 
 def batch(count=4):
     """tokens, and the keyword arguments that make a step repeatable."""
-    dropped = torch.rand(count, L) < 0.3
-    return torch.randint(V, (count, L)), {"noise": torch.randn(count, Z), "dropped": dropped}
+    drop_mask = torch.rand(count, L) < 0.3
+    return torch.randint(V, (count, L)), {"noise": torch.randn(count, Z), "drop_mask": drop_mask}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_likelihood_sums_to_one(name):
 def test_loss_is_its_terms(name):
     model = make(name, **({} if name == "lstm_vae" else {"aux_weight": 0.3})).double().eval()
     tokens, step = batch()
-    step["dropped"][:] = False
+    step["drop_mask"][:] = False
     mean, logvar = model.posterior(tokens)
     output = model(tokens, 0.25, **step)
     z = mean + (logvar / 2).exp() * step["noise"]
@@ -139,8 +139,8 @@ def test_dropped_hides_one_symbol_of_one_sequence(name):
     tokens, step = batch()
     features, state = model._expand(step["noise"].double())
 
-    def logits(tokens, dropped):
-        return model.decoder(features, model._previous(tokens, dropped), state)
+    def logits(tokens, drop_mask):
+        return model.decoder(features, model._previous(tokens, drop_mask), state)
 
     nothing = torch.zeros(4, L, dtype=torch.bool)
     before = logits(tokens, nothing)
@@ -169,7 +169,7 @@ def test_history_is_hidden_altogether_at_one(name):
     sighted.load_state_dict(model.state_dict())
     everything = torch.ones(4, L, dtype=torch.bool)
     noise = torch.randn(4, Z, dtype=torch.float64)
-    hidden = sighted(tokens, noise=noise, dropped=everything)
+    hidden = sighted(tokens, noise=noise, drop_mask=everything)
     torch.testing.assert_close(hidden, model(tokens, noise=noise))
 
 
@@ -180,8 +180,8 @@ def test_training_drops_at_its_rate():
     assert (previous[0] == V).all()
     assert ((previous[1:] == V + 1) | (previous[1:] == tokens.T[:-1])).all()
     count = previous[1:].numel()
-    dropped = (previous[1:] == V + 1).sum().item()
-    assert abs(dropped - 0.3 * count) < 5 * math.sqrt(0.3 * 0.7 * count)
+    drop_mask = (previous[1:] == V + 1).sum().item()
+    assert abs(drop_mask - 0.3 * count) < 5 * math.sqrt(0.3 * 0.7 * count)
     evaluated = model.eval()._previous(tokens, None)
     assert torch.equal(evaluated[1:], tokens.T[:-1])
 
@@ -343,10 +343,10 @@ def test_bfloat16(name):
 def test_deepcopy_is_apart(name):
     model = make(name)
     tokens, step = batch()
-    twin = copy.deepcopy(model)
-    torch.testing.assert_close(twin(tokens, **step), model(tokens, **step))
+    reference_model = copy.deepcopy(model)
+    torch.testing.assert_close(reference_model(tokens, **step), model(tokens, **step))
     with torch.no_grad():
-        for p in twin.parameters():
+        for p in reference_model.parameters():
             p.zero_()
     assert all(p.any() for p in model.parameters())
 

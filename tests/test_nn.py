@@ -186,7 +186,7 @@ def test_deconvolution_is_torchs_time_major():
 
 
 @pytest.mark.parametrize("name", [*MODULES, "encoder"])
-def test_initialisation(name):
+def test_initialization(name):
     make = MODULES[name][0] if name in MODULES else partial(ConvEncoder, 5, 8, 3, (4, 6))
     module = make()
     with torch.no_grad():

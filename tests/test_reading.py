@@ -23,7 +23,7 @@ from fastvae.text import (
     LineCorpus,
     SyntheticCorpus,
     WindowCorpus,
-    normalise_tweet,
+    normalize_tweet,
 )
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
@@ -96,7 +96,7 @@ def test_commands_read_as_training_did(kind, words, tmp_path, fastvae_cli):
     vocabulary = ByteVocabulary()
     corpus, end_id = {
         "lines": lambda: (LineCorpus(words, 16), vocabulary.end_id),
-        "tweets": lambda: (LineCorpus(words, 16, normalise=normalise_tweet), vocabulary.end_id),
+        "tweets": lambda: (LineCorpus(words, 16, normalize=normalize_tweet), vocabulary.end_id),
         "windows": lambda: (WindowCorpus(words, 16), None),
         "byte windows": lambda: (WindowCorpus(words, 16, vocabulary=vocabulary), None),
     }[kind]()
@@ -135,7 +135,7 @@ def test_commands_read_as_training_did(kind, words, tmp_path, fastvae_cli):
 
 
 def test_what_only_python_can_read_is_refused_until_told(words, tmp_path, fastvae_cli):
-    corpus = LineCorpus(words, 16, normalise=shout)
+    corpus = LineCorpus(words, 16, normalize=shout)
     trained(tmp_path / "shouting", corpus, 2)
     status, _, err = fastvae_cli("evaluate", tmp_path / "shouting", "--data", words, *QUICK)
     assert (status, err.count("\n")) == (2, 1)

@@ -1,10 +1,10 @@
-"""fastvae's models against their plain twins: state, training, evaluation, generation."""
+"""fastvae's models against the reference models: state, training, evaluation, generation."""
 
 import pytest
 import torch
 
 from fastvae import nn as layers
-from fastvae import reference as twins
+from fastvae import reference as reference_modules
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
 from fastvae.testing import assert_accurate, gradients
@@ -22,31 +22,31 @@ HYBRIDS = {
     "lstm-no-auxiliary": {"aux_weight": 0.0},
     "lstm-masked": {"mask_pad": True, "pad_id": 3},
     "lstm-dropout": {"word_dropout": 0.5},
-    "lstm-historyless": {"word_dropout": 1.0},
+    "lstm-mask_history": {"word_dropout": 1.0},
     "bytenet": {"decoder": "bytenet"},
     "bytenet-no-carry": {"decoder": "bytenet", "carry": False, "aux_weight": 0.5},
     "bytenet-one-layer": {"decoder": "bytenet", "conv_layers": 1, "aux_weight": 0.0},
     "bytenet-masked": {"decoder": "bytenet", "mask_pad": True, "pad_id": 0},
-    "bytenet-historyless": {"decoder": "bytenet", "word_dropout": 1.0},
+    "bytenet-mask_history": {"decoder": "bytenet", "word_dropout": 1.0},
     "none": {"decoder": "none"},
     "none-masked": {"decoder": "none", "mask_pad": True, "pad_id": 1},
 }
 BASELINES = {
     "baseline": {},
     "baseline-masked": {"mask_pad": True, "pad_id": 3, "word_dropout": 0.2},
-    "baseline-historyless": {"word_dropout": 1.0},
+    "baseline-mask_history": {"word_dropout": 1.0},
 }
 MODELS = [*HYBRIDS, *BASELINES]
 
 
 def pair(name, **more):
-    """Constructors of our model and its twin, each dtype -> module."""
+    """Constructors of our model and its reference model, each dtype -> module."""
     if name in HYBRIDS:
         arguments = SIZES | HYBRIDS[name] | more
-        classes = HybridVAE, twins.HybridVAE
+        classes = HybridVAE, reference_modules.HybridVAE
     else:
         arguments = {"latent_size": Z, "hidden_size": 17} | BASELINES[name] | more
-        classes = LSTMVAE, twins.LSTMVAE
+        classes = LSTMVAE, reference_modules.LSTMVAE
     return [lambda dtype, c=c: c(V, L, dtype=dtype, **arguments) for c in classes]
 
 
@@ -79,14 +79,20 @@ def batches(steps):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_state_dicts_are_the_same(name):
-    ours, twin = (make(torch.float32).state_dict() for make in pair(name))
-    assert list(ours) == list(twin)
+    ours, reference_model = (make(torch.float32).state_dict() for make in pair(name))
+    assert list(ours) == list(reference_model)
     for key, tensor in ours.items():
-        assert tensor.shape == twin[key].shape and tensor.dtype == twin[key].dtype, key
+        assert (
+            tensor.shape == reference_model[key].shape
+            and tensor.dtype == reference_model[key].dtype
+        ), key
 
 
 def test_parameter_counts():
-    for hybrid, baseline in ((HybridVAE, LSTMVAE), (twins.HybridVAE, twins.LSTMVAE)):
+    for hybrid, baseline in (
+        (HybridVAE, LSTMVAE),
+        (reference_modules.HybridVAE, reference_modules.LSTMVAE),
+    ):
         sizes = [
             sum(p.numel() for p in model(259, 128, device="meta").parameters())
             for model in (hybrid, baseline)
@@ -95,7 +101,7 @@ def test_parameter_counts():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_twins_start_as_the_paper_says(name):
+def test_reference_model_start_as_the_paper_says(name):
     """U(-0.1, 0.1) for weights and biases; gains 1 and biases 0 in norms."""
     for key, tensor in pair(name)[1](torch.float32).named_parameters():
         if "norm" in key:
@@ -104,7 +110,7 @@ def test_twins_start_as_the_paper_says(name):
             assert tensor.abs().max() <= 0.1 and tensor.unique().numel() == tensor.numel(), key
 
 
-def training(make, state, tokens, dropped, free_bits=0.0):
+def training(make, state, tokens, drop_mask, free_bits=0.0):
     """noise [steps, B, Z] -> the terms of every step, Adam between them, in the noise's dtype."""
 
     def run(noise):
@@ -117,7 +123,7 @@ def training(make, state, tokens, dropped, free_bits=0.0):
                 0.1 * (step + 1),
                 free_bits=free_bits,
                 noise=noise[step],
-                dropped=dropped[step],
+                drop_mask=drop_mask[step],
             )
             adam.zero_grad()
             output.loss.backward()
@@ -130,19 +136,21 @@ def training(make, state, tokens, dropped, free_bits=0.0):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_ten_training_steps(name):
-    ours, twin = pair(name)
-    state = twin(torch.float32).state_dict()
-    tokens, dropped, noise = batches(10)
-    fn, reference = (training(make, state, tokens, dropped) for make in (ours, twin))
+    ours, reference_model = pair(name)
+    state = reference_model(torch.float32).state_dict()
+    tokens, drop_mask, noise = batches(10)
+    fn, reference = (training(make, state, tokens, drop_mask) for make in (ours, reference_model))
     assert_accurate(fn, reference, noise)
 
 
 @pytest.mark.parametrize("name, free_bits", [("lstm", 0.03), ("baseline", 0.005)])
 def test_ten_training_steps_with_free_bits(name, free_bits):
-    ours, twin = pair(name)
-    state = twin(torch.float32).state_dict()
-    tokens, dropped, noise = batches(10)
-    fn, reference = (training(make, state, tokens, dropped, free_bits) for make in (ours, twin))
+    ours, reference_model = pair(name)
+    state = reference_model(torch.float32).state_dict()
+    tokens, drop_mask, noise = batches(10)
+    fn, reference = (
+        training(make, state, tokens, drop_mask, free_bits) for make in (ours, reference_model)
+    )
     assert_accurate(fn, reference, noise)
     below = reference(noise)[-1] < free_bits
     assert below.any() and not below.all()
@@ -154,14 +162,14 @@ def test_gradients_and_statistics_of_one_step(name):
 
     Biases before a batch norm are left out: there is only rounding in their gradient.
     """
-    ours, twin = pair(name)
-    state = lively_state(twin)
-    tokens, dropped, noise = batches(4)
+    ours, reference_model = pair(name)
+    state = lively_state(reference_model)
+    tokens, drop_mask, noise = batches(4)
     lost = ("convs.", "decoder.input.", "stack.layers.")
 
     def step(make, noise, n):
         model = build(make, state, noise.dtype, training=True)
-        model(tokens[n], noise=noise[n], dropped=dropped[n]).loss.backward()
+        model(tokens[n], noise=noise[n], drop_mask=drop_mask[n]).loss.backward()
         results = {key: buffer.to(noise.dtype) for key, buffer in model.named_buffers()}
         for key, parameter in model.named_parameters():
             bias = key.endswith("bias") and "norm" not in key
@@ -171,7 +179,7 @@ def test_gradients_and_statistics_of_one_step(name):
 
     sizes = [
         {key: float(tensor.abs().max()) or 1.0 for key, tensor in gold.items()}
-        for gold in (step(twin, noise.double(), n) for n in range(len(noise)))
+        for gold in (step(reference_model, noise.double(), n) for n in range(len(noise)))
     ]
 
     def relative(make):
@@ -185,14 +193,14 @@ def test_gradients_and_statistics_of_one_step(name):
 
         return run
 
-    assert_accurate(relative(ours), relative(twin), noise)
+    assert_accurate(relative(ours), relative(reference_model), noise)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluation(name):
     """Running statistics, no random dropping: forward, posterior and likelihood."""
-    ours, twin = pair(name)
-    state = lively_state(twin)
+    ours, reference_model = pair(name)
+    state = lively_state(reference_model)
     tokens, _, noise = batches(8)
 
     def evaluate(make):
@@ -208,15 +216,15 @@ def test_evaluation(name):
         return run
 
     with torch.no_grad():
-        assert_accurate(evaluate(ours), evaluate(twin), noise)
+        assert_accurate(evaluate(ours), evaluate(reference_model), noise)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_log_likelihood_is_the_reconstruction(name):
     """With z = mean, the bound's first term and the mean of log p(x | z) are one number."""
-    ours, twin = pair(name)
-    state, (tokens, _, _) = lively_state(twin), batches(1)
-    for make in (ours, twin):
+    ours, reference_model = pair(name)
+    state, (tokens, _, _) = lively_state(reference_model), batches(1)
+    for make in (ours, reference_model):
         model = build(make, state, torch.float64)
         output = model(tokens[0], noise=torch.zeros(B, Z, dtype=torch.float64))
         mean, _ = model.posterior(tokens[0])
@@ -241,10 +249,10 @@ def test_generation(name, dtype):
         between = model.interpolate(z[0], z[1], steps=5)
         assert torch.equal(between[[0, -1]], greedy[:2]) and model.training
         results.append((greedy, warm, drawn, between))
-    for ours, twin in zip(*results, strict=True):
-        assert torch.equal(ours, twin)
-        if len(twin) > 5:
-            assert len(twin.unique(dim=0)) > 5
+    for ours, reference_model in zip(*results, strict=True):
+        assert torch.equal(ours, reference_model)
+        if len(reference_model) > 5:
+            assert len(reference_model.unique(dim=0)) > 5
     warm = results[0][1].tolist()
     assert any(4 in row and row.index(4) < L - 1 for row in warm)
     assert all(set(row[row.index(4) + 1 :]) <= {0} for row in warm if 4 in row)
@@ -252,10 +260,10 @@ def test_generation(name, dtype):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_generation_without_end(name):
-    ours, twin = pair(name)
-    state, z = lively_state(twin), torch.randn(40, Z)
+    ours, reference_model = pair(name)
+    state, z = lively_state(reference_model), torch.randn(40, Z)
     tokens = build(ours, state, torch.float32).generate(z)
-    assert torch.equal(tokens, build(twin, state, torch.float32).generate(z))
+    assert torch.equal(tokens, build(reference_model, state, torch.float32).generate(z))
 
 
 @pytest.mark.parametrize("with_state", [False, True])
@@ -270,16 +278,16 @@ def test_layer_norm_lstm(with_state):
 
         return run
 
-    parameters = [torch.randn(p.shape) for p in twins.LayerNormLSTM(5, 7).parameters()]
+    parameters = [torch.randn(p.shape) for p in reference_modules.LayerNormLSTM(5, 7).parameters()]
     inputs = (torch.randn(6, 3, 5), torch.randn(3, 7), torch.randn(3, 7), *parameters)
-    assert_accurate(layer(layers), layer(twins), *inputs)
-    assert_accurate(gradients(layer(layers)), gradients(layer(twins)), *inputs)
+    assert_accurate(layer(layers), layer(reference_modules), *inputs)
+    assert_accurate(gradients(layer(layers)), gradients(layer(reference_modules)), *inputs)
 
 
 @pytest.mark.parametrize("carry", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_highway_conv_stack(training, carry):
-    state = twins.HighwayConvStack(9, 3, carry=carry).state_dict()
+    state = reference_modules.HighwayConvStack(9, 3, carry=carry).state_dict()
     for key, tensor in state.items():
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5) if "norm" in key else tensor.normal_(0, 0.3)
@@ -293,5 +301,5 @@ def test_highway_conv_stack(training, carry):
         return run
 
     x = torch.randn(12, 16, 9)
-    assert_accurate(stack(layers), stack(twins), x)
-    assert_accurate(gradients(stack(layers)), gradients(stack(twins)), x)
+    assert_accurate(stack(layers), stack(reference_modules), x)
+    assert_accurate(gradients(stack(layers)), gradients(stack(reference_modules)), x)

@@ -35,7 +35,7 @@ def content(path):
 
 
 def assert_same_run(a, b, names=("last", "previous", "best", "model")):
-    """Bit for bit: weights, optimiser, step, best, window and every record but its speed."""
+    """Bit for bit: weights, optimizer, step, best, window and every record but its speed."""
     assert records(a) == records(b)
     for name in names:
         (one, about_one), (two, about_two) = (content(p / f"{name}.safetensors") for p in (a, b))

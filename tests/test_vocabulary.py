@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvae.text import ByteVocabulary, CharVocabulary, Vocabulary, normalise_tweet
+from fastvae.text import ByteVocabulary, CharVocabulary, Vocabulary, normalize_tweet
 
 
 @given(st.text(min_size=1))
@@ -157,17 +157,17 @@ def test_from_file_keeps_the_order_of_first_appearance(tmp_path):
         ("", ""),
     ],
 )
-def test_normalise_tweet(tweet, expected):
-    assert normalise_tweet(tweet) == expected
-    assert normalise_tweet(expected) == expected
+def test_normalize_tweet(tweet, expected):
+    assert normalize_tweet(tweet) == expected
+    assert normalize_tweet(expected) == expected
 
 
 @given(st.lists(st.sampled_from(["@", "http://", "https://", "h", "a", " ", "\n", "\u2003"])))
-def test_normalise_tweet_acts_on_whole_tokens(parts):
+def test_normalize_tweet_acts_on_whole_tokens(parts):
     def token(word):
         if word.startswith(("http://", "https://")):
             return "url"
         return "@userid" if word.startswith("@") else word
 
     tweet = "".join(parts)
-    assert normalise_tweet(tweet).split() == [token(word) for word in tweet.split()]
+    assert normalize_tweet(tweet).split() == [token(word) for word in tweet.split()]

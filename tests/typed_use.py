@@ -16,7 +16,7 @@ def models() -> None:
     assert_type(model.posterior(torch.zeros(2, 8, dtype=torch.int64)), tuple[Tensor, Tensor])
     assert_type(model.encode(torch.zeros(2, 8, dtype=torch.int64)), Tensor)
     assert_type(model.generate(torch.zeros(2, 4)), Tensor)
-    assert_type(baseline.sample(3, temperature=0.5, weights="int8"), Tensor)
+    assert_type(baseline.sample(3, temperature=0.5, quantization="int8"), Tensor)
     assert_type(model.interpolate(torch.zeros(4), torch.zeros(4), steps=3), Tensor)
     model.save_pretrained("folder", vocabulary)
     loaded, words = fastvae.load("folder")

@@ -23,9 +23,9 @@ inline int64_t operand_room(int64_t m, int64_t k) { return times({packed_rows(m)
 template <class T, class Q>
 struct Decode {
   using S = Wide<T>;
-  // features [steps, B, D], symbol_rows [V + 1, width], classifier [V, hidden]
+  // features [steps, B, D], token_embeddings [V + 1, width], classifier [V, hidden]
   int64_t steps, B, D, V, width, hidden, end_id, pad_id;
-  const T *features, *symbol_rows, *classifier_bias;
+  const T *features, *token_embeddings, *classifier_bias;
   const S* noise;  // [steps, B, V], or null
   char* packed;
   int64_t* tokens;  // [B, steps]
@@ -41,30 +41,30 @@ struct Decode {
   Buffer<Best<S>> bests{threads * best_size};
 };
 
-inline void check_decode(const Tensor& features, const Tensor& feature_weight, const Tensor& symbol_rows,
+inline void check_decode(const Tensor& features, const Tensor& feature_weight, const Tensor& token_embeddings,
                          const Tensor& classifier_weight, const Tensor& classifier_bias,
                          const std::optional<Tensor>& noise, int64_t width, int64_t hidden, int64_t end_id,
                          int64_t pad_id) {
   CHECK_SHAPE(feature_weight, width, features.size(2));
   CHECK_LIKE(feature_weight, features);
-  check_choice(features, symbol_rows, classifier_weight, classifier_bias, noise, width, hidden, end_id, pad_id);
+  check_choice(features, token_embeddings, classifier_weight, classifier_bias, noise, width, hidden, end_id, pad_id);
 }
 
 // What all decoders share, made of contiguous tensors that check_decode has seen.
 template <class T, class Q>
-Decode<T, Q> shared_decode(const Tensor& features, const Tensor& symbol_rows, const Tensor& classifier_weight,
+Decode<T, Q> shared_decode(const Tensor& features, const Tensor& token_embeddings, const Tensor& classifier_weight,
                            const Tensor& classifier_bias, const std::optional<Tensor>& noise, int64_t end_id,
                            int64_t pad_id, char* packed, Tensor& tokens, int threads) {
   return {.steps = features.size(0),
           .B = features.size(1),
           .D = features.size(2),
           .V = classifier_weight.size(0),
-          .width = symbol_rows.size(1),
+          .width = token_embeddings.size(1),
           .hidden = classifier_weight.size(1),
           .end_id = end_id,
           .pad_id = pad_id,
           .features = in<T>(features),
-          .symbol_rows = in<T>(symbol_rows),
+          .token_embeddings = in<T>(token_embeddings),
           .classifier_bias = in<T>(classifier_bias),
           .noise = noise ? in<Wide<T>>(*noise) : nullptr,
           .packed = packed,

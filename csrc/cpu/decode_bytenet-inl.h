@@ -85,7 +85,7 @@ void decode_bytenet(Team& team, Decode<T, Q>& s, const DecodeBytenet<T>& net) {
       own_channels(
           p, t0, t1, [&](int64_t b, int64_t k, int64_t) __attribute__((always_inline)) {
             const S* const d = projected_row(s, t, b);
-            const T* const e = s.symbol_rows + previous_symbol(team, s, t, b) * 2 * C;
+            const T* const e = s.token_embeddings + previous_symbol(team, s, t, b) * 2 * C;
             const auto a = [&](int64_t i) __attribute__((always_inline)) {
               return load(d + i, C - k) + load(e + i, C - k);
             };

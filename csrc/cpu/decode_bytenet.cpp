@@ -58,20 +58,20 @@ Tensor decode_bytenet_pack(Tensor feature_weight, Tensor conv_weight, Tensor cla
   });
 }
 
-Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor conv_weight, Tensor conv_bias,
+Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor conv_weight, Tensor conv_bias,
                       Tensor classifier_weight, Tensor classifier_bias, std::optional<Tensor> noise, bool carry,
                       int64_t end_id, int64_t pad_id, std::optional<Tensor> packed) {
   CHECK_DIM(features, 3, "[T, B, D]");
   CHECK_DIM(conv_weight, 4, "[N, 3C, C, 2]");
   CHECK_DIM(classifier_weight, 2, "[V, C]");
   const int64_t steps = features.size(0), B = features.size(1), N = conv_weight.size(0), C = classifier_weight.size(1);
-  check_decode(features, feature_weight, symbol_rows, classifier_weight, classifier_bias, noise, 2 * C, C, end_id,
+  check_decode(features, feature_weight, token_embeddings, classifier_weight, classifier_bias, noise, 2 * C, C, end_id,
                pad_id);
   CHECK_SHAPE(conv_weight, N, 3 * C, C, 2);
   CHECK_SHAPE(conv_bias, N, 3 * C);
   CHECK_LIKE(conv_weight, features);
   CHECK_LIKE(conv_bias, features);
-  make_contiguous(features, symbol_rows, conv_bias, classifier_bias);
+  make_contiguous(features, token_embeddings, conv_bias, classifier_bias);
   if (noise) make_contiguous(*noise);
   const Isa level = current_isa.load();
   const bool int8 = is_int8(packed);
@@ -85,7 +85,7 @@ Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor symbol_rows
     const int64_t sets = (int8 && B < threads ? threads : 1) * (N + 1);
     Buffer<S> rows(times({sets, operand_room(B, C)})), scales(times({sets, B}));
     Buffer<S> before(times({N, B, 3, C + 15})), x(times({2, B, C}));
-    Decode<T, Q> shared = shared_decode<T, Q>(features, symbol_rows, classifier_weight, classifier_bias, noise, end_id,
+    Decode<T, Q> shared = shared_decode<T, Q>(features, token_embeddings, classifier_weight, classifier_bias, noise, end_id,
                                               pad_id, find_packed(packed, header, features, weights), tokens, threads);
     const DecodeBytenet<T> net{N, in<T>(conv_bias), carry, rows, scales, before, x};
     parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_bytenet, team, shared, net); });

@@ -98,7 +98,7 @@ void decode_lstm(Team& team, Decode<T, Q>& s, const DecodeLstm<T>& lstm) {
     if (t == s.steps) return;
     for (int64_t b = 0; b < B; ++b) {
       const int64_t symbol = previous_symbol(team, s, t, b);
-      lstm.moments[team.id * B + b] = add_row(projected_row(s, t, b), s.symbol_rows + symbol * G, H, c0, c1);
+      lstm.moments[team.id * B + b] = add_row(projected_row(s, t, b), s.token_embeddings + symbol * G, H, c0, c1);
     }
     team.wait();
     if (s.running.load(std::memory_order_relaxed) == 0) return;

@@ -63,7 +63,7 @@ Tensor decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifi
   });
 }
 
-Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, Tensor weight_hh, Tensor norm_weight,
+Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor weight_hh, Tensor norm_weight,
                    Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0, Tensor c0,
                    std::optional<Tensor> noise, double eps, int64_t end_id, int64_t pad_id,
                    std::optional<Tensor> packed) {
@@ -71,10 +71,10 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, T
   CHECK_DIM(h0, 2, "[B, H]");
   CHECK_DIM(classifier_weight, 2, "[V, H]");
   const int64_t steps = features.size(0), B = features.size(1), H = h0.size(1);
-  check_decode(features, feature_weight, symbol_rows, classifier_weight, classifier_bias, noise, 4 * H, H, end_id,
+  check_decode(features, feature_weight, token_embeddings, classifier_weight, classifier_bias, noise, 4 * H, H, end_id,
                pad_id);
   check_lstm(features, weight_hh, norm_weight, norm_bias, h0, c0, B, H);
-  make_contiguous(features, symbol_rows, norm_weight, norm_bias, classifier_bias, h0, c0);
+  make_contiguous(features, token_embeddings, norm_weight, norm_bias, classifier_bias, h0, c0);
   if (noise) make_contiguous(*noise);
   const Isa level = current_isa.load();
   const bool int8 = is_int8(packed);
@@ -86,7 +86,7 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor symbol_rows, T
     const int threads = team_size(4.0 * B * H * H);
     Buffer<S> rows(operand_room(B, H)), scales(B), c(B * H);
     Buffer<Moments<S>> moments(threads * B);
-    Decode<T, Q> shared = shared_decode<T, Q>(features, symbol_rows, classifier_weight, classifier_bias, noise, end_id,
+    Decode<T, Q> shared = shared_decode<T, Q>(features, token_embeddings, classifier_weight, classifier_bias, noise, end_id,
                                               pad_id, find_packed(packed, header, features, weights), tokens, threads);
     const DecodeLstm<T> lstm{in<T>(norm_weight), in<T>(norm_bias), in<T>(h0), in<T>(c0), eps, rows, scales, c, moments};
     parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_lstm, team, shared, lstm); });

@@ -115,7 +115,7 @@ INLINE void pack_steps(const T* rows, int64_t stride, int64_t there, int64_t n, 
   if constexpr (STEP<P> == 1) {
     for (int64_t j = 0; j < n; ++j) out[j] = convert<P>(rows[j]);
   } else if (std::is_same_v<T, P> && STEP<P> == 2 && there == 2) {
-    uint16_t low, high;  // pairs written as one number vectorise
+    uint16_t low, high;  // pairs written as one number vectorize
     for (int64_t j = 0; j < n; ++j) {
       std::memcpy(&low, rows + j, 2);
       std::memcpy(&high, rows + stride + j, 2);

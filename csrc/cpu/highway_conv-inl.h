@@ -257,7 +257,7 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
       }
 }
 
-// y = σ(f) x + σ(i) tanh(g) for one row of normalised pre-activations z(q, k, lanes), q in i, f, g.
+// y = σ(f) x + σ(i) tanh(g) for one row of normalized pre-activations z(q, k, lanes), q in i, f, g.
 template <class T, class Z>
 INLINE void gate_row(Z z, const T* x, T* y, int64_t C, bool carry) {
   for (int64_t k = 0; k < C; k += LANES<T>) {

@@ -48,10 +48,10 @@ INLINE std::pair<S, S> add_and_measure(S* a, const T* x, int64_t n) {
   }
 }
 
-// One row's norm and gates: a [4H] recurrent products, x [4H] -> h, c [H]. a becomes the pre-activations; `normalised`
+// One row's norm and gates: a [4H] recurrent products, x [4H] -> h, c [H]. a becomes the pre-activations; `normalized`
 // [4H] and `rstd` are kept when not null.
 template <class T, class S = Wide<T>>
-INLINE void gate_row(S* a, const T* x, const T* gain, const T* bias, const S* c_before, S* c, T* h, T* normalised,
+INLINE void gate_row(S* a, const T* x, const T* gain, const T* bias, const S* c_before, S* c, T* h, T* normalized,
                      S* rstd, int64_t H, S eps) {
   constexpr int64_t w = LANES<T>;
   const auto [mean, variance] = add_and_measure(a, x, 4 * H);
@@ -63,7 +63,7 @@ INLINE void gate_row(S* a, const T* x, const T* gain, const T* bias, const S* c_
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
       const vec<T> v = (load(a + q * H + k, n) - mean) * r;
-      if (normalised) store(normalised + q * H + k, v, n);
+      if (normalized) store(normalized + q * H + k, v, n);
       z[q] = v * load(gain + q * H + k, n) + load(bias + q * H + k, n);
     }
     const vec<T> cell = sigmoid(z[1]) * load(c_before + k, n) + sigmoid(z[0]) * tanh(z[2]);
@@ -96,7 +96,7 @@ void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
       S* c = s.c ? s.c + row * H : s.state + b * H;
       const S* c_before = s.c && t ? c - B * H : s.state + b * H;
       gate_row(s.a + b * G, s.x + row * G, s.gain, s.bias, c_before, c, s.h + row * H,
-               s.normalised ? s.normalised + row * G : nullptr, s.rstd ? s.rstd + row : nullptr, H, S(s.eps));
+               s.normalized ? s.normalized + row * G : nullptr, s.rstd ? s.rstd + row : nullptr, H, S(s.eps));
       if (t + 1 == s.steps)
         for (int64_t k = 0; k < H; ++k) s.c_n[b * H + k] = T(c[k]);
     }
@@ -110,7 +110,7 @@ template <class T, class S = Wide<T>>
 INLINE void gate_row_backward(const LayerNormLstmBackward<T>& s, int64_t t, int64_t b, S* da, S* dgain, S* dbias) {
   constexpr int64_t w = LANES<T>;
   const int64_t H = s.H, G = 4 * s.H, row = t * s.B + b;
-  const T *const normalised = s.normalised + row * G, *const dh = s.dh + row * H;
+  const T *const normalized = s.normalized + row * G, *const dh = s.dh + row * H;
   const S *const c = s.c + row * H, *const c_before = t ? c - s.B * H : s.c0 + b * H;
   const S* const dh_through = s.dh_through + b * H;
   S* const dc = s.dc + b * H;
@@ -120,7 +120,7 @@ INLINE void gate_row_backward(const LayerNormLstmBackward<T>& s, int64_t t, int6
     vec<T> v[4], z[4];
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
-      v[q] = load(normalised + q * H + k, n);
+      v[q] = load(normalized + q * H + k, n);
       z[q] = v[q] * load(s.gain + q * H + k, n) + load(s.bias + q * H + k, n);
     }
     vec<T> i_slope, f_slope, g_slope, o_slope, c_slope;
@@ -142,7 +142,7 @@ INLINE void gate_row_backward(const LayerNormLstmBackward<T>& s, int64_t t, int6
   }
   const S mean = sum(total) / G, slope = sum(along) / G, rstd = s.rstd[row];
   for (int64_t k = 0; k < G; k += w) {
-    const vec<T> d = rstd * (load(da + k, G - k) - mean - load(normalised + k, G - k) * slope);
+    const vec<T> d = rstd * (load(da + k, G - k) - mean - load(normalized + k, G - k) * slope);
     store(s.dx + row * G + k, d, G - k);
     if constexpr (std::is_same_v<Packed<T>, S> && !std::is_same_v<S, T>) store(da + k, d, G - k);
   }

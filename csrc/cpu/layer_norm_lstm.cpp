@@ -9,8 +9,8 @@ struct LayerNormLstm {
   double eps;
   const T *x, *weight, *gain, *bias, *h0, *c0;
   T *h, *c_n;
-  Wide<T>* c;  // c, normalised and rstd are kept for backward, or null
-  T* normalised;
+  Wide<T>* c;  // c, normalized and rstd are kept for backward, or null
+  T* normalized;
   Wide<T>* rstd;
   void *panels, *tiles;
   Wide<T>*a, *state;
@@ -23,7 +23,7 @@ struct LayerNormLstmBackward {
   const Wide<T>* c0;
   const T* h;
   const Wide<T>* c;
-  const T* normalised;
+  const T* normalized;
   const Wide<T>* rstd;
   T *dx, *dweight, *dgain, *dbias, *dh0, *dc0;
   void *panels, *tiles, *scratch;
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm(Tensor x, Ten
   const auto saved = wide(x);
   Tensor h = empty(x, {T, B, H}), c_n = empty(x, {B, H});
   Tensor c = save ? empty(x, {T, B, H}, saved) : empty(x, {0}, saved);
-  Tensor normalised = save ? empty(x, {T, B, 4 * H}) : empty(x, {0});
+  Tensor normalized = save ? empty(x, {T, B, 4 * H}) : empty(x, {0});
   Tensor rstd = save ? empty(x, {T, B}, saved) : empty(x, {0}, saved);
   DISPATCH(x.scalar_type(), "layer_norm_lstm", [&] {
     using S = Wide<scalar_t>;
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm(Tensor x, Ten
                                        out<scalar_t>(h),
                                        out<scalar_t>(c_n),
                                        save ? out<S>(c) : nullptr,
-                                       save ? out<scalar_t>(normalised) : nullptr,
+                                       save ? out<scalar_t>(normalized) : nullptr,
                                        save ? out<S>(rstd) : nullptr,
                                        panels,
                                        tiles,
@@ -76,12 +76,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm(Tensor x, Ten
                                        state};
     parallel(team_size(4.0 * B * H * H), [&](Team& team) { CALL_BEST(scalar_t, layer_norm_lstm, team, args); });
   });
-  return {h, c_n, c, normalised, rstd};
+  return {h, c_n, c, normalized, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backward(
     Tensor dh, Tensor dc_n, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor h0, Tensor c0, Tensor h,
-    Tensor c, Tensor normalised, Tensor rstd) {
+    Tensor c, Tensor normalized, Tensor rstd) {
   CHECK_DIM(h, 3, "[T, B, H]");
   CHECK_POSITIVE(h);
   const int64_t T = h.size(0), B = h.size(1), H = h.size(2);
@@ -89,14 +89,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backw
   CHECK_SHAPE(dh, T, B, H);
   CHECK_SHAPE(dc_n, B, H);
   CHECK_SHAPE(c, T, B, H);
-  CHECK_SHAPE(normalised, T, B, 4 * H);
+  CHECK_SHAPE(normalized, T, B, 4 * H);
   CHECK_SHAPE(rstd, T, B);
   CHECK_LIKE(dh, h);
   CHECK_LIKE(dc_n, h);
-  CHECK_LIKE(normalised, h);
+  CHECK_LIKE(normalized, h);
   CHECK_WIDE(c, h);
   CHECK_WIDE(rstd, h);
-  make_contiguous(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd);
+  make_contiguous(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalized, rstd);
 
   Tensor dx = empty(h, {T, B, 4 * H}), dweight_hh = empty(h, {4 * H, H}), dnorm_weight = empty(h, {4 * H});
   Tensor dnorm_bias = empty(h, {4 * H}), dh0 = empty(h, {B, H}), dc0 = empty(h, {B, H});
@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backw
                                                c0_wide,
                                                in<scalar_t>(h),
                                                in<S>(c),
-                                               in<scalar_t>(normalised),
+                                               in<scalar_t>(normalized),
                                                in<S>(rstd),
                                                out<scalar_t>(dx),
                                                dweight,

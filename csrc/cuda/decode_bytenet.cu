@@ -15,7 +15,7 @@ constexpr int MOST_VOTERS = 32;
 
 template <class T>
 struct Layers {
-  const T *projected, *symbol_rows;  // [T, B, 2C], [V + 1, 2C]
+  const T *projected, *token_embeddings;  // [T, B, 2C], [V + 1, 2C]
   const T *conv_weight, *conv_bias;  // [layers, 2, 3C, C], [layers, 3C]: the step before, then this one
   const T *classifier_weight, *classifier_bias;
   const float* noise;         // [T, B, V] or null
@@ -89,7 +89,7 @@ struct NetBlock {
     for (int i = threadIdx.x; i < in_slice(slice) * shape.row_words(); i += blockDim.x) {
       const int n = i / shape.row_words(), w = i % shape.row_words();
       const T* projected = d.projected + (place(t, slice) + n) * 2 * C;
-      const T* row = d.symbol_rows + int64_t(s.symbol[n]) * 2 * C;
+      const T* row = d.token_embeddings + int64_t(s.symbol[n]) * 2 * C;
       float x[PER_WORD<T>];
       for (int j = 0; j < PER_WORD<T>; ++j) {
         const int c = w * PER_WORD<T> + j;
@@ -284,7 +284,7 @@ decode(Net<T, N> shape, Layers<T> d) {
 }
 
 // The plan (`groups`, `units`, `voters`, `columns`, `threads`) is made by fastvae/kernels/persistent.py.
-Tensor decode_bytenet_persistent(Tensor projected, Tensor symbol_rows, Tensor conv_weight, Tensor conv_bias,
+Tensor decode_bytenet_persistent(Tensor projected, Tensor token_embeddings, Tensor conv_weight, Tensor conv_bias,
                                  Tensor classifier_weight, Tensor classifier_bias, std::optional<Tensor> maybe_noise,
                                  bool carry, int64_t end_id, int64_t pad_id, int64_t groups, int64_t units,
                                  int64_t voters, int64_t columns, int64_t threads) {
@@ -300,13 +300,13 @@ Tensor decode_bytenet_persistent(Tensor projected, Tensor symbol_rows, Tensor co
   CHECK_SHAPE(conv_bias, N, 3 * C);
   CHECK_LIKE(conv_weight, projected);
   CHECK_LIKE(conv_bias, projected);
-  check_choice(projected, symbol_rows, classifier_weight, classifier_bias, maybe_noise, 2 * C, C, end_id, pad_id);
+  check_choice(projected, token_embeddings, classifier_weight, classifier_bias, maybe_noise, 2 * C, C, end_id, pad_id);
   const Split split = check_split(C, B, groups, units, threads);
   const int64_t symbols = voters > 0 ? (V - 1) / voters + 1 : 0;
   CHECK(voters > 0 && voters <= MOST_VOTERS && (voters - 1) * symbols < V,
         "voters must be from 1 to " + std::to_string(MOST_VOTERS) + ", each with a symbol");
   Tensor noise = maybe_noise ? *maybe_noise : classifier_bias;
-  make_contiguous(projected, symbol_rows, conv_weight, conv_bias, classifier_weight, classifier_bias, noise);
+  make_contiguous(projected, token_embeddings, conv_weight, conv_bias, classifier_weight, classifier_bias, noise);
   Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id);
   Tensor vectors = emptied(projected, N * T * B * exchanged(C) * int64_t(projected.element_size()) / 4);
   Tensor votes = emptied(projected, T * B * voters * VOTE);
@@ -314,7 +314,7 @@ Tensor decode_bytenet_persistent(Tensor projected, Tensor symbol_rows, Tensor co
     const Net<S, COLUMNS> shape{int(T),     int(B),      int(C),       int(N),     split.members,
                                 int(units), int(voters), int(symbols), split.share};
     const Layers<S> d{in<S>(projected),
-                      in<S>(symbol_rows),
+                      in<S>(token_embeddings),
                       in<S>(conv_weight),
                       in<S>(conv_bias),
                       in<S>(classifier_weight),

@@ -12,7 +12,7 @@ constexpr int OFFER = 8;  // words: mean, Σ squares, logit, symbol, cross, and 
 
 template <class T>
 struct Decoding : LstmTensors<T> {
-  const T *symbol_rows, *classifier_weight, *classifier_bias, *cross_weight;  // cross_weight [parts, V, H]
+  const T *token_embeddings, *classifier_weight, *classifier_bias, *cross_weight;  // cross_weight [parts, V, H]
   const float *projected_cross, *start_cross, *row_means, *noise;             // [T, B, V], [B], [V + 1]; noise or null
   int64_t* tokens;                                                            // [B, T]
   int V, end_id, pad_id;
@@ -136,7 +136,7 @@ struct DecodeBlock : LstmBlock<T, N> {
     this->update(
         slice, t,
         [&](int r, int n, int k) {
-          return this->u(slice)[r * N + n] + float(d.symbol_rows[int64_t(own.symbol[n]) * 4 * shape.H + k]);
+          return this->u(slice)[r * N + n] + float(d.token_embeddings[int64_t(own.symbol[n]) * 4 * shape.H + k]);
         },
         [](int, int, const float (&)[4], float, float) {});
   }
@@ -196,7 +196,7 @@ void run(const Tensor& like, Lstm<T, N> shape, const Decoding<T>& d, int groups,
 }
 
 // The plan (`groups`, `units`, `columns`, `threads`) is made by fastvae/kernels/persistent.py.
-Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor start_cross, Tensor symbol_rows,
+Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor start_cross, Tensor token_embeddings,
                               Tensor row_means, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias,
                               Tensor classifier_weight, Tensor classifier_bias, Tensor cross_weight, Tensor h0,
                               Tensor c0, std::optional<Tensor> maybe_noise, double eps, int64_t end_id, int64_t pad_id,
@@ -208,7 +208,7 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
   CHECK_POSITIVE(projected);
   CHECK_SHAPE(projected, T, B, 4 * H);
   check_lstm(projected, weight_hh, norm_weight, norm_bias, h0, c0, B, H);
-  check_choice(projected, symbol_rows, classifier_weight, classifier_bias, maybe_noise, 4 * H, H, end_id, pad_id);
+  check_choice(projected, token_embeddings, classifier_weight, classifier_bias, maybe_noise, 4 * H, H, end_id, pad_id);
   CHECK_SHAPE(cross_weight, parts, V, H);
   CHECK_SHAPE(projected_cross, T, B, V);
   CHECK_SHAPE(start_cross, B);
@@ -219,7 +219,7 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
   CHECK_WIDE(row_means, projected);
   const Split split = check_split(H, B, groups, units, threads);
   Tensor noise = maybe_noise ? *maybe_noise : start_cross;
-  make_contiguous(projected, projected_cross, start_cross, symbol_rows, row_means, weight_hh, norm_weight, norm_bias,
+  make_contiguous(projected, projected_cross, start_cross, token_embeddings, row_means, weight_hh, norm_weight, norm_bias,
                   classifier_weight, classifier_bias, cross_weight, h0, c0, noise);
   Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id);
   Tensor vectors = emptied(projected, T * B * exchanged(H) * int64_t(projected.element_size()) / 4);
@@ -227,7 +227,7 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
   dispatch<BFloat16, float>(projected.scalar_type(), columns, [&]<class S, int N>() {
     const Decoding<S> d{{in<S>(projected), in<S>(weight_hh), in<S>(norm_weight), in<S>(norm_bias), in<S>(h0), in<S>(c0),
                          words(vectors), words(moments)},
-                        in<S>(symbol_rows),
+                        in<S>(token_embeddings),
                         in<S>(classifier_weight),
                         in<S>(classifier_bias),
                         in<S>(cross_weight),

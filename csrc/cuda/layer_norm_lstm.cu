@@ -6,7 +6,7 @@ constexpr int MOMENTS = 2;  // words: mean, Σ squares
 
 template <class T>
 struct Saving : LstmTensors<T> {
-  T *h, *c_n, *normalised;  // [T, B, H], [B, H]; normalised [T, B, 4H] or null
+  T *h, *c_n, *normalized;  // [T, B, H], [B, H]; normalized [T, B, 4H] or null
   float *c, *rstd;          // [T, B, H], [T, B], or null
   float eps;
 };
@@ -47,13 +47,13 @@ struct ForwardBlock : LstmBlock<T, N> {
     const int H = shape.H;
     this->update(
         slice, t, [&](int r, int n, int) { return this->u(slice)[r * N + n]; },
-        [&](int n, int k, const float (&normalised)[4], float c, float h) {
+        [&](int n, int k, const float (&normalized)[4], float c, float h) {
           const int64_t at = place(t, slice, n);
           d.h[at * H + k] = T(h);
           if (t == shape.steps - 1) d.c_n[(first + slice * N + n) * int64_t(H) + k] = T(c);
           if (!d.c) return;
           d.c[at * H + k] = c;
-          for (int gate = 0; gate < 4; ++gate) d.normalised[(at * 4 + gate) * H + k] = T(normalised[gate]);
+          for (int gate = 0; gate < 4; ++gate) d.normalized[(at * 4 + gate) * H + k] = T(normalized[gate]);
         });
   }
 };
@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(Te
   make_contiguous(x, weight_hh, norm_weight, norm_bias, h0, c0);
   const int64_t kept = save ? T : 0;
   Tensor h = empty(x, {T, B, H}), c_n = empty(x, {B, H}), c = empty(x, {kept, B, H}, wide(x));
-  Tensor normalised = empty(x, {kept, B, 4 * H}), rstd = empty(x, {kept, B}, wide(x));
+  Tensor normalized = empty(x, {kept, B, 4 * H}), rstd = empty(x, {kept, B}, wide(x));
   Tensor vectors = emptied(x, T * B * exchanged(H) * int64_t(x.element_size()) / 4);
   Tensor moments = emptied(x, T * B * split.members * MOMENTS);
   dispatch<BFloat16, Half>(x.scalar_type(), columns, [&]<class S, int N>() {
@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(Te
                        words(vectors), words(moments)},
                       out<S>(h),
                       out<S>(c_n),
-                      save ? out<S>(normalised) : nullptr,
+                      save ? out<S>(normalized) : nullptr,
                       save ? out<float>(c) : nullptr,
                       save ? out<float>(rstd) : nullptr,
                       float(eps)};
@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(Te
     shape.shared(arena, threads / 32);
     launch_cooperative(x, forward<S, N>, split.groups * split.members, threads, arena.used, shape, d);
   });
-  if (save) return {h, c_n, c, normalised, rstd};
+  if (save) return {h, c_n, c, normalized, rstd};
   const auto none = [&](ScalarType dtype) { return empty(x, {0}, dtype); };
   return {h, c_n, none(wide(x)), none(x.scalar_type()), none(wide(x))};
 }

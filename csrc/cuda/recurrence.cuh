@@ -180,7 +180,7 @@ struct LstmBlock {
   }
 
   // The norm, the gates and the new state of a slice, published as h of step t. a(r, n, gate, unit) -> pre-activation;
-  // keep(n, unit, i, f, g, o normalised, c, h) for what is saved.
+  // keep(n, unit, i, f, g, o normalized, c, h) for what is saved.
   template <class A, class Keep>
   DEVICE void update(int slice, int t, A a, Keep keep) const {
     constexpr int PER = PER_WORD<T>;

@@ -157,14 +157,17 @@ def _show_speed(
 ) -> dict[str, float]:
     """Medians of a training step and of greedy decoding, against plain PyTorch's."""
     device = next(model.parameters()).device
-    twin = reference.HybridVAE(**model.config).to(device)
-    twin.load_state_dict(model.state_dict())
+    reference_model = reference.HybridVAE(**model.config).to(device)
+    reference_model.load_state_dict(model.state_dict())
     tokens = corpus.batch(64, torch.Generator().manual_seed(seed)).to(device)
     z = torch.randn(64, model.latent_size, device=device)
     rows, ratios = [], {}
     jobs = {
-        "training step of 64 lines": (_step(model, tokens), _step(twin, tokens)),
-        "greedy decoding of 64 lines": (lambda: model.generate(z), lambda: twin.generate(z)),
+        "training step of 64 lines": (_step(model, tokens), _step(reference_model, tokens)),
+        "greedy decoding of 64 lines": (
+            lambda: model.generate(z),
+            lambda: reference_model.generate(z),
+        ),
     }
     for name, (ours, plain) in jobs.items():
         fast, slow = _medians(ours, plain, device)

@@ -123,7 +123,7 @@ def _print_evaluation(result: dict[str, Any], unit: str, latent_size: int) -> No
     console().print(table(("measure", "value", ""), rows))
 
 
-def _weights(int8: bool) -> str | None:
+def _quantization(int8: bool) -> str | None:
     return "int8" if int8 else None
 
 
@@ -148,7 +148,7 @@ def sample(
     while len(texts) < n:
         count = min(batch_size, n - len(texts))
         tokens = model.sample(
-            count, temperature=temperature, generator=generator, weights=_weights(int8)
+            count, temperature=temperature, generator=generator, quantization=_quantization(int8)
         )
         for row in tokens.tolist():
             texts.append(show("", row, vocabulary))
@@ -195,7 +195,7 @@ def reconstruct(
         tokens = torch.from_numpy(np.stack([row for _, row in batch]))
         mean = model.encode(tokens)
         out = model.generate(
-            mean, temperature=temperature, generator=generator, weights=_weights(int8)
+            mean, temperature=temperature, generator=generator, quantization=_quantization(int8)
         )
         for (number, original), copy in zip(batch, out.tolist(), strict=True):
             line = {} if number is None else {"line": number}
@@ -250,7 +250,7 @@ def interpolate(
     model, vocabulary = load_model(run, best=best, device=device)
     reading = find_reading(run, model, read, normalize)
     ends = model.encode(encode_texts(model, vocabulary, reading, {"A": a, "B": b}))
-    rows = model.interpolate(*ends, steps, weights=_weights(int8)).tolist()
+    rows = model.interpolate(*ends, steps, quantization=_quantization(int8)).tolist()
     styles = ["bold", *[""] * (steps - 2), "bold"]
     texts = [show("", row, vocabulary, style) for row, style in zip(rows, styles, strict=True)]
     if as_json:

@@ -1,4 +1,4 @@
-"""Figure 3: training curves of historyless autoencoders, feed-forward and LSTM, by length.
+"""Figure 3: training curves of mask_history autoencoders, feed-forward and LSTM, by length.
 
 w = 0 and no history: all that is written has come through z. As released, the LSTM has 500 units
 and comes near the other's size only at the largest length; matched, it is as large at each.

@@ -18,12 +18,12 @@ def costs(rows: Sequence[Row], path: Path, *, unit: str, axis: str) -> None:
     modes = modes_of(rows)
     with _figure(path, len(modes), axis, f"bits per {unit}") as panels:
         for panel, mode in zip(panels, modes, strict=True):
-            for series, colour in _colours(rows).items():
+            for series, color in _colors(rows).items():
                 line = sorted((r for r in in_mode(rows, mode) if r.series == series), key=_x)
                 if not line:
                     continue
-                _line(panel, line, "bpc", colour, "-", series)
-                _line(panel, line, "kl_bpc", colour, "--", None)
+                _line(panel, line, "bpc", color, "-", series)
+                _line(panel, line, "kl_bpc", color, "--", None)
             panel.set_ylim(bottom=0)
             panel.set_xticks(sorted({row.x for row in rows}))
             if len(modes) > 1:
@@ -35,10 +35,10 @@ def costs(rows: Sequence[Row], path: Path, *, unit: str, axis: str) -> None:
 def bound_at_kl(rows: Sequence[Row], path: Path, *, unit: str, axis: str) -> None:
     """The bound's bits per character against the KL; each point is labelled with its x."""
     with _figure(path, 1, f"KL, nats (labels: {axis})", f"bits per {unit} of the bound") as panels:
-        for series, colour in _colours(rows).items():
+        for series, color in _colors(rows).items():
             points = [(r["kl"], r["bpc"], r.x) for r in rows if r.series == series]
             kls, bits, strengths = zip(*sorted(points), strict=True)
-            panels[0].plot(kls, bits, color=colour, marker="o", ms=4, label=series)
+            panels[0].plot(kls, bits, color=color, marker="o", ms=4, label=series)
             for kl, cost, strength in zip(kls, bits, strengths, strict=True):
                 panels[0].annotate(
                     f"{strength:g}", (kl, cost), xytext=(4, 4), textcoords="offset points", size=8
@@ -48,7 +48,7 @@ def bound_at_kl(rows: Sequence[Row], path: Path, *, unit: str, axis: str) -> Non
 def curves(rows: Sequence[Row], path: Path, *, unit: str, axis: str) -> None:
     """Reconstruction in bits per character against steps; a panel for each x, dashed: valid."""
     places = sorted({row.x for row in rows})
-    colours = _colours(rows, lambda row: _compared(row))
+    colors = _colors(rows, lambda row: _compared(row))
     with _figure(path, len(places), "step", f"bits per {unit} of the reconstruction") as panels:
         for panel, x in zip(panels, places, strict=True):
             for row in rows:
@@ -60,7 +60,7 @@ def curves(rows: Sequence[Row], path: Path, *, unit: str, axis: str) -> None:
                     bits = [p["bpc"] * p["reconstruction"] / p["bound"] for p in points]
                     label = _compared(row) if split == "train" else None
                     steps = [p["step"] for p in points]
-                    panel.plot(steps, bits, color=colours[_compared(row)], ls=style, label=label)
+                    panel.plot(steps, bits, color=colors[_compared(row)], ls=style, label=label)
             panel.set_title(f"{axis} {x:g}")
             panel.set_ylim(bottom=0)
         panels[0].plot([], [], color="black", ls="-", label="training")
@@ -95,17 +95,17 @@ def _figure(path: Path, panels: int, x: str, y: str) -> Iterator[list]:
     plt.close(figure)
 
 
-def _line(panel, line: Sequence[Row], key: str, colour: str, style: str, label: str | None) -> None:
+def _line(panel, line: Sequence[Row], key: str, color: str, style: str, label: str | None) -> None:
     xs = [row.x for row in line]
     panel.plot(
-        xs, [row[key] for row in line], color=colour, ls=style, marker="o", ms=3.5, label=label
+        xs, [row[key] for row in line], color=color, ls=style, marker="o", ms=3.5, label=label
     )
     if any(len(row.results) > 1 for row in line):
         low, high = ([f(row.values(key)) for row in line] for f in (min, max))
-        panel.fill_between(xs, low, high, color=colour, alpha=0.15, lw=0)
+        panel.fill_between(xs, low, high, color=color, alpha=0.15, lw=0)
 
 
-def _colours(rows: Sequence[Row], name=lambda row: row.series) -> dict[str, str]:
+def _colors(rows: Sequence[Row], name=lambda row: row.series) -> dict[str, str]:
     names = dict.fromkeys(name(row) for row in rows)
     return {key: COLOURS[n % len(COLOURS)] for n, key in enumerate(names)}
 

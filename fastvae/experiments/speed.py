@@ -39,12 +39,12 @@ def measure_speed(
         corpus = open_corpus(Path(data), run.preset.length, text=text, cache=cache)
         torch.manual_seed(0)
         model = build_model(run.preset, corpus.vocabulary).to(where)
-        twin = getattr(reference, run.preset.model)(**model.config).to(where)
-        twin.load_state_dict(model.state_dict())
+        reference_model = getattr(reference, run.preset.model)(**model.config).to(where)
+        reference_model.load_state_dict(model.state_dict())
         batch = run.preset.training["batch_size"]
         tokens = corpus.batch(batch, torch.Generator().manual_seed(0)).to(where)
         trainers[run.point.series, "fastvae"] = _trainer(model, tokens)
-        trainers[run.point.series, "plain PyTorch"] = _trainer(twin, tokens)
+        trainers[run.point.series, "plain PyTorch"] = _trainer(reference_model, tokens)
         sizes[run.point.series] = sum(p.numel() for p in model.parameters())
     times: dict[tuple[str, str], list[float]] = {key: [] for key in trainers}
     for turn in track(range(steps + 1), "steps in turns", steps + 1):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from fastvae import ops
-from fastvae.models.weight_cache import Kept
+from fastvae.models.weight_cache import WeightCache
 from fastvae.nn import (
     BatchNorm,
     HighwayConvStack,
     LayerNormLSTM,
     Linear,
-    symbol_table,
+    input_embeddings,
 )
 from fastvae.ops.decode_bytenet import bytenet_step
 from fastvae.ops.decode_lstm import lstm_step, teacher_forced
@@ -29,11 +29,11 @@ class LSTMDecoder(nn.Module):
         self, feature_size: int, vocab_size: int, hidden_size: int, *, device=None, dtype=None
     ) -> None:
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        factory_kwargs = {"device": device, "dtype": dtype}
         self.vocab_size = vocab_size
-        self.lstm = LayerNormLSTM(feature_size + vocab_size + 2, hidden_size, **place)
-        self.classifier = Linear(hidden_size, vocab_size, **place)
-        self.kept = Kept()
+        self.lstm = LayerNormLSTM(feature_size + vocab_size + 2, hidden_size, **factory_kwargs)
+        self.classifier = Linear(hidden_size, vocab_size, **factory_kwargs)
+        self.weight_cache = WeightCache()
 
     def forward(self, features: Tensor | None, previous: Tensor, state: State | None) -> Tensor:
         """features [T, B, D] or None, previous ids [T, B], h0 and c0 [B, H] -> logits [T, B, V]."""
@@ -45,7 +45,7 @@ class LSTMDecoder(nn.Module):
         features: Tensor,
         state: State | None,
         noise: Tensor | None,
-        historyless: bool,
+        mask_history: bool,
         end_id: int | None,
         pad_id: int | None,
         int8: bool = False,
@@ -55,16 +55,16 @@ class LSTMDecoder(nn.Module):
         With `int8` weights are rounded: `fastvae.ops.int8`.
         """
         D, dtype = features.shape[-1], features.dtype
-        weights, packed = self.kept.get(self, self._packed, D, dtype, historyless, int8)
+        weights, packed = self.weight_cache.get(self, self._packed, D, dtype, mask_history, int8)
         state, ids = self._state(features, state), (end_id, pad_id)
         return ops.decode_lstm(features, *weights, *state, noise, self.lstm.eps, *ids, packed)
 
     def int8_logits(
-        self, features: Tensor, previous: Tensor, state: State | None, historyless: bool
+        self, features: Tensor, previous: Tensor, state: State | None, mask_history: bool
     ) -> Tensor:
         """As forward, in plain PyTorch, with the rounded weights of `generate`."""
         state = self._state(features, state)
-        weights = self._weights(features.shape[-1], features.dtype, historyless)
+        weights = self._weights(features.shape[-1], features.dtype, mask_history)
         feature_weight, rows, *others = weights
         step = lstm_step(feature_weight, *others, *state, self.lstm.eps, int8=True)
         return teacher_forced(step, features, rows, known(previous, self.vocab_size))
@@ -75,16 +75,16 @@ class LSTMDecoder(nn.Module):
         h0, c0 = state
         return h0.to(features.dtype), c0.to(features.dtype)
 
-    def _packed(self, D: int, dtype: torch.dtype, historyless: bool, int8: bool):
-        weights = self._weights(D, dtype, historyless)
+    def _packed(self, D: int, dtype: torch.dtype, mask_history: bool, int8: bool):
+        weights = self._weights(D, dtype, mask_history)
         return weights, ops.decode_lstm_pack(weights[0], weights[2], weights[5], int8=int8)
 
-    def _weights(self, D: int, dtype: torch.dtype, historyless: bool) -> list[Tensor]:
+    def _weights(self, D: int, dtype: torch.dtype, mask_history: bool) -> list[Tensor]:
         """What `decode_lstm` takes, in its order and in `dtype`."""
         lstm = self.lstm
         weights = (
             lstm.weight_ih[:, :D],
-            symbol_rows(lstm.weight_ih, lstm.bias, self.vocab_size, historyless),
+            token_embeddings(lstm.weight_ih, lstm.bias, self.vocab_size, mask_history),
             lstm.weight_hh,
             lstm.norm_weight,
             lstm.norm_bias,
@@ -109,13 +109,13 @@ class ByteNetDecoder(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        factory_kwargs = {"device": device, "dtype": dtype}
         self.vocab_size, self.carry = vocab_size, carry
-        self.input = Linear(feature_size + vocab_size + 2, 2 * channels, **place)
-        self.input_norm = BatchNorm(2 * channels, **place)
-        self.stack = HighwayConvStack(channels, layers, carry=carry, **place)
-        self.classifier = Linear(channels, vocab_size, **place)
-        self.kept = Kept()
+        self.input = Linear(feature_size + vocab_size + 2, 2 * channels, **factory_kwargs)
+        self.input_norm = BatchNorm(2 * channels, **factory_kwargs)
+        self.stack = HighwayConvStack(channels, layers, carry=carry, **factory_kwargs)
+        self.classifier = Linear(channels, vocab_size, **factory_kwargs)
+        self.weight_cache = WeightCache()
 
     def forward(self, features: Tensor, previous: Tensor, state: None = None) -> Tensor:
         """features [T, B, D], previous symbols [T, B] -> logits [T, B, V]."""
@@ -129,7 +129,7 @@ class ByteNetDecoder(nn.Module):
         features: Tensor,
         state: None,
         noise: Tensor | None,
-        historyless: bool,
+        mask_history: bool,
         end_id: int | None,
         pad_id: int | None,
         int8: bool = False,
@@ -139,28 +139,28 @@ class ByteNetDecoder(nn.Module):
         With `int8` weights are rounded: `fastvae.ops.int8`.
         """
         D, dtype = features.shape[-1], features.dtype
-        weights, packed = self.kept.get(self, self._packed, D, dtype, historyless, int8)
+        weights, packed = self.weight_cache.get(self, self._packed, D, dtype, mask_history, int8)
         return ops.decode_bytenet(features, *weights, noise, self.carry, end_id, pad_id, packed)
 
     def int8_logits(
-        self, features: Tensor, previous: Tensor, state: None, historyless: bool
+        self, features: Tensor, previous: Tensor, state: None, mask_history: bool
     ) -> Tensor:
         """As forward, in plain PyTorch, with the rounded weights of `generate`."""
-        weights = self._weights(features.shape[-1], features.dtype, historyless)
+        weights = self._weights(features.shape[-1], features.dtype, mask_history)
         feature_weight, rows, *others = weights
         step = bytenet_step(feature_weight, *others, self.carry, int8=True)
         return teacher_forced(step, features, rows, known(previous, self.vocab_size))
 
-    def _packed(self, D: int, dtype: torch.dtype, historyless: bool, int8: bool):
-        weights = self._weights(D, dtype, historyless)
+    def _packed(self, D: int, dtype: torch.dtype, mask_history: bool, int8: bool):
+        weights = self._weights(D, dtype, mask_history)
         return weights, ops.decode_bytenet_pack(weights[0], weights[2], weights[4], int8=int8)
 
-    def _weights(self, D: int, dtype: torch.dtype, historyless: bool) -> list[Tensor]:
+    def _weights(self, D: int, dtype: torch.dtype, mask_history: bool) -> list[Tensor]:
         """What `decode_bytenet` takes, in its order and in `dtype`."""
         weight, bias = self.input_norm.fold(self.input.weight, self.input.bias)
         weights = (
             weight[:, :D],
-            symbol_rows(weight, bias, self.vocab_size, historyless),
+            token_embeddings(weight, bias, self.vocab_size, mask_history),
             *self.stack.folded(),
             self.classifier.weight,
             self.classifier.bias,
@@ -168,17 +168,17 @@ class ByteNetDecoder(nn.Module):
         return [t.to(dtype) for t in weights]
 
 
-def symbol_rows(weight: Tensor, bias: Tensor, vocab_size: int, historyless: bool) -> Tensor:
+def token_embeddings(weight: Tensor, bias: Tensor, vocab_size: int, mask_history: bool) -> Tensor:
     """What the decoding ops add for each previous symbol, and last for start: [V + 1, N].
 
-    `historyless`: every symbol counts as dropped.
+    `mask_history`: every symbol counts as dropped.
     """
-    table = symbol_table(weight, bias, vocab_size + 2)
-    if not historyless:
+    table = input_embeddings(weight, bias, vocab_size + 2)
+    if not mask_history:
         return table[:-1]
     return torch.cat([table[-1:].expand(vocab_size, -1), table[-2:-1]])
 
 
 def known(previous: Tensor, vocab_size: int) -> Tensor:
-    """Ids of the rows of `symbol_rows`: where `dropped` occurs, all symbols' rows are its own."""
+    """Ids of the rows of `token_embeddings`: where dropped tokens occur, all rows are theirs."""
     return previous.masked_fill(previous > vocab_size, 0)

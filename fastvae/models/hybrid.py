@@ -45,17 +45,24 @@ class HybridVAE(TextVAE):
         encoder_channels = tuple(encoder_channels)
         super().__init__(constructor_arguments(locals()))
         _check_blocks(length, encoder_channels)
-        place = {"device": device, "dtype": dtype}
-        self.encoder = ConvEncoder(vocab_size, length, latent_size, encoder_channels, **place)
-        self.deconvolution = DeconvDecoder(
-            latent_size, length, encoder_channels, feature_channels, **place
+        factory_kwargs = {"device": device, "dtype": dtype}
+        self.encoder = ConvEncoder(
+            vocab_size, length, latent_size, encoder_channels, **factory_kwargs
         )
-        self.head = Linear(feature_channels, vocab_size, **place)
+        self.deconvolution = DeconvDecoder(
+            latent_size, length, encoder_channels, feature_channels, **factory_kwargs
+        )
+        self.head = Linear(feature_channels, vocab_size, **factory_kwargs)
         if decoder == "lstm":
-            self.decoder = LSTMDecoder(feature_channels, vocab_size, hidden_size, **place)
+            self.decoder = LSTMDecoder(feature_channels, vocab_size, hidden_size, **factory_kwargs)
         elif decoder == "bytenet":
             self.decoder = ByteNetDecoder(
-                feature_channels, vocab_size, conv_channels, conv_layers, carry=carry, **place
+                feature_channels,
+                vocab_size,
+                conv_channels,
+                conv_layers,
+                carry=carry,
+                **factory_kwargs,
             )
         elif decoder != "none":
             raise ValueError(f"decoder must be 'lstm', 'bytenet' or 'none', got {decoder!r}")

@@ -32,11 +32,11 @@ class LSTMVAE(TextVAE):
         dtype=None,
     ) -> None:
         super().__init__(constructor_arguments(locals()))
-        place = {"device": device, "dtype": dtype}
-        self.encoder = LayerNormLSTM(vocab_size, hidden_size, **place)
-        self.posterior_linear = Linear(hidden_size, 2 * latent_size, **place)
-        self.initial_state = Linear(latent_size, 2 * hidden_size, **place)
-        self.decoder = LSTMDecoder(0, vocab_size, hidden_size, **place)
+        factory_kwargs = {"device": device, "dtype": dtype}
+        self.encoder = LayerNormLSTM(vocab_size, hidden_size, **factory_kwargs)
+        self.posterior_linear = Linear(hidden_size, 2 * latent_size, **factory_kwargs)
+        self.initial_state = Linear(latent_size, 2 * hidden_size, **factory_kwargs)
+        self.decoder = LSTMDecoder(0, vocab_size, hidden_size, **factory_kwargs)
 
     def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         _, (h_n, _) = self.encoder(None, symbols=tokens.T)

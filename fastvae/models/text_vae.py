@@ -69,13 +69,13 @@ class TextVAE(PretrainedMixin, nn.Module):
         *,
         free_bits: float = 0.0,
         noise: Tensor | None = None,
-        dropped: Tensor | None = None,
+        drop_mask: Tensor | None = None,
     ) -> VAEOutput:
         """tokens [B, L] int64 -> the loss and its terms, nats per sample.
 
-        `noise` [B, Z], standard normal, and `dropped` [B, L], bool, make a step repeatable; None
-        draws them. dropped[b, t] hides the symbol before position t from the decoder; the start
-        symbol, at t = 0, is never hidden. `free_bits` is the least KL that counts per dimension.
+        `noise` [B, Z], standard normal, and `drop_mask` [B, L], bool, make a step repeatable; None
+        draws them. drop_mask[b, t] hides the token before position t from the decoder; the start
+        token, at t = 0, is never hidden. `free_bits` is the least KL that counts per dimension.
         Raises ValueError for tokens of another shape or dtype, or outside the vocabulary.
         """
         if torch.jit.is_tracing():
@@ -88,7 +88,7 @@ class TextVAE(PretrainedMixin, nn.Module):
         noise = torch.randn_like(mean) if noise is None else noise
         features, state = self._expand(mean + (0.5 * logvar).exp() * noise)
         kl_per_dimension = gaussian_kl(mean, logvar).mean(0)
-        reconstruction = self._nats(tokens, features, state, dropped).mean()
+        reconstruction = self._nats(tokens, features, state, drop_mask).mean()
         auxiliary = torch.zeros_like(reconstruction)
         if self.head is not None and self.decoder is not None:
             auxiliary = self._head_nats(tokens, features).mean()
@@ -124,15 +124,15 @@ class TextVAE(PretrainedMixin, nn.Module):
         nothing = torch.zeros_like(tokens, dtype=torch.bool)
         return -self._nats(tokens, *self._expand(z), nothing)
 
-    def logits(self, tokens: Tensor, z: Tensor, *, weights: str | None = None) -> Tensor:
+    def logits(self, tokens: Tensor, z: Tensor, *, quantization: str | None = None) -> Tensor:
         """Of each symbol, given z [B, Z] and the tokens before it, none dropped: [L, B, V].
 
-        In the module's mode; `weights` as in `generate`, in plain PyTorch. Raises ValueError as
-        forward does, for z of another shape and for unknown `weights`.
+        In the module's mode; `quantization` as in `generate`, in plain PyTorch. Raises ValueError
+        as forward does, for z of another shape and for unknown `quantization`.
         """
         self.check_tokens(tokens)
         self._check_latent(z, tokens.shape[0])
-        int8 = self._check_weights(weights)
+        int8 = self._check_quantization(quantization)
         features, state = self._expand(z)
         if self.decoder is None:
             return self.head(features)
@@ -150,18 +150,18 @@ class TextVAE(PretrainedMixin, nn.Module):
         *,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
-        weights: str | None = None,
+        quantization: str | None = None,
     ) -> Tensor:
         """z [B, Z] -> tokens [B, L]; temperature 0 is greedy; after end_id comes pad_id.
 
-        Uses running statistics whatever the module's mode. `weights` = "int8" rounds the decoder's
-        weights to 8 bits, which is faster and costs what `fastvae.metrics.int8_loss` measures. What
-        is derived from weights is kept until they change.
+        Uses running statistics whatever the module's mode. `quantization` = "int8" quantizes the
+        decoder's weights to 8 bits, which is faster and costs what `fastvae.metrics.int8_loss`
+        measures. What is derived from weights is kept until they change.
         Threads may share a model in evaluation mode.
-        Raises ValueError for z of another shape, a temperature below 0, or unknown `weights`.
+        Raises ValueError for z of another shape, a temperature below 0, or unknown `quantization`.
         """
         self._check_latent(z)
-        int8 = self._check_weights(weights)
+        int8 = self._check_quantization(quantization)
         noise = self._gumbel(z, temperature, generator)
         ids = self.end_id, self.pad_id
         with evaluating(self):
@@ -170,8 +170,8 @@ class TextVAE(PretrainedMixin, nn.Module):
                 return _pick(self.head(features), noise, *ids)
             if features is None:
                 features = state[0].new_empty(self.length, z.shape[0], 0)
-            historyless = self.word_dropout == 1
-            return self.decoder.generate(features, state, noise, historyless, *ids, int8)
+            mask_history = self.word_dropout == 1
+            return self.decoder.generate(features, state, noise, mask_history, *ids, int8)
 
     def sample(
         self,
@@ -179,17 +179,19 @@ class TextVAE(PretrainedMixin, nn.Module):
         *,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
-        weights: str | None = None,
+        quantization: str | None = None,
     ) -> Tensor:
         """`count` sequences from the prior -> tokens [count, L]."""
         parameter = next(self.parameters())
         drawn_on = parameter.device if generator is None else generator.device
         z = torch.randn(count, self.latent_size, generator=generator, device=drawn_on)
         z = z.to(parameter.device)
-        return self.generate(z, temperature=temperature, generator=generator, weights=weights)
+        return self.generate(
+            z, temperature=temperature, generator=generator, quantization=quantization
+        )
 
     def interpolate(
-        self, z0: Tensor, z1: Tensor, steps: int = 7, *, weights: str | None = None
+        self, z0: Tensor, z1: Tensor, steps: int = 7, *, quantization: str | None = None
     ) -> Tensor:
         """Greedy sequences on the line from z0 [Z] to z1 [Z], ends included -> [steps, L]."""
         if z0.shape != (self.latent_size,) or z1.shape != (self.latent_size,):
@@ -200,25 +202,25 @@ class TextVAE(PretrainedMixin, nn.Module):
         if steps < 2:
             raise ValueError(f"an interpolation needs at least its 2 ends, got steps={steps}")
         share = torch.linspace(0, 1, steps, dtype=z0.dtype, device=z0.device)
-        return self.generate(torch.lerp(z0, z1, share.unsqueeze(1)), weights=weights)
+        return self.generate(torch.lerp(z0, z1, share.unsqueeze(1)), quantization=quantization)
 
-    def _previous(self, tokens: Tensor, dropped: Tensor | None) -> Tensor:
+    def _previous(self, tokens: Tensor, drop_mask: Tensor | None) -> Tensor:
         """The decoder's inputs, time-major: start, then each symbol or `dropped` -> [L, B]."""
         before = tokens.T[:-1]
         if self.word_dropout == 1:
             before = torch.full_like(before, self.vocab_size + 1)
-        elif dropped is not None:
-            before = before.masked_fill(dropped.T[1:], self.vocab_size + 1)
+        elif drop_mask is not None:
+            before = before.masked_fill(drop_mask.T[1:], self.vocab_size + 1)
         elif self.training and self.word_dropout > 0:
             hidden = torch.rand(before.shape, device=tokens.device) < self.word_dropout
             before = before.masked_fill(hidden, self.vocab_size + 1)
         return torch.cat([torch.full_like(tokens.T[:1], self.vocab_size), before])
 
-    def _nats(self, tokens: Tensor, features, state, dropped: Tensor | None) -> Tensor:
+    def _nats(self, tokens: Tensor, features, state, drop_mask: Tensor | None) -> Tensor:
         """−log p(x | z) [B]."""
         if self.decoder is None:
             return self._head_nats(tokens, features)
-        logits = self.decoder(features, self._previous(tokens, dropped), state)
+        logits = self.decoder(features, self._previous(tokens, drop_mask), state)
         return reconstruction_nats(widen(logits), tokens.T, self._ignored)
 
     def _head_nats(self, tokens: Tensor, features: Tensor) -> Tensor:
@@ -265,13 +267,15 @@ class TextVAE(PretrainedMixin, nn.Module):
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             warnings.warn(_ALONE, stacklevel=3)
 
-    def _check_weights(self, weights: str | None) -> bool:
+    def _check_quantization(self, quantization: str | None) -> bool:
         """Whether they are integers."""
-        if weights not in (None, "int8"):
-            raise ValueError(f'weights must be None or "int8", got {weights!r}')
-        if weights and self.decoder is None:
-            raise ValueError(f'weights="{weights}" needs a decoder: this model has "none"')
-        return weights == "int8"
+        if quantization not in (None, "int8"):
+            raise ValueError(f'quantization must be None or "int8", got {quantization!r}')
+        if quantization and self.decoder is None:
+            raise ValueError(
+                f'quantization="{quantization}" needs a decoder: this model has "none"'
+            )
+        return quantization == "int8"
 
     def _check_latent(self, z: Tensor, count: int | None = None) -> None:
         wrong = z.dim() != 2 or z.shape[1] != self.latent_size

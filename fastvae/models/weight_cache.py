@@ -24,7 +24,7 @@ def _count_steps() -> None:
     _hook = _hook or register_optimizer_step_post_hook(count)
 
 
-class Kept:
+class WeightCache:
     """The last weights derived from a module's tensors: a plain attribute of that module.
 
     Tensors are known by their place, their version counter and a checksum of their content: a write
@@ -36,7 +36,7 @@ class Kept:
         self._entry: tuple[tuple, list[Tensor], Derived] | None = None
 
     def __reduce__(self) -> tuple:
-        return Kept, ()
+        return WeightCache, ()
 
     def get(self, module: nn.Module, derive: Callable[..., Derived], *arguments) -> Derived:
         """`derive(*arguments)`, or what it gave last time for the same arguments and tensors."""

@@ -178,7 +178,7 @@ def check_highway_conv_gate(
 def check_decode(
     features: Tensor,
     feature_weight: Tensor,
-    symbol_rows: Tensor,
+    token_embeddings: Tensor,
     *,
     classifier_weight: Tensor,
     classifier_bias: Tensor,
@@ -194,7 +194,7 @@ def check_decode(
     The classifier reads [hidden], the inputs are [gates · hidden]. Of `layers`, its weights by
     name, dtypes and devices are checked here, shapes are not.
     """
-    weights = {"feature_weight": feature_weight, "symbol_rows": symbol_rows, **layers}
+    weights = {"feature_weight": feature_weight, "token_embeddings": token_embeddings, **layers}
     weights |= {"classifier_weight": classifier_weight, "classifier_bias": classifier_bias}
     check_like({"features": features, **weights})
     ((T, B, D),) = check_shapes(empty=True, features=(features, 3))
@@ -203,7 +203,9 @@ def check_decode(
     ((V, _),) = check_shapes(classifier_weight=(classifier_weight, 2))
     width = gates * hidden
     check_shapes(classifier_weight=(classifier_weight, (V, hidden)))
-    check_shapes(symbol_rows=(symbol_rows, (V + 1, width)), classifier_bias=(classifier_bias, (V,)))
+    check_shapes(
+        token_embeddings=(token_embeddings, (V + 1, width)), classifier_bias=(classifier_bias, (V,))
+    )
     check_shapes(empty=True, feature_weight=(feature_weight, (width, D)))
     if noise is not None:
         check_wide({"noise": noise}, features)
@@ -218,7 +220,7 @@ def check_decode(
 def check_decode_lstm(
     features: Tensor,
     feature_weight: Tensor,
-    symbol_rows: Tensor,
+    token_embeddings: Tensor,
     weight_hh: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
@@ -236,7 +238,7 @@ def check_decode_lstm(
     T, B, V = check_decode(
         features,
         feature_weight,
-        symbol_rows,
+        token_embeddings,
         classifier_weight=classifier_weight,
         classifier_bias=classifier_bias,
         noise=noise,
@@ -261,7 +263,7 @@ def check_decode_lstm(
 def check_decode_bytenet(
     features: Tensor,
     feature_weight: Tensor,
-    symbol_rows: Tensor,
+    token_embeddings: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
     classifier_weight: Tensor,
@@ -275,7 +277,7 @@ def check_decode_bytenet(
     sizes = check_decode(
         features,
         feature_weight,
-        symbol_rows,
+        token_embeddings,
         classifier_weight=classifier_weight,
         classifier_bias=classifier_bias,
         noise=noise,

@@ -11,7 +11,7 @@ from fastvae.ops.int8 import int8_linear, linear
 def decode_bytenet(
     features: Tensor,
     feature_weight: Tensor,
-    symbol_rows: Tensor,
+    token_embeddings: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
     classifier_weight: Tensor,
@@ -34,8 +34,8 @@ def decode_bytenet(
     Args:
         features: d, [T, B, D]; D may be 0.
         feature_weight: W_d, [2C, D].
-        symbol_rows: E, [V + 1, 2C]: for each previous token, and last for `start`, its column of
-            the input weight plus the bias.
+        token_embeddings: E, [V + 1, 2C]: for each previous token, and last for `start`, its
+            column of the input weight plus the bias.
         conv_weight: weights of the layers, [N, 3C, C, 2].
         conv_bias: their biases, [N, 3C].
         classifier_weight: W_v, [V, C].
@@ -58,7 +58,7 @@ def decode_bytenet(
     return torch.ops.fastvae.decode_bytenet(
         features,
         feature_weight,
-        symbol_rows,
+        token_embeddings,
         conv_weight,
         conv_bias,
         classifier_weight,
@@ -97,7 +97,7 @@ def decode_bytenet_pack(
 def decode_bytenet_reference(
     features: Tensor,
     feature_weight: Tensor,
-    symbol_rows: Tensor,
+    token_embeddings: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
     classifier_weight: Tensor,
@@ -111,7 +111,7 @@ def decode_bytenet_reference(
     """The same function in plain PyTorch, -1 for no id: what every kernel is tested against."""
     weights = feature_weight, conv_weight, conv_bias, classifier_weight, classifier_bias
     step = bytenet_step(*weights, carry, is_int8(packed))
-    return decode_steps(step, features, symbol_rows, noise, end_id, pad_id)
+    return decode_steps(step, features, token_embeddings, noise, end_id, pad_id)
 
 
 def bytenet_step(

@@ -17,7 +17,7 @@ Step = Callable[[Tensor, Tensor], Tensor]
 def decode_lstm(
     features: Tensor,
     feature_weight: Tensor,
-    symbol_rows: Tensor,
+    token_embeddings: Tensor,
     weight_hh: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
@@ -43,8 +43,8 @@ def decode_lstm(
     Args:
         features: d, [T, B, D]; D may be 0.
         feature_weight: W_d, [4H, D].
-        symbol_rows: E, [V + 1, 4H]: for each previous token, and last for `start`, its column of
-            the input weight plus the bias.
+        token_embeddings: E, [V + 1, 4H]: for each previous token, and last for `start`, its
+            column of the input weight plus the bias.
         weight_hh: W, [4H, H].
         norm_weight: gain of the norm, [4H].
         norm_bias: bias of the norm, [4H].
@@ -70,7 +70,7 @@ def decode_lstm(
     return torch.ops.fastvae.decode_lstm(
         features,
         feature_weight,
-        symbol_rows,
+        token_embeddings,
         weight_hh,
         norm_weight,
         norm_bias,
@@ -111,7 +111,7 @@ def decode_lstm_pack(
 def decode_lstm_reference(
     features: Tensor,
     feature_weight: Tensor,
-    symbol_rows: Tensor,
+    token_embeddings: Tensor,
     weight_hh: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
@@ -128,7 +128,7 @@ def decode_lstm_reference(
     """The same function in plain PyTorch, -1 for no id: what every kernel is tested against."""
     weights = feature_weight, weight_hh, norm_weight, norm_bias, classifier_weight, classifier_bias
     step = lstm_step(*weights, h0, c0, eps, is_int8(packed))
-    return decode_steps(step, features, symbol_rows, noise, end_id, pad_id)
+    return decode_steps(step, features, token_embeddings, noise, end_id, pad_id)
 
 
 def lstm_step(
@@ -160,9 +160,11 @@ def lstm_step(
     return step
 
 
-def teacher_forced(step: Step, features: Tensor, symbol_rows: Tensor, previous: Tensor) -> Tensor:
+def teacher_forced(
+    step: Step, features: Tensor, token_embeddings: Tensor, previous: Tensor
+) -> Tensor:
     """Logits [T, B, V] of `step`, given features [T, B, D] and the symbols before [T, B]."""
-    rows = symbol_rows[previous]
+    rows = token_embeddings[previous]
     return torch.stack([step(d_t, rows_t) for d_t, rows_t in zip(features, rows, strict=True)])
 
 
@@ -171,14 +173,14 @@ def is_int8(packed: Tensor | None) -> bool:
     return packed is not None and bool(packed[0] == 1)
 
 
-def decode_steps(step: Step, features, symbol_rows, noise, end_id, pad_id) -> Tensor:
+def decode_steps(step: Step, features, token_embeddings, noise, end_id, pad_id) -> Tensor:
     """The decoding loop in plain PyTorch."""
     T, B = features.shape[:2]
-    symbol = features.new_full((B,), len(symbol_rows) - 1, dtype=torch.int64)
+    symbol = features.new_full((B,), len(token_embeddings) - 1, dtype=torch.int64)
     ended = torch.zeros_like(symbol, dtype=torch.bool)
     tokens = features.new_full((B, T), pad_id, dtype=torch.int64)
     for t in range(T):
-        logits = step(features[t], symbol_rows[symbol])
+        logits = step(features[t], token_embeddings[symbol])
         symbol = (logits if noise is None else logits + noise[t]).argmax(-1)
         tokens[:, t] = torch.where(ended, pad_id, symbol)
         ended |= symbol == end_id

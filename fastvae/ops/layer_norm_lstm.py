@@ -89,13 +89,13 @@ def _fake(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
 
 
 @torch.library.register_fake("fastvae::layer_norm_lstm_backward")
-def _fake_backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd):
+def _fake_backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalized, rstd):
     ((T, B, H),) = check_shapes(h=(h, 3))
-    check_like({"h": h, "dh": dh, "dc_n": dc_n, "normalised": normalised})
+    check_like({"h": h, "dh": dh, "dc_n": dc_n, "normalized": normalized})
     check_wide({"c": c, "rstd": rstd}, h)
     check_shapes(dh=(dh, (T, B, H)), dc_n=(dc_n, (B, H)), c=(c, (T, B, H)), rstd=(rstd, (T, B)))
-    check_layer_norm_lstm(normalised, weight_hh, norm_weight, norm_bias, h0, c0)
-    like = (normalised, weight_hh, norm_weight, norm_bias, h0, c0)
+    check_layer_norm_lstm(normalized, weight_hh, norm_weight, norm_bias, h0, c0)
+    like = (normalized, weight_hh, norm_weight, norm_bias, h0, c0)
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
 
 
@@ -105,11 +105,11 @@ def layer_norm_lstm_loop(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save
     h, c, steps = h0, c0.to(saved), []
     for x_t in x:
         a = x_t + h @ weight_hh.T
-        normalised, _, rstd = torch.native_layer_norm(a, a.shape[-1:], None, None, eps)
-        i, f, g, o = (normalised * norm_weight + norm_bias).chunk(4, -1)
+        normalized, _, rstd = torch.native_layer_norm(a, a.shape[-1:], None, None, eps)
+        i, f, g, o = (normalized * norm_weight + norm_bias).chunk(4, -1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = (o.sigmoid() * c.tanh()).to(x.dtype)
-        steps.append((h, c, normalised, rstd.squeeze(-1).to(saved)))
+        steps.append((h, c, normalized, rstd.squeeze(-1).to(saved)))
     outputs = [
         torch.stack(step) for step in zip(*(steps if save else [s[:1] for s in steps]), strict=True)
     ]
@@ -120,14 +120,14 @@ def layer_norm_lstm_loop(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save
 
 
 def layer_norm_lstm_backward_loop(
-    dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalised, rstd
+    dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalized, rstd
 ):
     """Its backward in plain PyTorch: for devices without a kernel."""
     T = len(h)
-    dz, dx = torch.empty_like(normalised), torch.empty_like(normalised)
+    dz, dx = torch.empty_like(normalized), torch.empty_like(normalized)
     dh_t, dc = torch.zeros_like(h0), dc_n.to(c.dtype)
     for t in reversed(range(T)):
-        i, f, g, o = (normalised[t] * norm_weight + norm_bias).chunk(4, -1)
+        i, f, g, o = (normalized[t] * norm_weight + norm_bias).chunk(4, -1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         c_before, tanh_c = c[t - 1] if t else c0, c[t].tanh()
         dh_t = dh_t + dh[t]
@@ -140,13 +140,13 @@ def layer_norm_lstm_backward_loop(
         )
         dz[t] = torch.cat(gates, -1)
         dn = dz[t] * norm_weight
-        along = (dn * normalised[t]).mean(-1, keepdim=True)
-        dx[t] = rstd[t].unsqueeze(-1) * (dn - dn.mean(-1, keepdim=True) - normalised[t] * along)
+        along = (dn * normalized[t]).mean(-1, keepdim=True)
+        dx[t] = rstd[t].unsqueeze(-1) * (dn - dn.mean(-1, keepdim=True) - normalized[t] * along)
         dc = dc * f
         dh_t = dx[t] @ weight_hh
     h_before = torch.cat([h0.unsqueeze(0), h[:-1]])
     dweight_hh = dx.flatten(0, 1).T @ h_before.flatten(0, 1)
-    return dx, dweight_hh, (dz * normalised).sum((0, 1)), dz.sum((0, 1)), dh_t, dc.to(c0.dtype)
+    return dx, dweight_hh, (dz * normalized).sum((0, 1)), dz.sum((0, 1)), dh_t, dc.to(c0.dtype)
 
 
 # PyTorch's dispatcher is the only registry.

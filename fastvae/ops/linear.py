@@ -14,7 +14,8 @@ def linear(x: Tensor | None, weight: Tensor, bias: Tensor, symbols: Tensor | Non
 
         aₙ = W [xₙ, one-hot(sₙ)] + b
 
-    Dense inputs and one-hot ones; either may be absent. The columns of W for the one-hot inputs are its last ones; they are looked up, not multiplied.
+    Dense inputs and one-hot ones; either may be absent. The columns of W for the one-hot inputs are
+    its last ones; they are looked up, not multiplied.
 
     Args:
         x: dense inputs, [..., K], or None.

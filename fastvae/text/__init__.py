@@ -3,7 +3,7 @@
 from fastvae.text.corpus import Corpus, LineCorpus, WindowCorpus
 from fastvae.text.reading import Reading
 from fastvae.text.synthetic import SyntheticCorpus
-from fastvae.text.tweets import normalise_tweet
+from fastvae.text.tweets import normalize_tweet
 from fastvae.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
 
 __all__ = [
@@ -15,5 +15,5 @@ __all__ = [
     "SyntheticCorpus",
     "Vocabulary",
     "WindowCorpus",
-    "normalise_tweet",
+    "normalize_tweet",
 ]

@@ -240,9 +240,9 @@ class LineCorpus(Corpus):
 
     Empty lines and lines of more than L - 1 bytes are left out; `counts` tells how many there were
     (`left_out` those that are too long).
-    normalise: applied to each line first, e.g. `normalise_tweet`; bytes that are not UTF-8 reach it
+    normalize: applied to each line first, e.g. `normalize_tweet`; bytes that are not UTF-8 reach it
     as surrogate escapes. cache: folder that keeps lines and their index for the next run, where
-    `normalise` is None or `normalise_tweet`: nothing tells whether what another function calls is
+    `normalize` is None or `normalize_tweet`: nothing tells whether what another function calls is
     still the same.
     Raises FileNotFoundError; ValueError if the file is empty, no line fits, or the file is of a
     known format that is no text.
@@ -254,7 +254,7 @@ class LineCorpus(Corpus):
         length: int,
         *,
         vocabulary: Vocabulary | None = None,
-        normalise: Callable[[str], str] | None = None,
+        normalize: Callable[[str], str] | None = None,
         cache: PathLike | None = None,
     ):
         self.vocabulary = ByteVocabulary() if vocabulary is None else vocabulary
@@ -263,13 +263,13 @@ class LineCorpus(Corpus):
         self._set_length(length)
         path = Path(path)
         self.name = str(path)
-        self.reading = Reading(LINES, normalization_name(normalise))
+        self.reading = Reading(LINES, normalization_name(normalize))
         source = normalization_source(self.reading.normalization)
         locate, notes = stored(
             path,
             self._cache_folder(None if source is None else cache),
-            {"lines": length, "normalise": source},
-            lambda folder: _write_lines(path, length - 1, normalise, folder),
+            {"lines": length, "normalize": source},
+            lambda folder: _write_lines(path, length - 1, normalize, folder),
         )
         self._counts = LineCounts(**notes)
         self._bytes = MappedArray(locate("bytes"), "u1")
@@ -320,25 +320,25 @@ def _encoded(path: Path, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
 
 
 def normalized_lines(
-    chunks: Iterable[bytes], normalise: Callable[[str], str] | None, counts: LineCounts
+    chunks: Iterable[bytes], normalize: Callable[[str], str] | None, counts: LineCounts
 ) -> Iterator[bytes]:
     """Each line, normalized unless it is over a MiB; counts lines and those that changed."""
     for line in lines(chunks):
         counts.lines += 1
-        if normalise and len(line) < CHUNK:
-            text = normalise(line.decode("utf-8", "surrogateescape"))
+        if normalize and len(line) < CHUNK:
+            text = normalize(line.decode("utf-8", "surrogateescape"))
             before, line = line, text.encode("utf-8", "surrogateescape")
             counts.normalized += line != before
         yield line
 
 
 def _write_lines(
-    path: Path, longest: int, normalise: Callable[[str], str] | None, folder: Path
+    path: Path, longest: int, normalize: Callable[[str], str] | None, folder: Path
 ) -> dict:
     """Write the kept lines' bytes end to end, and the offsets of their ends after a 0."""
     counts, position, ends = LineCounts(), 0, array("q", [0])
     with open(folder / "bytes", "wb") as data, open(folder / "offsets", "wb") as offsets:
-        for line in normalized_lines(byte_chunks(path), normalise, counts):
+        for line in normalized_lines(byte_chunks(path), normalize, counts):
             if not line:
                 counts.empty += 1
             elif len(line) > longest or len(line) >= CHUNK:

@@ -15,7 +15,7 @@ WINDOWS, LINES = "windows", "lines"
 NORMALIZATIONS = {"tweets": "tweets: links become url, @handles @userid"}
 NORMALIZERS: dict[str, Callable[[str], str] | None] = {
     "none": None,
-    "tweets": tweets.normalise_tweet,
+    "tweets": tweets.normalize_tweet,
 }
 
 

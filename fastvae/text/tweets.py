@@ -6,7 +6,7 @@ import re
 _TOKEN = re.compile(r"(?:@(?<!\S@)|h(?<!\Sh)ttps?://)\S*")
 
 
-def normalise_tweet(line: str) -> str:
+def normalize_tweet(line: str) -> str:
     """Replace each token that starts with http:// or https:// by `url`, with @ by `@userid`.
 
     Tokens are what white space separates; the white space stays as it is.

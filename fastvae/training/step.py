@@ -142,7 +142,7 @@ class TrainingStep:
                         kl_weight,
                         free_bits=c.free_bits,
                         noise=noise[rows].to(self.device),
-                        dropped=None if drop_mask is None else drop_mask[rows].to(self.device),
+                        drop_mask=None if drop_mask is None else drop_mask[rows].to(self.device),
                     )
                 (out.loss / c.accumulate).backward()
             named = [getattr(out, name).detach() for name in TERMS[:-1]]

@@ -1,4 +1,4 @@
-"""Models on the GPU: equal to twins and to the CPU, trained, sampled, from the command line."""
+"""Models on the GPU: equal to the reference and to the CPU, trained, sampled, by command."""
 
 import json
 import subprocess
@@ -28,19 +28,19 @@ LARGE = {"tweets hybrid": ("HybridVAE", TWEETS), "tweets LSTM VAE": ("LSTMVAE", 
 PROGRAM = "from fastvae.cli import main; main()"
 
 
-def twin(name, sizes, **place):
+def reference_model(name, sizes, **factory_kwargs):
     """The same weights on every device and in every dtype; what an LSTM rounds does not grow."""
     torch.manual_seed(0)
     model = getattr(reference, name)(**sizes)
     for parameter, value in model.named_parameters():
         if parameter.endswith("norm_weight"):
             value.data.mul_(0.3)
-    return model.to(**place)
+    return model.to(**factory_kwargs)
 
 
-def ours(name, sizes, **place):
-    model = getattr(fastvae, name)(**sizes, **place)
-    model.load_state_dict(twin(name, sizes).state_dict())
+def ours(name, sizes, **factory_kwargs):
+    model = getattr(fastvae, name)(**sizes, **factory_kwargs)
+    model.load_state_dict(reference_model(name, sizes).state_dict())
     return model
 
 
@@ -54,10 +54,10 @@ def steps(model, tokens, noise):
     where, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)  # linear in gradients
     tokens, losses = tokens.to(where), []
-    dropped = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.3
+    drop_mask = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.3
     model.train()
     for row in noise.to(where, dtype):
-        loss = model(tokens, 0.5, noise=row, dropped=dropped.to(where)).loss
+        loss = model(tokens, 0.5, noise=row, drop_mask=drop_mask.to(where)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -74,24 +74,25 @@ def test_ten_steps_equal_those_of_the_cpu(name):
     noise = torch.randn(10, 40, 128)  # so many that one scale suffices
     assert_accurate(
         lambda noise: steps(ours(*case, device="cuda"), tokens, noise),
-        lambda noise: steps(twin(*case, dtype=noise.dtype), tokens, noise),
+        lambda noise: steps(reference_model(*case, dtype=noise.dtype), tokens, noise),
         noise,
     )
 
 
 @pytest.mark.parametrize("name", [*MODELS, *LARGE])
-def test_terms_and_gradients_equal_the_twins(name):
+def test_terms_and_gradients_equal_the_reference_model(name):
     case = (MODELS | LARGE)[name]
     tokens = tokens_for(case[1], 4).cuda()
-    dropped = torch.zeros_like(tokens, dtype=torch.bool)
+    drop_mask = torch.zeros_like(tokens, dtype=torch.bool)
     models = {
-        dtype: twin(*case, device="cuda", dtype=dtype) for dtype in (torch.float32, torch.float64)
+        dtype: reference_model(*case, device="cuda", dtype=dtype)
+        for dtype in (torch.float32, torch.float64)
     }
     mine = ours(*case, device="cuda")
 
     def terms(model, noise):
         model.zero_grad()
-        out = model(tokens, 0.5, noise=noise, dropped=dropped)
+        out = model(tokens, 0.5, noise=noise, drop_mask=drop_mask)
         out.loss.backward()
         largest = {k: p.grad.abs().max() for k, p in model.named_parameters() if p.grad is not None}
         weights = torch.stack([largest[k] for k in sorted(largest)])
@@ -111,9 +112,9 @@ def test_autocast(name, precision):
     model, tokens = ours(*case, device="cuda"), tokens_for(case[1], 6).cuda()
     noise = torch.randn(6, 128, device="cuda")
     nothing = torch.zeros_like(tokens, dtype=torch.bool)
-    want = model(tokens, noise=noise, dropped=nothing).loss
+    want = model(tokens, noise=noise, drop_mask=nothing).loss
     with torch.autocast("cuda", precision):
-        loss = model(tokens, noise=noise, dropped=nothing).loss
+        loss = model(tokens, noise=noise, drop_mask=nothing).loss
     loss.backward()
     assert loss.dtype == torch.float32
     assert (loss - want).abs() < 20 * torch.finfo(precision).eps * want.abs()

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 import fastvae
-from fastvae import recorded_step
+from fastvae.training import recorded_step
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)

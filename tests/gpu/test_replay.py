@@ -51,7 +51,7 @@ def test_outputs_are_fresh_memory(kept):
 
 
 def test_two_layers_with_both_forwards_before_either_backward(kept):
-    """Stacked, of one shape, trained for three steps in place: equal to the twins."""
+    """Stacked, of one shape, trained for three steps in place: equal to the reference models."""
 
     def train(modules, dtype, x):
         torch.manual_seed(1)

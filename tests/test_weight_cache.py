@@ -33,9 +33,9 @@ def make(name, seed=0):
 
 def fresh(model, z, **how):
     """What a model that has kept nothing writes."""
-    twin = copy.deepcopy(model)
-    assert twin.decoder.kept._entry is None
-    return twin.generate(z, **how)
+    reference_model = copy.deepcopy(model)
+    assert reference_model.decoder.weight_cache._entry is None
+    return reference_model.generate(z, **how)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_forms_are_kept_apart(name):
 
                 def how(weights=weights):  # noise makes many choices close
                     generator = torch.Generator().manual_seed(3)
-                    return {"weights": weights, "temperature": 0.3, "generator": generator}
+                    return {"quantization": weights, "temperature": 0.3, "generator": generator}
 
                 with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                     got = model.generate(z, **how())
@@ -160,12 +160,12 @@ def test_capability_may_change(name):
         torch.randn(20, Z, dtype=torch.float64),
         _C.cpu_capability(),
     )
-    want = model.generate(z), model.generate(z, weights="int8")
+    want = model.generate(z), model.generate(z, quantization="int8")
     try:
         for level in ("baseline", best, "baseline"):
             _C.set_cpu_capability(level)
             assert torch.equal(model.generate(z), want[0])
-            assert torch.equal(model.generate(z, weights="int8"), want[1])
+            assert torch.equal(model.generate(z, quantization="int8"), want[1])
     finally:
         _C.set_cpu_capability(best)
 
@@ -176,10 +176,10 @@ def test_never_saved_or_copied(name):
     keys, size = list(model.state_dict()), len(pickle.dumps(model))
     want = model.generate(z)
     assert list(model.state_dict()) == keys and len(pickle.dumps(model)) == size
-    assert model.decoder.kept._entry is not None
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert twin.decoder.kept._entry is None
-        assert torch.equal(twin.generate(z), want)
+    assert model.decoder.weight_cache._entry is not None
+    for reference_model in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert reference_model.decoder.weight_cache._entry is None
+        assert torch.equal(reference_model.generate(z), want)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -187,9 +187,9 @@ def test_threads(name):
     """Eight threads, each with its own batch, while the kept form goes back and forth."""
     model = make(name).eval()
     work = [(torch.randn(n % 5 + 1, Z), ("int8", None)[n % 3 == 0]) for n in range(48)]
-    want = [fresh(model, z, weights=weights) for z, weights in work]
+    want = [fresh(model, z, quantization=weights) for z, weights in work]
     with ThreadPoolExecutor(8) as pool:
-        got = list(pool.map(lambda job: model.generate(job[0], weights=job[1]), work))
+        got = list(pool.map(lambda job: model.generate(job[0], quantization=job[1]), work))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
@@ -204,7 +204,10 @@ def test_inference_mode(name):
             p.mul_(-1)
         assert not torch.equal(inside.generate(z), want)
         assert torch.equal(outside.generate(z), want)
-        assert outside.decoder.kept._entry is not None and inside.decoder.kept._entry is None
+        assert (
+            outside.decoder.weight_cache._entry is not None
+            and inside.decoder.weight_cache._entry is None
+        )
     assert torch.equal(outside.generate(z), want)
 
 
@@ -213,7 +216,7 @@ def test_fake_tensors_are_not_kept():
     shapes = ShapeEnv()  # how large packed weights are is known to the kernels alone
     with FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True) as mode:
         assert model.generate(mode.from_tensor(z)).shape == (5, L)
-    assert model.decoder.kept._entry is None
+    assert model.decoder.weight_cache._entry is None
     assert torch.equal(model.generate(z), fresh(model, z))
 
 
