@@ -113,7 +113,8 @@ inline ScalarType wide(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// What every decoder is given: features [T, B, ·], token_embeddings [V + 1, width], classifier_weight [V, hidden], noise [T, B, V].
+// What every decoder is given: features [T, B, ·], token_embeddings [V + 1, width], classifier_weight [V, hidden],
+// noise [T, B, V].
 inline void check_choice(const Tensor& features, const Tensor& token_embeddings, const Tensor& classifier_weight,
                          const Tensor& classifier_bias, const std::optional<Tensor>& maybe_noise, int64_t width,
                          int64_t hidden, int64_t end_id, int64_t pad_id) {

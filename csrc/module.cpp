@@ -37,7 +37,8 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
 
   m.def("gumbel_noise(Tensor seed, SymInt steps, SymInt batch, SymInt symbols, float temperature) -> Tensor");
   m.def(
-      "decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor weight_hh, Tensor norm_weight, "
+      "decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor weight_hh, Tensor "
+      "norm_weight, "
       "Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0, Tensor c0, Tensor? noise, "
       "float eps, int end_id, int pad_id, Tensor? packed=None) -> Tensor");
   m.def(

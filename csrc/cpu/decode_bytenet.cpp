@@ -58,9 +58,9 @@ Tensor decode_bytenet_pack(Tensor feature_weight, Tensor conv_weight, Tensor cla
   });
 }
 
-Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor conv_weight, Tensor conv_bias,
-                      Tensor classifier_weight, Tensor classifier_bias, std::optional<Tensor> noise, bool carry,
-                      int64_t end_id, int64_t pad_id, std::optional<Tensor> packed) {
+Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor conv_weight,
+                      Tensor conv_bias, Tensor classifier_weight, Tensor classifier_bias, std::optional<Tensor> noise,
+                      bool carry, int64_t end_id, int64_t pad_id, std::optional<Tensor> packed) {
   CHECK_DIM(features, 3, "[T, B, D]");
   CHECK_DIM(conv_weight, 4, "[N, 3C, C, 2]");
   CHECK_DIM(classifier_weight, 2, "[V, C]");
@@ -85,8 +85,9 @@ Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embed
     const int64_t sets = (int8 && B < threads ? threads : 1) * (N + 1);
     Buffer<S> rows(times({sets, operand_room(B, C)})), scales(times({sets, B}));
     Buffer<S> before(times({N, B, 3, C + 15})), x(times({2, B, C}));
-    Decode<T, Q> shared = shared_decode<T, Q>(features, token_embeddings, classifier_weight, classifier_bias, noise, end_id,
-                                              pad_id, find_packed(packed, header, features, weights), tokens, threads);
+    Decode<T, Q> shared =
+        shared_decode<T, Q>(features, token_embeddings, classifier_weight, classifier_bias, noise, end_id, pad_id,
+                            find_packed(packed, header, features, weights), tokens, threads);
     const DecodeBytenet<T> net{N, in<T>(conv_bias), carry, rows, scales, before, x};
     parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_bytenet, team, shared, net); });
   });

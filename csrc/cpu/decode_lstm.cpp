@@ -63,9 +63,9 @@ Tensor decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifi
   });
 }
 
-Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor weight_hh, Tensor norm_weight,
-                   Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0, Tensor c0,
-                   std::optional<Tensor> noise, double eps, int64_t end_id, int64_t pad_id,
+Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor weight_hh,
+                   Tensor norm_weight, Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0,
+                   Tensor c0, std::optional<Tensor> noise, double eps, int64_t end_id, int64_t pad_id,
                    std::optional<Tensor> packed) {
   CHECK_DIM(features, 3, "[T, B, D]");
   CHECK_DIM(h0, 2, "[B, H]");
@@ -86,8 +86,9 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddin
     const int threads = team_size(4.0 * B * H * H);
     Buffer<S> rows(operand_room(B, H)), scales(B), c(B * H);
     Buffer<Moments<S>> moments(threads * B);
-    Decode<T, Q> shared = shared_decode<T, Q>(features, token_embeddings, classifier_weight, classifier_bias, noise, end_id,
-                                              pad_id, find_packed(packed, header, features, weights), tokens, threads);
+    Decode<T, Q> shared =
+        shared_decode<T, Q>(features, token_embeddings, classifier_weight, classifier_bias, noise, end_id, pad_id,
+                            find_packed(packed, header, features, weights), tokens, threads);
     const DecodeLstm<T> lstm{in<T>(norm_weight), in<T>(norm_bias), in<T>(h0), in<T>(c0), eps, rows, scales, c, moments};
     parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_lstm, team, shared, lstm); });
   });

@@ -10,8 +10,8 @@
 
 #include "../checks.h"
 
-// Sizes of packed operands (gemm-inl.h) in numbers of the wide type, large enough at every level: rows of A, columns of B,
-// k of either, scratch of a whole product.
+// Sizes of packed operands (gemm-inl.h) in numbers of the wide type, large enough at every level: rows of A, columns of
+// B, k of either, scratch of a whole product.
 inline int64_t packed_rows(int64_t m) { return (m + 31) / 32 * 32; }
 inline int64_t packed_columns(int64_t n) { return n + 47; }
 inline int64_t packed_length(int64_t k) { return std::max<int64_t>(k, 16); }

@@ -219,8 +219,8 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
   CHECK_WIDE(row_means, projected);
   const Split split = check_split(H, B, groups, units, threads);
   Tensor noise = maybe_noise ? *maybe_noise : start_cross;
-  make_contiguous(projected, projected_cross, start_cross, token_embeddings, row_means, weight_hh, norm_weight, norm_bias,
-                  classifier_weight, classifier_bias, cross_weight, h0, c0, noise);
+  make_contiguous(projected, projected_cross, start_cross, token_embeddings, row_means, weight_hh, norm_weight,
+                  norm_bias, classifier_weight, classifier_bias, cross_weight, h0, c0, noise);
   Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id);
   Tensor vectors = emptied(projected, T * B * exchanged(H) * int64_t(projected.element_size()) / 4);
   Tensor moments = emptied(projected, (T + 1) * B * split.members * OFFER);
