@@ -88,7 +88,13 @@ Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embed
     Decode<T, Q> shared =
         shared_decode<T, Q>(features, token_embeddings, classifier_weight, classifier_bias, noise, end_id, pad_id,
                             find_packed(packed, header, features, weights), tokens, threads);
-    const DecodeBytenet<T> net{N, in<T>(conv_bias), carry, rows, scales, before, x};
+    const DecodeBytenet<T> net{.layers = N,
+                               .bias = in<T>(conv_bias),
+                               .carry = carry,
+                               .rows = rows,
+                               .scales = scales,
+                               .before = before,
+                               .x = x};
     parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_bytenet, team, shared, net); });
   });
   return tokens;

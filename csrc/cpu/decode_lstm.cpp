@@ -38,8 +38,12 @@ namespace {
 
 template <class T, class Q>
 LstmWeights<T, Q> lstm_weights(const Tensor& feature_weight, const Tensor& weight_hh, const Tensor& classifier_weight) {
-  return {feature_weight.size(1),    weight_hh.size(1),    classifier_weight.size(0),
-          weight<T>(feature_weight), weight<T>(weight_hh), weight<T>(classifier_weight)};
+  return {.D = feature_weight.size(1),
+          .H = weight_hh.size(1),
+          .V = classifier_weight.size(0),
+          .feature = weight<T>(feature_weight),
+          .recurrent = weight<T>(weight_hh),
+          .classifier = weight<T>(classifier_weight)};
 }
 PackedHeader lstm_header(Isa level, const Tensor& feature_weight, const Tensor& weight_hh,
                          const Tensor& classifier_weight, bool int8) {
@@ -89,7 +93,15 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddin
     Decode<T, Q> shared =
         shared_decode<T, Q>(features, token_embeddings, classifier_weight, classifier_bias, noise, end_id, pad_id,
                             find_packed(packed, header, features, weights), tokens, threads);
-    const DecodeLstm<T> lstm{in<T>(norm_weight), in<T>(norm_bias), in<T>(h0), in<T>(c0), eps, rows, scales, c, moments};
+    const DecodeLstm<T> lstm{.gain = in<T>(norm_weight),
+                             .bias = in<T>(norm_bias),
+                             .h0 = in<T>(h0),
+                             .c0 = in<T>(c0),
+                             .eps = eps,
+                             .rows = rows,
+                             .scales = scales,
+                             .c = c,
+                             .moments = moments};
     parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_lstm, team, shared, lstm); });
   });
   return tokens;

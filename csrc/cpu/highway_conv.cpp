@@ -84,20 +84,20 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project(Tensor x, Tensor weight,
         product(threads * SLAB * 48);
     Buffer<S> statistics(slabs(T * B) * 9 * C);
     Buffer<double> sums(6 * C);
-    const HighwayProject<scalar_t> args{T,
-                                        B,
-                                        C,
-                                        in<scalar_t>(x),
-                                        in<scalar_t>(weight),
-                                        in<scalar_t>(bias),
-                                        out<scalar_t>(a),
-                                        out<S>(mean),
-                                        out<S>(m2),
-                                        panels,
-                                        tiles,
-                                        product,
-                                        statistics,
-                                        sums};
+    const HighwayProject<scalar_t> args{.steps = T,
+                                        .B = B,
+                                        .C = C,
+                                        .x = in<scalar_t>(x),
+                                        .weight = in<scalar_t>(weight),
+                                        .bias = in<scalar_t>(bias),
+                                        .a = out<scalar_t>(a),
+                                        .mean = out<S>(mean),
+                                        .m2 = out<S>(m2),
+                                        .panels = panels,
+                                        .tiles = tiles,
+                                        .product = product,
+                                        .statistics = statistics,
+                                        .sums = sums};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv_project, team, args); });
   });
   return {a, mean, m2};
@@ -127,28 +127,28 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project_backward(Tensor da, Tens
     Buffer<S> da_panels((T * B + 32) * packed_columns(3 * C)), x_tiles((T * B + 32) * packed_rows(C));
     Buffer<S> product(threads * SLAB * 48), slab_sums(threads * 3 * C), dw(6 * C * C);
     Buffer<double> sums(threads * 3 * C);
-    const HighwayProjectBackward<scalar_t> args{T,
-                                                B,
-                                                C,
-                                                in<scalar_t>(da),
-                                                in<S>(dmean),
-                                                in<S>(dm2),
-                                                in<scalar_t>(x),
-                                                in<scalar_t>(weight),
-                                                in<scalar_t>(a),
-                                                in<S>(mean),
-                                                out<scalar_t>(dx),
-                                                out<scalar_t>(dweight),
-                                                out<scalar_t>(dbias),
-                                                panels,
-                                                tiles,
-                                                rows,
-                                                da_panels,
-                                                x_tiles,
-                                                product,
-                                                slab_sums,
-                                                dw,
-                                                sums};
+    const HighwayProjectBackward<scalar_t> args{.steps = T,
+                                                .B = B,
+                                                .C = C,
+                                                .da = in<scalar_t>(da),
+                                                .dmean = in<S>(dmean),
+                                                .dm2 = in<S>(dm2),
+                                                .x = in<scalar_t>(x),
+                                                .weight = in<scalar_t>(weight),
+                                                .a = in<scalar_t>(a),
+                                                .mean = in<S>(mean),
+                                                .dx = out<scalar_t>(dx),
+                                                .dweight = out<scalar_t>(dweight),
+                                                .dbias = out<scalar_t>(dbias),
+                                                .panels = panels,
+                                                .tiles = tiles,
+                                                .rows = rows,
+                                                .da_panels = da_panels,
+                                                .x_tiles = x_tiles,
+                                                .product = product,
+                                                .slab_sums = slab_sums,
+                                                .dw = dw,
+                                                .sums = sums};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv_project_backward, team, args); });
   });
   return {dx, dweight, dbias};
@@ -175,8 +175,15 @@ Tensor highway_conv_gate(Tensor a, Tensor x, Tensor mean, Tensor scale, Tensor s
   Tensor y = empty(x, {T, B, C});
   DISPATCH(x.scalar_type(), "highway_conv_gate", [&] {
     using S = Wide<scalar_t>;
-    const HighwayGate<scalar_t> args{T * B,        C,     in<scalar_t>(a), in<scalar_t>(x), in<S>(mean), in<S>(scale),
-                                     in<S>(shift), carry, out<scalar_t>(y)};
+    const HighwayGate<scalar_t> args{.rows = T * B,
+                                     .C = C,
+                                     .a = in<scalar_t>(a),
+                                     .x = in<scalar_t>(x),
+                                     .mean = in<S>(mean),
+                                     .scale = in<S>(scale),
+                                     .shift = in<S>(shift),
+                                     .carry = carry,
+                                     .y = out<scalar_t>(y)};
     parallel(team_size(8.0 * T * B * C), [&](Team& team) { CALL_BEST(scalar_t, highway_conv_gate, team, args); });
   });
   return y;
@@ -197,10 +204,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> highway_conv_gate_backward(Te
     const int threads = team_size(8.0 * T * B * C);
     Buffer<S> row_sums(threads * 6 * C);
     Buffer<double> sums(threads * 6 * C);
-    const HighwayGateBackward<scalar_t> args{
-        T * B,        C,     in<scalar_t>(dy),  in<scalar_t>(a),   in<scalar_t>(x), in<S>(mean),    in<S>(scale),
-        in<S>(shift), carry, out<scalar_t>(da), out<scalar_t>(dx), out<S>(dmean),   out<S>(dscale), out<S>(dshift),
-        row_sums,     sums};
+    const HighwayGateBackward<scalar_t> args{.rows = T * B,
+                                             .C = C,
+                                             .dy = in<scalar_t>(dy),
+                                             .a = in<scalar_t>(a),
+                                             .x = in<scalar_t>(x),
+                                             .mean = in<S>(mean),
+                                             .scale = in<S>(scale),
+                                             .shift = in<S>(shift),
+                                             .carry = carry,
+                                             .da = out<scalar_t>(da),
+                                             .dx = out<scalar_t>(dx),
+                                             .dmean = out<S>(dmean),
+                                             .dscale = out<S>(dscale),
+                                             .dshift = out<S>(dshift),
+                                             .row_sums = row_sums,
+                                             .sums = sums};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv_gate_backward, team, args); });
   });
   return {da, dx, dmean, dscale, dshift};
@@ -218,8 +237,17 @@ Tensor highway_conv(Tensor x, Tensor weight, Tensor bias, bool carry) {
     const int threads = team_size(6.0 * T * B * C * C);
     Buffer<S> panels(2 * packed_length(C) * packed_columns(3 * C)), tiles(threads * SLAB * 2 * packed_length(C)),
         a(threads * SLAB * 3 * C);
-    const HighwayFolded<scalar_t> args{
-        T, B, C, in<scalar_t>(x), in<scalar_t>(weight), in<scalar_t>(bias), carry, out<scalar_t>(y), panels, tiles, a};
+    const HighwayFolded<scalar_t> args{.steps = T,
+                                       .B = B,
+                                       .C = C,
+                                       .x = in<scalar_t>(x),
+                                       .weight = in<scalar_t>(weight),
+                                       .bias = in<scalar_t>(bias),
+                                       .carry = carry,
+                                       .y = out<scalar_t>(y),
+                                       .panels = panels,
+                                       .tiles = tiles,
+                                       .a = a};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv, team, args); });
   });
   return y;

@@ -97,19 +97,19 @@ Tensor linear(std::optional<Tensor> x, Tensor weight, Tensor bias, std::optional
     Buffer<W> panels(packed_length(K) * packed_columns(N)), tiles(threads * SLAB<scalar_t> * packed_length(K)),
         slab(threads * SLAB<scalar_t> * 48);
     Buffer<W> table(std::max<int64_t>(S, 1) * N);
-    const Linear<scalar_t> args{rows,
-                                K,
-                                S,
-                                N,
-                                x ? in<scalar_t>(*x) : nullptr,
-                                in<scalar_t>(weight),
-                                in<scalar_t>(bias),
-                                symbols ? in<int64_t>(*symbols) : nullptr,
-                                out<scalar_t>(a),
-                                panels,
-                                tiles,
-                                slab,
-                                table};
+    const Linear<scalar_t> args{.rows = rows,
+                                .K = K,
+                                .S = S,
+                                .N = N,
+                                .x = x ? in<scalar_t>(*x) : nullptr,
+                                .weight = in<scalar_t>(weight),
+                                .bias = in<scalar_t>(bias),
+                                .symbols = symbols ? in<int64_t>(*symbols) : nullptr,
+                                .a = out<scalar_t>(a),
+                                .panels = panels,
+                                .tiles = tiles,
+                                .slab = slab,
+                                .table = table};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, linear, team, args); });
   });
   return a;
@@ -142,24 +142,24 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor da, std::optional<Tens
         slab(threads * SLAB<scalar_t> * 48);
     Buffer<W> scratch(gemm_scratch(K, N)), dw((K + std::max<int64_t>(S, 1)) * N);
     Buffer<double> total(N);
-    const LinearBackward<scalar_t> args{rows,
-                                        K,
-                                        S,
-                                        N,
-                                        in<scalar_t>(da),
-                                        x ? in<scalar_t>(*x) : nullptr,
-                                        in<scalar_t>(weight),
-                                        order.data(),
-                                        starts.data(),
-                                        x ? out<scalar_t>(dx) : nullptr,
-                                        out<scalar_t>(dweight),
-                                        out<scalar_t>(dbias),
-                                        panels,
-                                        tiles,
-                                        scratch,
-                                        slab,
-                                        dw,
-                                        total};
+    const LinearBackward<scalar_t> args{.rows = rows,
+                                        .K = K,
+                                        .S = S,
+                                        .N = N,
+                                        .da = in<scalar_t>(da),
+                                        .x = x ? in<scalar_t>(*x) : nullptr,
+                                        .weight = in<scalar_t>(weight),
+                                        .order = order.data(),
+                                        .starts = starts.data(),
+                                        .dx = x ? out<scalar_t>(dx) : nullptr,
+                                        .dweight = out<scalar_t>(dweight),
+                                        .dbias = out<scalar_t>(dbias),
+                                        .panels = panels,
+                                        .tiles = tiles,
+                                        .scratch = scratch,
+                                        .slab = slab,
+                                        .dw = dw,
+                                        .total = total};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, linear_backward, team, args); });
   });
   return {dx, dweight, dbias};
