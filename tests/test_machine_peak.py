@@ -39,7 +39,7 @@ def test_no_product_is_faster():
         seconds.append(perf_counter() - start)
     torch.set_num_threads(before)
     measured = 2 * 512**3 / min(seconds) / 1e9
-    # No core issues more than two products and sums of vectors a cycle (four of NEON's), at 6.5 GHz.
+    # No core issues more than two products and sums of vectors a cycle (NEON four), at 6.5 GHz.
     lanes = {"baseline": 4, "avx2": 8}.get(BEST, 16)
     most = 6.5 * 2 * 2 * max(lanes, 8)
     assert 0.8 * measured < _C.machine_peak("fp32", 1) < most
