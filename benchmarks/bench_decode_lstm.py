@@ -85,7 +85,7 @@ def teacher_forced(tokens: Tensor, int8: bool):
 
 
 class PlainLSTM(nn.Module):
-    """nn.LSTM and a classifier over [features, one-hot(previous symbol)]."""
+    """nn.LSTM and a classifier over [features, one-hot(previous token)]."""
 
     def __init__(self) -> None:
         super().__init__()

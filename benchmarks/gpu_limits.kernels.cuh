@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../csrc/cuda/exchange.h"
+#include "../csrc/cuda/exchange.cuh"
 
 constexpr int READERS = 1024;  // threads of a block that reads
 constexpr int READS = 2048;    // of 16 bytes by each of them in a round

@@ -157,7 +157,7 @@ PRESETS: dict[str, Preset] = {
 
 MEANINGS = {
     "length": "Characters or bytes of a text.",
-    "latent_size": "Numbers in a latent vector.",
+    "latent_size": "Size of a latent vector.",
     "encoder_channels": "Channels of each block of the encoder; each halves the length.",
     "feature_channels": "Channels of the features that the decoder reads.",
     "decoder": "lstm, bytenet (masked convolutions) or none (no history).",

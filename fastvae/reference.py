@@ -255,7 +255,7 @@ class TextVAE(nn.Module):
         return logits, None if self.head is None else self.head(features)
 
     def inputs(self, features: Tensor | None, previous: Tensor) -> Tensor:
-        """features [T, B, D], previous symbols [T, B] -> decoder's input [T, B, D + V + 2]."""
+        """features [T, B, D], previous tokens [T, B] -> decoder's input [T, B, D + V + 2]."""
         symbols = F.one_hot(previous, self.vocab_size + 2).to(self.decoder.classifier.weight.dtype)
         return symbols if features is None else torch.cat([features, symbols], dim=-1)
 

@@ -110,10 +110,10 @@ def test_without_vocabulary(tmp_path):
 
 
 def test_vocabulary_of_another_size(saved, tmp_path):
-    with pytest.raises(ValueError, match=r"259 symbols, the model 11"):
+    with pytest.raises(ValueError, match=r"259 tokens, the model 11"):
         hybrid().save_pretrained(saved, ByteVocabulary())
     ByteVocabulary().save(saved / "vocabulary.json")
-    with pytest.raises(ValueError, match=r"vocabulary\.json has 259 symbols, the model 11"):
+    with pytest.raises(ValueError, match=r"vocabulary\.json has 259 tokens, the model 11"):
         load(saved)
 
 

@@ -580,6 +580,7 @@ def test_interrupted_while_it_is_imported(moment):
     time.sleep(moment)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    # In the very first moments Python itself, which knows no command yet, tells of it.
-    assert process.returncode in (130, 0) or (moment < 0.1 and b"fastvae" not in said)
-    assert b"Traceback" not in said or moment < 0.1
+    # At first Python itself, which knows no command yet, tells of it; on busy cores for longer.
+    before_the_command = moment < 0.5 and b"fastvae" not in said
+    assert process.returncode in (130, 0) or before_the_command
+    assert b"Traceback" not in said or before_the_command

@@ -367,7 +367,7 @@ def test_ctrl_c_stops_all_runs_and_the_same_command_goes_on(tmp_path):
 
     subprocess.run(command, check=True, capture_output=True)
     for folder in tmp_path.glob("runs/*"):
-        assert "going on from step" in (folder / "log.txt").read_text()
+        assert "resuming from step" in (folder / "log.txt").read_text()
         records = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [r["step"] for r in records if r["split"] == "train"] == [*range(1, 301)]
         assert (folder / "result.json").exists()

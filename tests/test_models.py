@@ -255,8 +255,8 @@ def test_bad_calls(call, message):
         ({"hidden_size": 10**20}, "hidden_size must be from 1 to 16,777,216"),
         ({"conv_layers": 1025}, "conv_layers must be from 1 to 1,024"),
         ({"pad_id": V}, f"pad_id must be between 0 and {V - 1}"),
-        ({"end_id": 2}, "end_id needs pad_id"),
-        ({"mask_pad": True}, "mask_pad needs pad_id"),
+        ({"end_id": 2}, "end_id requires pad_id"),
+        ({"mask_pad": True}, "mask_pad requires pad_id"),
     ],
 )
 def test_bad_arguments(arguments, message):

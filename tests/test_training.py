@@ -293,7 +293,7 @@ def test_data_of_another_length_or_vocabulary(tmp_path):
     class Longer(Letters):
         length = 12
 
-    with pytest.raises(ValueError, match="length 12 and 11 symbols, the model 8 and 11"):
+    with pytest.raises(ValueError, match="length 12 and 11 tokens, the model 8 and 11"):
         run(tmp_path / "run", corpus=Longer())
 
     class Other(Letters):

@@ -20,7 +20,7 @@ _UNDERSCORES = {"token_normalize_func": lambda name: name.replace("_", "-")}
 
 app = typer.Typer(
     name="fastvae",
-    help="A hybrid convolutional VAE for text: train it, measure it, let it speak.",
+    help="Train, evaluate and sample a hybrid convolutional VAE for text.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,7 +49,7 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """A hybrid convolutional VAE for text: train it, measure it, let it speak."""
+    """Train, evaluate and sample a hybrid convolutional VAE for text."""
 
 
 @app.command()

@@ -42,7 +42,5 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at r
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...")]
 Best = Annotated[bool, typer.Option("--best", help="Best weights instead of the last ones.")]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")]
-Temperature = Annotated[
-    float, typer.Option("--temperature", "-t", min=0.0, help="0 takes the likeliest symbols.")
-]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.")]
 Int8 = Annotated[bool, typer.Option("--int8", help="Round the decoder's weights to 8 bits.")]

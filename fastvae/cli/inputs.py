@@ -30,7 +30,7 @@ def load_model(
     """A folder's model in eval mode on its device, and its vocabulary. ValueError without one."""
     model, vocabulary = load(folder, best=best)
     if vocabulary is None:
-        raise ValueError(f"{folder} holds no vocabulary.json, so its symbols cannot be read")
+        raise ValueError(f"{folder} holds no vocabulary.json, so its tokens cannot be decoded")
     return model.to(find_device(device)), vocabulary
 
 
@@ -39,7 +39,7 @@ def find_reading(
 ) -> Reading:
     """How the model's training text was read, unless `kind` or `normalization` say otherwise.
 
-    A model without a record reads as those of the command line do that have or lack an end symbol.
+    A model without a record reads as those of the command line do that have or lack an end token.
     Raises ValueError where only Python can read as the record says.
     """
     reading = load_reading(folder)

@@ -115,9 +115,9 @@ def _print_evaluation(result: dict[str, Any], unit: str, latent_size: int) -> No
     if "int8_texts" in result:
         note = f"of the bound, first {result['int8_texts']:,} texts"
         rows.append((f"bits per {unit} lost to int8", result["int8_bpc_loss"], note))
-        note = "share of likeliest symbols after the same text"
+        note = "top-1 agreement, teacher-forced"
         rows.append(("int8 token agreement", result["int8_token_agreement"], note))
-        note = "share of symbols written from the same z"
+        note = "token agreement, free-running from the same z"
         rows.append(("int8 greedy agreement", result["int8_greedy_agreement"], note))
     rows.append(("texts", result["samples"], ""))
     console().print(table(("measure", "value", ""), rows))

@@ -173,7 +173,7 @@ def load_as(classes: dict[str, type], folder: str | Path, best: bool) -> tuple[A
 def _check_vocabulary(vocabulary, config: dict[str, Any], name: Any) -> None:
     if vocabulary.size != config["vocab_size"]:
         raise ValueError(
-            f"{name} has {vocabulary.size} symbols, the model {config['vocab_size']}: "
+            f"{name} has {vocabulary.size} tokens, the model {config['vocab_size']}: "
             "they do not belong together"
         )
 

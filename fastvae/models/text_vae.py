@@ -351,4 +351,4 @@ def _check_arguments(config: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be between 0 and {last}, got {config[name]}")
     for name in ("end_id", "mask_pad"):
         if config[name] not in (None, False) and config["pad_id"] is None:
-            raise ValueError(f"{name} needs pad_id: say which symbol fills a sequence up")
+            raise ValueError(f"{name} requires pad_id")

@@ -1,6 +1,6 @@
 """What generation derives from a decoder's weights, kept until one of them changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fastvae._C as _C
 
-Derived = tuple[list[Tensor], Tensor]  # an op's weights, and these packed
+Derived = tuple[Sequence[Tensor], Tensor]  # an op's weights, and these packed
 _optimizer_steps, _hook = 0, None
 
 

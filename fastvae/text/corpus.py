@@ -236,7 +236,7 @@ class WindowCorpus(Corpus):
 
 
 class LineCorpus(Corpus):
-    """Lines as bytes: a sample is the line's bytes, the end symbol, pads up to L.
+    """Lines as bytes: a sample is the line's bytes, the end token, pads up to L.
 
     Empty lines and lines of more than L - 1 bytes are left out; `counts` tells how many there were
     (`left_out` those that are too long).
@@ -355,6 +355,6 @@ def _write_lines(
             raise ValueError(f"{path} " + ("has only empty lines" if counts.lines else "is empty"))
         raise ValueError(
             f"{path}: no line fits the length: all {counts.too_long} have more than {longest} "
-            f"bytes (length {longest + 1} less the end symbol)"
+            f"bytes (length {longest + 1} less the end token)"
         )
     return asdict(counts)

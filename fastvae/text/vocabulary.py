@@ -42,7 +42,7 @@ class Vocabulary:
         return self.encode_array(text).tolist()
 
     def encode_sample(self, text: str, length: int) -> list[int]:
-        """Ids of the text, the end symbol if there is one, and pads up to `length`.
+        """Ids of the text, the end token if there is one, and pads up to `length`.
 
         Raises ValueError if the text does not fit.
         """
@@ -56,7 +56,7 @@ class Vocabulary:
         return ids + [self.pad_id] * (length - len(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids up to the end symbol, without pads. ValueError if one is out of range."""
+        """Text of the ids up to the end token, without pads. ValueError if one is out of range."""
         raise NotImplementedError
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -64,7 +64,7 @@ class Vocabulary:
         return self.decode(ids).encode("utf-8", "surrogatepass")
 
     def _content(self, ids: Iterable[int]) -> list[int]:
-        """The ids up to the end symbol, pads dropped, checked."""
+        """The ids up to the end token, pads dropped, checked."""
         ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         for position, i in enumerate(ids):
             if not 0 <= i < self.size:
@@ -111,7 +111,7 @@ class Vocabulary:
         return hash(tuple(self.to_dict().values()))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.size} symbols)"
+        return f"{type(self).__name__}({self.size} tokens)"
 
 
 class CharVocabulary(Vocabulary):
@@ -195,7 +195,7 @@ class ByteVocabulary(Vocabulary):
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes up to the end symbol; the unknown symbol becomes U+FFFD's bytes."""
+        """The exact bytes up to the end token; the unknown token becomes U+FFFD's bytes."""
         first, unknown = self.first_byte_id, "\ufffd".encode()
         return b"".join(
             unknown if i == self.unk_id else bytes((i - first,)) for i in self._content(ids)

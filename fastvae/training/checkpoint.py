@@ -101,7 +101,7 @@ def load_latest(
             why, damaged = str(error), True
             continue
         if path.name == PREVIOUS:
-            say(f"{why}; going on from the checkpoint before it, step {state['step']}")
+            say(f"{why}; resuming from the checkpoint before it, step {state['step']}")
         return state
     if damaged:
         raise ValueError(f"{why}, and no other checkpoint is whole: start again in another folder")

@@ -86,7 +86,7 @@ def _run_loop(
     model, corpus, config = step.model, recorder.corpus, step.config
     say, stopping = recorder.display.say if recorder.display else None, False
     if say and done >= config.steps:
-        say(f"the run is at step {done} already: raise steps to go on")
+        say(f"the run is at step {done} already: raise steps to continue")
     if say and config.steps < config.kl_end:
         say(_unfinished_annealing(config))
     recorder.start(done)
@@ -97,7 +97,7 @@ def _run_loop(
         stopping = _any_process_stopped(stop.is_set(), step)
         recorder.after_step(batch, terms, stopping)
     if stopping and say:
-        say(f"stopped and saved at step {done}: go on with --resume")
+        say(f"stopped and saved at step {done}: continue with --resume")
     return {
         "step": done,
         "interrupted": stopping,
@@ -143,7 +143,7 @@ def _open_run(recorder: Recorder) -> int:
         recorder.best, recorder.window = state["best"], state["window"]
         # A kill may have come between the checkpoint and the weights beside it.
         model.save_pretrained(run.path, vocabulary)
-        say(f"going on from step {state['step']}")
+        say(f"resuming from step {state['step']}")
     elif (run.path / METRICS).exists():
         raise ValueError(f"{run.path} has metrics but no checkpoint: choose another folder")
     else:
@@ -165,6 +165,6 @@ def _check_data(name: str, data: Any, model: TextVAE) -> None:
     sizes, wanted = (data.length, data.vocabulary.size), (model.length, model.vocab_size)
     if sizes != wanted:
         raise ValueError(
-            f"the {name} data have length {sizes[0]} and {sizes[1]} symbols, "
+            f"the {name} data have length {sizes[0]} and {sizes[1]} tokens, "
             f"the model {wanted[0]} and {wanted[1]}"
         )

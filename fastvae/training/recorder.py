@@ -108,8 +108,9 @@ class Recorder:
                     f"{name} {value:.6g}" for name, value in zip(TERMS, row, strict=True)
                 )
                 raise ValueError(
-                    f"step {step} is not finite ({terms}); the last good checkpoint is that of "
-                    f"step {self.saved_at}: begin again with a lower learning_rate or clip_norm"
+                    f"non-finite loss at step {step} ({terms}); the last good checkpoint is "
+                    f"that of step {self.saved_at}: begin again with a lower learning_rate or "
+                    "clip_norm"
                 )
             self.window["steps"] += 1
             for name, value in zip(TERMS, row, strict=True):
