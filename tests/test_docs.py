@@ -85,7 +85,7 @@ def test_commands_parse(name):
     group = get_command(cli.app)
     for _, arguments in commands(PAGES[name]):
         command = group.commands[arguments[0]]
-        command.make_context(arguments[0], arguments[1:], ignore_unknown_options=True)
+        command.make_context(arguments[0], arguments[1:])
 
 
 def test_every_command_is_shown():
