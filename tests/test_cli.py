@@ -574,7 +574,7 @@ print(matplotlib.get_cachedir())
     assert folder.name.startswith("fastvae-") and not folder.exists()
 
 
-@pytest.mark.parametrize("moment", [0.05, 0.2, 0.6])
+@pytest.mark.parametrize("moment", [0.05, 0.2, 0.4, 0.6, 0.8])
 def test_interrupted_while_it_is_imported(moment):
     process = subprocess.Popen([PROGRAM, "info"], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     time.sleep(moment)
@@ -582,5 +582,6 @@ def test_interrupted_while_it_is_imported(moment):
     _, said = process.communicate(timeout=60)
     # At first Python itself, which knows no command yet, tells of it; on busy cores for longer.
     before_the_command = moment < 0.5 and b"fastvae" not in said
-    assert process.returncode in (130, 0) or before_the_command
+    # Killed by the signal where Python has put its handlers away; the shell says 130 then too.
+    assert process.returncode in (130, 0, -signal.SIGINT) or before_the_command, said
     assert b"Traceback" not in said or before_the_command
