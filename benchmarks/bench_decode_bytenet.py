@@ -2,7 +2,7 @@
 
 Ours has its weights packed, as generation keeps them. `eager` and `compile`, which compiles the
 step, keep each layer's last vector, as the op does; `naive` runs the whole prefix again for every
-symbol. A long sequence shows that a symbol costs the op the same at every position.
+token. A long sequence shows that a token costs the op the same at every position.
 """
 
 from functools import partial
@@ -43,7 +43,7 @@ def dtype_of(line: str) -> torch.dtype:
 def whole(
     previous, features, feature_weight, token_embeddings, conv_weight, conv_bias, weight, bias
 ):
-    """The logits [T, B, V] of every step, given the symbols `previous` [T, B] before it."""
+    """The logits [T, B, V] of every step, given the tokens `previous` [T, B] before it."""
     p, q = (F.linear(features, feature_weight) + token_embeddings[previous]).chunk(2, -1)
     x = p.tanh() * q.sigmoid()
     for layer_weight, layer_bias in zip(conv_weight, conv_bias, strict=True):
@@ -110,8 +110,8 @@ def decoder(line: str, B: int, compiled, served):
 
 
 def payloads(dtype: torch.dtype, plan, sequences: int) -> list[int]:
-    """Bytes of each layer's vectors, and of what voters offer for the choice."""
-    return [sequences * C * dtype.itemsize] * N + [sequences * plan.voters * 8]
+    """Bytes of each layer's vectors, and of what classifier_blocks offer for the choice."""
+    return [sequences * C * dtype.itemsize] * N + [sequences * plan.classifier_blocks * 8]
 
 
 @pytest.mark.parametrize("length, B, line", CASES)
@@ -131,7 +131,7 @@ def test_decode_bytenet(time, compiled, serving, steps, length, B, line):
         line,
         function,
         beside,
-        symbols=T * B,
+        tokens=T * B,
         flops=2 * T * B * (2 * C * D + N * 6 * C * C + V * C),
         weights=N * 6 * C * C + V * C,
         passes=T,

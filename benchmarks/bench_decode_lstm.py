@@ -142,10 +142,10 @@ def decoder(line: str, B: int, compiled, served):
 def unstopped(features, feature_weight, token_embeddings, *rest) -> Tensor:
     """The reference without its early stop, for which the host would have to wait."""
     run, tokens = running(cell, feature_weight, *rest), []
-    symbol = torch.full(features.shape[1:2], V)
+    token = torch.full(features.shape[1:2], V)
     for d in features:
-        symbol = run(d, token_embeddings[symbol]).argmax(-1)
-        tokens.append(symbol)
+        token = run(d, token_embeddings[token]).argmax(-1)
+        tokens.append(token)
     return torch.stack(tokens, 1)
 
 
@@ -176,7 +176,7 @@ def test_decode_lstm(time, compiled, graphed, serving, steps, line, B):
         line,
         function,
         beside,
-        symbols=T * B,
+        tokens=T * B,
         flops=2 * T * B * (4 * H * (H + D) + V * H),
         weights=4 * H * H + V * H,
         passes=T,

@@ -29,14 +29,14 @@ def test_generate(time, work, B, line):
 
         return run
 
-    # Near ties may fall either way: most symbols are the same.
+    # Near ties may fall either way: most tokens are the same.
     assert (generate(ours)() == generate(reference_model)()).float().mean() > 0.9
     time(
         f"{work}, B={B}",
         line,
         generate(ours if line == "fastvae" else reference_model),
         None if line == "fastvae" else generate(ours),
-        symbols=B * SIZES["length"],
+        tokens=B * SIZES["length"],
         flops=2 * B * SIZES["length"] * (4 * 200 * (200 + 100) + 259 * 200),
         rounds=9,
     )

@@ -48,7 +48,7 @@ def test_highway_conv(time, compiled, line):
         line,
         training(line, compiled),
         None if line == "fastvae" else training("fastvae", compiled),
-        symbols=T * B,
+        tokens=T * B,
         flops=3 * 12 * T * B * C * C,
         rounds=9,
     )

@@ -198,7 +198,7 @@ def test_layer_norm_lstm(time, compiled, graphed, serving, steps, rival, work, l
         line,
         graphed(run) if line == "graph" else run,
         beside,
-        symbols=T * B,
+        tokens=T * B,
         flops=(3 if training else 1) * 8 * T * B * H * (H + INPUTS),
         weights=0 if training else 4 * H * H,
         passes=T,

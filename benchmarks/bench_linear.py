@@ -1,4 +1,4 @@
-"""The projection of dense inputs and one-hot symbols before an LSTM, forward and backward."""
+"""The projection of dense inputs and one-hot tokens before an LSTM, forward and backward."""
 
 import pytest
 import torch
@@ -17,18 +17,18 @@ def inputs(dtype: torch.dtype, T: int) -> list[torch.Tensor]:
     def uniform(*shape: int) -> torch.Tensor:
         return torch.rand(shape, generator=generator).mul_(0.2).sub_(0.1).to(dtype)
 
-    symbols = torch.randint(S, (T, B), generator=generator)
-    return [uniform(T, B, K) * 10, uniform(N, K + S), uniform(N), symbols]
+    tokens = torch.randint(S, (T, B), generator=generator)
+    return [uniform(T, B, K) * 10, uniform(N, K + S), uniform(N), tokens]
 
 
 def training(function, dtype: torch.dtype, T: int):
     """One step of the function, for the gradients of x, weight and bias."""
-    *dense, symbols = inputs(dtype, T)
+    *dense, tokens = inputs(dtype, T)
     for tensor in dense:
         tensor.requires_grad_()
 
     def step() -> None:
-        function(*dense, symbols).sum().backward()
+        function(*dense, tokens).sum().backward()
         for tensor in dense:
             tensor.grad = None
 
@@ -44,11 +44,11 @@ def test_linear(time, compiled, steps, line):
     assert_accurate(function, linear_reference, *few)
     assert_accurate(gradients(function), gradients(linear_reference), *few)
     time(
-        f"input projection training, T={T} B={B}, {K} + {S} symbols to {N}",
+        f"input projection training, T={T} B={B}, {K} + {S} tokens to {N}",
         line,
         training(function, dtype, steps(T)),
         None if line == "fastvae" else training(linear, torch.float32, steps(T)),
-        symbols=T * B,
+        tokens=T * B,
         flops=3 * 2 * T * B * K * N,
         rounds=9,
     )

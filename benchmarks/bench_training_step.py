@@ -106,10 +106,10 @@ def multiply_adds(name: str, sizes: dict) -> float:
     D = model.head.in_features
     if sizes.get("decoder") == "bytenet":
         inputs = decoder.input.out_features * D
-        symbol = inputs + sum(layer.weight.numel() for layer in decoder.stack.layers)
+        token = inputs + sum(layer.weight.numel() for layer in decoder.stack.layers)
     else:
-        symbol = 4 * decoder.lstm.hidden_size * (decoder.lstm.hidden_size + D)
-    return total + L * (symbol + decoder.classifier.weight.numel() + D * V)
+        token = 4 * decoder.lstm.hidden_size * (decoder.lstm.hidden_size + D)
+    return total + L * (token + decoder.classifier.weight.numel() + D * V)
 
 
 @pytest.mark.parametrize("work, line", CASES)
@@ -124,7 +124,7 @@ def test_training_step(time, compiled, steps, rival, work, line):
         line,
         training(line, name, sizes, batch, compiled, rival),
         beside,
-        symbols=batch * sizes["length"],
+        tokens=batch * sizes["length"],
         flops=3 * 2 * batch * multiply_adds(name, sizes),
         rounds=3 if "tweets" in work else 5,
     )

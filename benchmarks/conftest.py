@@ -274,7 +274,7 @@ def time(benchmark, threads, peak, device, pytestconfig):
     """time(work, line, function, beside, ...): the median of whole calls, after one to warm up.
 
     `work` names what all lines of a group do. `beside`, our own op in float32, takes turns with
-    `function`, so that a machine's moods touch both; None where `function` is it. `symbols` in one
+    `function`, so that a machine's moods touch both; None where `function` is it. `tokens` in one
     call, `flops` that they need, and `weights` read anew in each of `passes` steps make the limits;
     `exchanges` are the bytes that blocks pass on in a step, one exchange after the other.
     """
@@ -285,7 +285,7 @@ def time(benchmark, threads, peak, device, pytestconfig):
         function: Callable[[], object],
         beside: Callable[[], object] | None,
         *,
-        symbols: int,
+        tokens: int,
         flops: float,
         weights: float = 0,
         passes: int = 0,
@@ -308,7 +308,7 @@ def time(benchmark, threads, peak, device, pytestconfig):
             "threads": threads,
             "torch": torch.__version__,
             "cpu_capability": fastvae.cpu_capability(),
-            "symbols": symbols,
+            "tokens": tokens,
             "passes": passes,
             "exchanges": list(exchanges),
             "dtype": kind,

@@ -64,9 +64,9 @@ def check_lstm(run: Callable, inputs: list[Tensor]) -> None:
     assert_accurate(run, lambda *t: layer_norm_lstm_reference(*t, EPS), *inputs)
 
 
-def check_tokens(run: Callable, inputs: list[Tensor], make_step: Callable, symbols: int) -> None:
+def check_tokens(run: Callable, inputs: list[Tensor], make_step: Callable, tokens: int) -> None:
     tokens = run(*inputs)
-    start = torch.full_like(tokens[:, :1], symbols)
+    start = torch.full_like(tokens[:, :1], tokens)
     previous = torch.cat([start, tokens[:, :-1]], 1).T
 
     def logits(features, feature_weight, token_embeddings, *rest):
@@ -166,12 +166,13 @@ def power_of_two(n: int) -> bool:
 
 
 def some(plans: Iterator) -> list:
-    """Plans whose groups and voters are powers of two, and the planner's own."""
+    """Plans whose groups and classifier_blocks are powers of two, and the planner's own."""
     listed = sorted(plans)
     return [
         plan
         for n, (_, plan) in enumerate(listed)
-        if n == 0 or (power_of_two(plan.groups) and power_of_two(getattr(plan, "voters", 1)))
+        if n == 0
+        or (power_of_two(plan.groups) and power_of_two(getattr(plan, "classifier_blocks", 1)))
     ]
 
 

@@ -154,7 +154,7 @@ def exchange_times(limits: dict[str, Any]) -> dict[int, float]:
 
 
 def _per_symbol(line: Line) -> float:
-    return line.median / line.info["symbols"]
+    return line.median / line.info["tokens"]
 
 
 def summary(run: Run) -> str:
@@ -300,9 +300,9 @@ def shortfall(run: Run, target: Target) -> str:
     reached = run.reached(target)
     end = f"at {reached:.3g}× {target.rival} ({duration(over.median)})"
     if target.other:
-        symbols = over.info["symbols"] / mine.info["symbols"]
-        operations = over.info["GFLOP"] / mine.info["GFLOP"] / symbols
-        end += f", whose operations are {operations:.2f}× ours by symbol,"
+        tokens = over.info["tokens"] / mine.info["tokens"]
+        operations = over.info["GFLOP"] / mine.info["GFLOP"] / tokens
+        end += f", whose operations are {operations:.2f}× ours by token,"
     limit = run.at_most(target)
     return f"{start}; {end} that leaves {reached:.3g} / {mine.share:.0%} = {limit:.3g}× at most."
 

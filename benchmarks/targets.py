@@ -19,7 +19,7 @@ class Time(NamedTuple):
 class Target(NamedTuple):
     """`line` of `work` is `least` times as fast as a bar: whatever `over` takes for the same.
 
-    `over` is another line of the work, or of the work `other` and then by symbol; "peak", the least
+    `over` is another line of the work, or of the work `other` and then by token; "peak", the least
     that the machine could take, so that `least` is the share of its limit; or a Time.
     """
 

@@ -105,11 +105,11 @@ inline bool has_moderate_sizes(const Tensor& t) {
         #t " must have the dtype of " #ref ", " + name_of(ref) + ", got " + name_of(t)); \
   CHECK(t.device() == ref.device(), #t " must be on the device of " #ref)
 #define CHECK_WIDE(t, ref)                                                                       \
-  CHECK(t.scalar_type() == wide(ref),                                                            \
+  CHECK(t.scalar_type() == opmath_dtype(ref),                                                    \
         #t " must have dtype float32, or float64 where " #ref " is float64, got " + name_of(t)); \
   CHECK(t.device() == ref.device(), #t " must be on the device of " #ref)
 
-inline ScalarType wide(const Tensor& t) {
+inline ScalarType opmath_dtype(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 

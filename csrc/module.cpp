@@ -30,12 +30,12 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
       "-> (Tensor da, Tensor dx, Tensor dmean, Tensor dscale, Tensor dshift)");
   m.def("highway_conv(Tensor x, Tensor weight, Tensor bias, bool carry) -> Tensor");
 
-  m.def("linear(Tensor? x, Tensor weight, Tensor bias, Tensor? symbols) -> Tensor");
+  m.def("linear(Tensor? x, Tensor weight, Tensor bias, Tensor? tokens) -> Tensor");
   m.def(
-      "linear_backward(Tensor da, Tensor? x, Tensor weight, Tensor? symbols) "
+      "linear_backward(Tensor da, Tensor? x, Tensor weight, Tensor? tokens) "
       "-> (Tensor dx, Tensor dweight, Tensor dbias)");
 
-  m.def("gumbel_noise(Tensor seed, SymInt steps, SymInt batch, SymInt symbols, float temperature) -> Tensor");
+  m.def("gumbel_noise(Tensor seed, SymInt steps, SymInt batch, SymInt vocab_size, float temperature) -> Tensor");
   m.def(
       "decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor weight_hh, Tensor "
       "norm_weight, "
@@ -65,7 +65,7 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
   m.def(
       "decode_bytenet_persistent(Tensor projected, Tensor token_embeddings, Tensor conv_weight, Tensor conv_bias, "
       "Tensor classifier_weight, Tensor classifier_bias, Tensor? noise, bool carry, int end_id, int pad_id, "
-      "int groups, int units, int voters, int columns, int threads) -> Tensor");
+      "int groups, int units, int classifier_blocks, int columns, int threads) -> Tensor");
 }
 
 namespace py = pybind11;
@@ -79,10 +79,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("compiler", [] { return __VERSION__; });
   m.def("cpu_capability", [] { return ISA_NAMES[int(current_isa.load())]; });
   m.def("cpu_capabilities", [] { return std::vector<std::string>(ISA_NAMES, ISA_NAMES + int(best_isa()) + 1); });
-  // For tests: run the kernels of a lower level than the machine's own.
+  // For tests: run the kernels of a lesser ISA than the machine's own.
   m.def("set_cpu_capability", [](const std::string& name) {
-    for (int level = 0; level <= int(best_isa()); ++level)
-      if (name == ISA_NAMES[level]) return current_isa.store(Isa(level));
+    for (int isa = 0; isa <= int(best_isa()); ++isa)
+      if (name == ISA_NAMES[isa]) return current_isa.store(Isa(isa));
     throw std::invalid_argument("this machine has no CPU capability '" + name + "'; its best is '" +
                                 ISA_NAMES[int(best_isa())] + "'");
   });

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvae.models.text_vae import evaluating
-from fastvae.nn import widen
+from fastvae.nn import upcast
 from fastvae.objective import gaussian_kl, reconstruction_nats
 
 ACTIVE_VARIANCE = 0.01
@@ -73,7 +73,7 @@ def terms_per_text(model: nn.Module, tokens: Tensor, *, seed: int = 0) -> tuple[
     parameter = next(model.parameters())
     tokens = tokens.to(parameter.device)
     with evaluating(model):
-        mean, logvar = map(widen, model.posterior(tokens))
+        mean, logvar = map(upcast, model.posterior(tokens))
         z = mean + (logvar / 2).exp() * _row_noise(model, tokens, generator).to(mean)
         nats = -model.log_likelihood(tokens, z)
     return nats.cpu().double(), gaussian_kl(mean, logvar).sum(1).cpu().double()

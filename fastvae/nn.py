@@ -27,17 +27,17 @@ def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
-def widen(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """x in the dtype in which sums and statistics are kept: float32, or float64 for float64."""
     return x.to(accumulate_dtype(x.dtype))
 
 
-def input_embeddings(weight: Tensor, bias: Tensor, symbols: int) -> Tensor:
-    """What each one-hot input adds, bias included: weight [N, I], bias [N] -> [symbols, N].
+def input_embeddings(weight: Tensor, bias: Tensor, tokens: int) -> Tensor:
+    """What each one-hot input adds, bias included: weight [N, I], bias [N] -> [tokens, N].
 
-    The symbols' columns are the last ones of `weight`. Wide: what is added up must not be rounded.
+    The tokens' columns are the last ones of `weight`. Wide: what is added up must not be rounded.
     """
-    return widen(weight[:, weight.shape[1] - symbols :]).T + widen(bias)
+    return upcast(weight[:, weight.shape[1] - tokens :]).T + upcast(bias)
 
 
 class _Uniform:
@@ -49,11 +49,11 @@ class _Uniform:
 
 
 class Linear(_Uniform, nn.Linear):
-    """`torch.nn.Linear`, initialized as in the paper; its last inputs may be given as symbols."""
+    """`torch.nn.Linear`, initialized as in the paper; its last inputs may be given as tokens."""
 
-    def forward(self, x: Tensor | None, symbols: Tensor | None = None) -> Tensor:
-        """x [..., I'], one-hot inputs as ids `symbols` [...] -> [..., N]; either may be None."""
-        return ops.linear(*cast(x, self.weight, self.bias), symbols)
+    def forward(self, x: Tensor | None, tokens: Tensor | None = None) -> Tensor:
+        """x [..., I'], one-hot inputs as ids `tokens` [...] -> [..., N]; either may be None."""
+        return ops.linear(*cast(x, self.weight, self.bias), tokens)
 
 
 class Conv1d(_Uniform, nn.Conv1d):
@@ -88,7 +88,7 @@ class BatchNorm(nn.BatchNorm1d):
         """x [N, C] or [B, C, T] -> the same shape."""
         if self.group is None or not self.training:
             return super().forward(x)
-        wide, over = widen(x), [0, *range(2, x.dim())]
+        wide, over = upcast(x), [0, *range(2, x.dim())]
         var, mean = torch.var_mean(wide, over, correction=0)
         count = x.numel() // x.shape[1]
         mean, scale, shift = self.from_statistics(count, mean, var * count)
@@ -111,14 +111,14 @@ class BatchNorm(nn.BatchNorm1d):
             dtype = self.running_mean.dtype
             self.running_mean.lerp_(mean.to(dtype), self.momentum)
             self.running_var.lerp_((m2 / (total - 1)).to(dtype), self.momentum)
-        scale = widen(self.weight) * torch.rsqrt(m2 / total + self.eps)
-        return mean, scale, widen(self.bias)
+        scale = upcast(self.weight) * torch.rsqrt(m2 / total + self.eps)
+        return mean, scale, upcast(self.bias)
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The weight [C, ...] and bias [C] of the layer before, with the running norm in them."""
-        scale = widen(self.weight) * torch.rsqrt(widen(self.running_var) + self.eps)
-        folded = widen(weight) * scale.view(-1, *[1] * (weight.dim() - 1))
-        shifted = (widen(bias) - self.running_mean) * scale + self.bias
+        scale = upcast(self.weight) * torch.rsqrt(upcast(self.running_var) + self.eps)
+        folded = upcast(weight) * scale.view(-1, *[1] * (weight.dim() - 1))
+        shifted = (upcast(bias) - self.running_mean) * scale + self.bias
         return folded.to(weight.dtype), shifted.to(bias.dtype)
 
 
@@ -186,19 +186,19 @@ class LayerNormLSTM(nn.Module):
         x: Tensor | None,
         state: tuple[Tensor, Tensor] | None = None,
         *,
-        symbols: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [T, B, I'], h0 and c0 [B, H] (zeros if None) -> y [T, B, H], (h_n, c_n) [B, H].
 
-        `symbols` [T, B]: one-hot inputs as ids, whose columns are the last I − I' of weight_ih;
-        with them x may be None. With `batch_first`, x, `symbols` and y begin with [B, T].
+        `tokens` [T, B]: one-hot inputs as ids, whose columns are the last I − I' of weight_ih;
+        with them x may be None. With `batch_first`, x, `tokens` and y begin with [B, T].
         Raises ValueError for inputs and states of another shape.
         """
-        self._check(x, state, symbols)
+        self._check(x, state, tokens)
         if self.batch_first:
             x = None if x is None else x.transpose(0, 1)
-            symbols = None if symbols is None else symbols.T
-        a = ops.linear(*cast(x, self.weight_ih, self.bias), symbols)
+            tokens = None if tokens is None else tokens.T
+        a = ops.linear(*cast(x, self.weight_ih, self.bias), tokens)
         if state is None:
             zeros = a.new_zeros(a.shape[1], self.hidden_size)
             state = zeros, zeros
@@ -206,7 +206,7 @@ class LayerNormLSTM(nn.Module):
         y, c_n = ops.layer_norm_lstm(a, *cast(*parameters, *state), self.eps)
         return y.transpose(0, 1) if self.batch_first else y, (y[-1], c_n)
 
-    def _check(self, x, state, symbols) -> None:
+    def _check(self, x, state, tokens) -> None:
         if isinstance(x, nn.utils.rnn.PackedSequence):
             raise ValueError(
                 "x is a PackedSequence: pad it with torch.nn.utils.rnn.pad_packed_sequence and "
@@ -218,9 +218,9 @@ class LayerNormLSTM(nn.Module):
             raise ValueError(
                 f"x must have shape {rows}, I], got {list(x.shape)}{hint if x.dim() == 2 else ''}"
             )
-        like = x if symbols is None else symbols
+        like = x if tokens is None else tokens
         if like is None:
-            raise ValueError("x or symbols must be given")
+            raise ValueError("x or tokens must be given")
         steps, batch = like.shape[:2] if not self.batch_first else like.shape[1::-1]
         if not steps:
             raise ValueError(
@@ -344,10 +344,10 @@ class ConvEncoder(_Composite):
         return self.linear(x.flatten(1)).chunk(2, -1)
 
     def _first(self, tokens: Tensor) -> Tensor:
-        """The first convolution, of one-hot symbols: the sum of three rows of its weight."""
+        """The first convolution, of one-hot tokens: the sum of three rows of its weight."""
         conv = self.convs[0]
         # [3, V + 1, C]: each tap's rows, then zeros for the position before the text.
-        table = F.pad(widen(conv.weight).permute(2, 1, 0), (0, 0, 0, 1))
+        table = F.pad(upcast(conv.weight).permute(2, 1, 0), (0, 0, 0, 1))
         if tokens.device.type != "cpu":  # which raises; elsewhere a wrong id would stop the device
             tokens = known(tokens, self.vocab_size)
             tokens = tokens + (tokens == self.vocab_size)

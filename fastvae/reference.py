@@ -116,7 +116,7 @@ class HighwayConvStack(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Strided convolutions over one-hot symbols, then one linear layer to mean and log-variance."""
+    """Strided convolutions over one-hot tokens, then one linear layer to mean and log-variance."""
 
     def __init__(self, vocab_size, length, latent_size, channels, *, device=None, dtype=None):
         super().__init__()
@@ -200,7 +200,7 @@ class ByteNetDecoder(nn.Module):
 
 
 class TextVAE(nn.Module):
-    """What both models share: the bound, its terms, and generation symbol by symbol.
+    """What both models share: the bound, its terms, and generation token by token.
 
     A model defines `posterior(tokens)`, `start(z) -> features [L, B, D] | None, state` and
     `decoder(inputs [T, B, I], state) -> logits, state`.
@@ -256,8 +256,8 @@ class TextVAE(nn.Module):
 
     def inputs(self, features: Tensor | None, previous: Tensor) -> Tensor:
         """features [T, B, D], previous tokens [T, B] -> decoder's input [T, B, D + V + 2]."""
-        symbols = F.one_hot(previous, self.vocab_size + 2).to(self.decoder.classifier.weight.dtype)
-        return symbols if features is None else torch.cat([features, symbols], dim=-1)
+        one_hot = F.one_hot(previous, self.vocab_size + 2).to(self.decoder.classifier.weight.dtype)
+        return one_hot if features is None else torch.cat([features, one_hot], dim=-1)
 
     def log_likelihood(self, tokens: Tensor, z: Tensor) -> Tensor:
         """log p(x | z): tokens [B, L], z [B, Z] -> [B], nats."""
@@ -393,8 +393,8 @@ class LSTMVAE(TextVAE):
 
     def posterior(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B, L] -> mean, logvar [B, Z]."""
-        symbols = F.one_hot(tokens.T, self.vocab_size).to(self.posterior_linear.weight.dtype)
-        _, (h, _) = self.encoder(symbols)
+        one_hot = F.one_hot(tokens.T, self.vocab_size).to(self.posterior_linear.weight.dtype)
+        _, (h, _) = self.encoder(one_hot)
         return self.posterior_linear(h).chunk(2, dim=-1)
 
     def start(self, z: Tensor) -> tuple[None, tuple[Tensor, Tensor]]:

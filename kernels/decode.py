@@ -40,8 +40,8 @@ def decode_chunks(
 ) -> Tensor:
     """features [T, B, D] -> tokens [B, T], by chunks, until all sequences have ended.
 
-    weights are feature_weight, token_embeddings and more. A chunk is steps(features, noise, symbol,
-    ended, *state, *weights, *options, end_id, pad_id) -> tokens [T, B]; it writes symbol and ended
+    weights are feature_weight, token_embeddings and more. A chunk is steps(features, noise, token,
+    ended, *state, *weights, *options, end_id, pad_id) -> tokens [T, B]; it writes token and ended
     [B], int32, and the state anew, which go on to the next chunk. noise is empty where none is
     given.
     """
@@ -49,8 +49,8 @@ def decode_chunks(
     count = chunk_steps(T, B, width)
     chunk = features.new_zeros(count, B, D)
     drawn = features.new_zeros(0 if noise is None else count, B, rows - 1, dtype=torch.float32)
-    symbol = torch.full((B,), rows - 1, dtype=torch.int32, device=features.device)
-    tensors = chunk, drawn, symbol, torch.zeros_like(symbol), *state, *weights
+    token = torch.full((B,), rows - 1, dtype=torch.int32, device=features.device)
+    tensors = chunk, drawn, token, torch.zeros_like(token), *state, *weights
     tokens = torch.full((B, T), pad_id, dtype=torch.int64, device=features.device)
     watched = end_id >= 0 and not capturing(features.device)
     with held(steps, tensors, *options, end_id, pad_id) as (own, run):

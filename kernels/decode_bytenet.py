@@ -1,6 +1,6 @@
 """Decoding with highway masked convolutions on a GPU. Equations: fastvae/ops/decode_bytenet.py.
 
-Where a program can read every weight at each symbol, one kernel makes whole sequences: a program
+Where a program can read every weight at each token, one kernel makes whole sequences: a program
 owns some rows of the batch, and nothing passes between programs. Elsewhere the products are
 torch's, over the whole device, and steps run by the chunk (decode.py).
 """
@@ -53,7 +53,7 @@ def sequence_kernel(
     EXACT: tl.constexpr = rows.dtype.element_ty == tl.float32
     b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     here = b < B
-    symbol = tl.zeros((ROWS,), tl.int64) + V
+    token = tl.zeros((ROWS,), tl.int64) + V
     running = here.to(tl.int32)
     t = tl.full((), 0, tl.int64)
     layer, depth = tl.cast(B, tl.int64) * C, tl.cdiv(C, DEPTH)
@@ -63,7 +63,7 @@ def sequence_kernel(
         for j in range(0, C, COLS):
             c = j + tl.arange(0, COLS)
             m = here[:, None] & (c < C)[None, :]
-            row = rows + symbol[:, None] * 2 * C + c[None, :]
+            row = rows + token[:, None] * 2 * C + c[None, :]
             d = projected + (t * B + b)[:, None] * 2 * C + c[None, :]
             p = tl.load(d, m, 0.0).to(tl.float32) + tl.load(row, m, 0.0).to(tl.float32)
             q = tl.load(d + C, m, 0.0).to(tl.float32) + tl.load(row + C, m, 0.0).to(tl.float32)
@@ -115,9 +115,9 @@ def sequence_kernel(
                 extra = noise + (t * B + b)[:, None] * V + v[None, :]
                 logits += tl.load(extra, here[:, None] & (v < V)[None, :], 0.0)
             best = tl.maximum(best, tl.max(rank(logits, v[None, :], (v < V)[None, :]), 1))
-        symbol = ranked(best).to(tl.int64)
-        tl.store(tokens + b * T + t, tl.where(running > 0, symbol, pad_id), here)
-        running = tl.where(symbol == end_id, 0, running)
+        token = ranked(best).to(tl.int64)
+        tl.store(tokens + b * T + t, tl.where(running > 0, token, pad_id), here)
+        running = tl.where(token == end_id, 0, running)
         t += 1
 
 
@@ -126,7 +126,7 @@ def launch(
 ) -> dict[str, int] | None:
     """What a program takes at once, rows of the batch and columns of a product, and its options.
 
-    None where one program is too little, for wide layers and for large batches, which fill the
+    None where one program is too little, for acc_dtype layers and for large batches, which fill the
     device; and on AMD, where Triton's barrier does not wait for what was stored in global memory.
     """
     if hip or LARGEST[dtype.itemsize] < C or B > 2048:
@@ -220,14 +220,14 @@ def decode_bytenet(
 
 
 def steps(
-    features, noise, symbol, ended, before, feature_weight, rows, conv_weight, conv_bias,
+    features, noise, token, ended, before, feature_weight, rows, conv_weight, conv_bias,
     classifier_weight, classifier_bias, carry, end_id, pad_id,
 ) -> tuple[Tensor]:  # fmt: skip
     """A chunk, as decode.py tells; its state is what each layer read before, [N, B, C]."""
     layers = list(zip(conv_weight.flatten(2), conv_bias, strict=True))
-    kept, tokens = list(before), symbol.new_empty(features.shape[:2], dtype=torch.int64)
+    kept, tokens = list(before), token.new_empty(features.shape[:2], dtype=torch.int64)
     for t, projected in enumerate(F.linear(features, feature_weight)):
-        p, q = (projected + rows.index_select(0, symbol)).chunk(2, -1)
+        p, q = (projected + rows.index_select(0, token)).chunk(2, -1)
         x = p.tanh() * q.sigmoid()
         for n, (weight, bias) in enumerate(layers):
             a = F.linear(torch.cat([kept[n], x], -1), weight, bias)
@@ -236,7 +236,7 @@ def steps(
         logits = F.linear(x, classifier_weight, classifier_bias)
         chosen = (logits + noise[t] if len(noise) else logits).argmax(-1)
         tokens[t] = torch.where(ended != 0, pad_id, chosen)
-        symbol.copy_(chosen)
+        token.copy_(chosen)
         ended |= chosen == end_id
     if kept:
         torch.stack(kept, out=before)

@@ -2,7 +2,7 @@
 
 A step is one product and one kernel. The product of hₜ₋₁ with the recurrent weights and the
 classifier's, one above the other, gives u = W hₜ₋₁ and the logits of step t − 1; the kernel, whose
-programs own a row of the batch each, chooses the symbol, adds its row to u, and makes hₜ. Steps run
+programs own a row of the batch each, chooses the token, adds its row to u, and makes hₜ. Steps run
 by the chunk (decode.py).
 """
 
@@ -35,7 +35,7 @@ def step_kernel(
     noise,
     c,
     h,
-    symbol,
+    token,
     ended,
     tokens,
     now,
@@ -53,7 +53,7 @@ def step_kernel(
     BLOCK: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    # u [B, N]: W h [4H], then logits [V]; rows [V + 1, 4H]; c [B, H]; h [B, STRIDE]; symbol, ended
+    # u [B, N]: W h [4H], then logits [V]; rows [V + 1, 4H]; c [B, H]; h [B, STRIDE]; token, ended
     # [B] are read and rewritten. Rows of all steps: projected [., 4H], of features, from `now` on;
     # noise [., V] and tokens [.] from `chosen` on
     b = tl.program_id(0).to(tl.int64)
@@ -67,24 +67,24 @@ def step_kernel(
         if NOISE:
             logits += tl.load(noise + V * (chosen + b) + v, mv, 0.0)
         s = ranked(tl.max(rank(logits, v, mv), 0))
-        tl.store(symbol + b, s)
+        tl.store(token + b, s)
         tl.store(ended + b, over | (s == end_id))
         tl.store(tokens + chosen + b, tl.where(over != 0, pad_id, s).to(tl.int64))
     else:
-        s = tl.load(symbol + b)
+        s = tl.load(token + b)
     if ADVANCE:
         k = tl.arange(0, BLOCK)
         m = k < H
-        wide = c.dtype.element_ty
+        acc_dtype = c.dtype.element_ty
         u, d, row = u + k, projected + 4 * H * (now + b) + k, rows + 4 * H * s.to(tl.int64) + k
-        i = tl.load(u, m, 0.0).to(wide) + tl.load(d, m, 0.0).to(wide)
-        f = tl.load(u + H, m, 0.0).to(wide) + tl.load(d + H, m, 0.0).to(wide)
-        g = tl.load(u + 2 * H, m, 0.0).to(wide) + tl.load(d + 2 * H, m, 0.0).to(wide)
-        o = tl.load(u + 3 * H, m, 0.0).to(wide) + tl.load(d + 3 * H, m, 0.0).to(wide)
-        i += tl.load(row, m, 0.0).to(wide)
-        f += tl.load(row + H, m, 0.0).to(wide)
-        g += tl.load(row + 2 * H, m, 0.0).to(wide)
-        o += tl.load(row + 3 * H, m, 0.0).to(wide)
+        i = tl.load(u, m, 0.0).to(acc_dtype) + tl.load(d, m, 0.0).to(acc_dtype)
+        f = tl.load(u + H, m, 0.0).to(acc_dtype) + tl.load(d + H, m, 0.0).to(acc_dtype)
+        g = tl.load(u + 2 * H, m, 0.0).to(acc_dtype) + tl.load(d + 2 * H, m, 0.0).to(acc_dtype)
+        o = tl.load(u + 3 * H, m, 0.0).to(acc_dtype) + tl.load(d + 3 * H, m, 0.0).to(acc_dtype)
+        i += tl.load(row, m, 0.0).to(acc_dtype)
+        f += tl.load(row + H, m, 0.0).to(acc_dtype)
+        g += tl.load(row + 2 * H, m, 0.0).to(acc_dtype)
+        o += tl.load(row + 3 * H, m, 0.0).to(acc_dtype)
         i, f, g, o, _ = normalize(i, f, g, o, m, H, EPS)
         before = tl.load(c + H * b + k, m, 0.0)
         cell, out = update(i, f, g, o, gain, bias, before, k, m, H)
@@ -148,14 +148,14 @@ def decode_lstm(
 
 
 def steps(
-    features, noise, symbol, ended, u, c, feature_weight, rows, stacked, gain, bias, logit_bias,
+    features, noise, token, ended, u, c, feature_weight, rows, stacked, gain, bias, logit_bias,
     eps, end_id, pad_id,
 ) -> tuple[Tensor]:  # fmt: skip
     """A chunk, as decode.py tells; its state is u [B, N] and c [B, H]."""
     T, B, _ = features.shape
     H, V, N = c.shape[1], len(logit_bias), len(stacked)
     projected = F.linear(features, feature_weight)
-    h, tokens = features.new_zeros(B, stacked.shape[1]), symbol.new_empty(T, B, dtype=torch.int64)
+    h, tokens = features.new_zeros(B, stacked.shape[1]), token.new_empty(T, B, dtype=torch.int64)
 
     def step(t: int, **parts) -> None:
         """The choice of step t − 1, and the state after step t."""
@@ -169,7 +169,7 @@ def steps(
             noise if len(noise) else u,
             c,
             h,
-            symbol,
+            token,
             ended,
             tokens,
             min(t, T - 1) * B,

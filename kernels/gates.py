@@ -1,4 +1,4 @@
-"""What the kernels share on the device: gates, norm, choice of symbols, and launch sizes."""
+"""What the kernels share on the device: gates, norm, choice of tokens, and launch sizes."""
 
 import torch
 import triton
@@ -79,22 +79,28 @@ def normalize(i, f, g, o, m, H, EPS: tl.constexpr):
 @triton.jit
 def update(i, f, g, o, gain, bias, before, k, m, H):
     """Normalized gates [BLOCK] and the cell before; pointers gain, bias [4H] -> c, h."""
-    wide = before.dtype
+    acc_dtype = before.dtype
     EXACT: tl.constexpr = gain.dtype.element_ty == tl.float32
-    i = i * tl.load(gain + k, m, 0.0).to(wide) + tl.load(bias + k, m, 0.0).to(wide)
-    f = f * tl.load(gain + H + k, m, 0.0).to(wide) + tl.load(bias + H + k, m, 0.0).to(wide)
-    g = g * tl.load(gain + 2 * H + k, m, 0.0).to(wide) + tl.load(bias + 2 * H + k, m, 0.0).to(wide)
-    o = o * tl.load(gain + 3 * H + k, m, 0.0).to(wide) + tl.load(bias + 3 * H + k, m, 0.0).to(wide)
+    i = i * tl.load(gain + k, m, 0.0).to(acc_dtype) + tl.load(bias + k, m, 0.0).to(acc_dtype)
+    f = f * tl.load(gain + H + k, m, 0.0).to(acc_dtype) + tl.load(bias + H + k, m, 0.0).to(
+        acc_dtype
+    )
+    g = g * tl.load(gain + 2 * H + k, m, 0.0).to(acc_dtype) + tl.load(bias + 2 * H + k, m, 0.0).to(
+        acc_dtype
+    )
+    o = o * tl.load(gain + 3 * H + k, m, 0.0).to(acc_dtype) + tl.load(bias + 3 * H + k, m, 0.0).to(
+        acc_dtype
+    )
     c = sigmoid(f, EXACT) * before + sigmoid(i, EXACT) * tanh(g, EXACT)
     return c, sigmoid(o, EXACT) * tanh(c, EXACT)
 
 
 @triton.jit
 def rank(logits, v, m):
-    """float32 logits of symbols v where m -> int64 keys, the largest of which is torch.argmax's.
+    """float32 logits of tokens v where m -> int64 keys, the largest of which is torch.argmax's.
 
     Of equals the first is largest, and NaN above all: the logit's bits in their order, then the
-    symbol backwards.
+    token backwards.
     """
     bits = tl.where(logits == 0, 0.0, logits).to(tl.int32, bitcast=True)  # −0 equals 0
     bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -105,5 +111,5 @@ def rank(logits, v, m):
 
 @triton.jit
 def ranked(key):
-    """The symbol of a key of `rank`."""
+    """The token of a key of `rank`."""
     return 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)

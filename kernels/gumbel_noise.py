@@ -33,9 +33,11 @@ def gumbel(x):
     return -tl.log(exponential)
 
 
-def gumbel_noise(seed: Tensor, steps: int, batch: int, symbols: int, temperature: float) -> Tensor:
-    check_gumbel_noise(seed, steps, batch, symbols)
-    noise = torch.empty(steps, batch, symbols, device=seed.device)
+def gumbel_noise(
+    seed: Tensor, steps: int, batch: int, vocab_size: int, temperature: float
+) -> Tensor:
+    check_gumbel_noise(seed, steps, batch, vocab_size)
+    noise = torch.empty(steps, batch, vocab_size, device=seed.device)
     if count := noise.numel():
         grid = (triton.cdiv(count, 4 * BLOCKS),)
         noise_kernel[grid](seed, noise, temperature, count, BLOCKS)

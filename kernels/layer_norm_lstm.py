@@ -55,12 +55,12 @@ def forward_kernel(
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     m = k < H
-    wide = c.dtype.element_ty
+    acc_dtype = c.dtype.element_ty
     x, a = x + 4 * H * (row + b) + k, a + 4 * H * b + k
-    i = tl.load(x, m, 0.0).to(wide) + tl.load(a, m, 0.0).to(wide)
-    f = tl.load(x + H, m, 0.0).to(wide) + tl.load(a + H, m, 0.0).to(wide)
-    g = tl.load(x + 2 * H, m, 0.0).to(wide) + tl.load(a + 2 * H, m, 0.0).to(wide)
-    o = tl.load(x + 3 * H, m, 0.0).to(wide) + tl.load(a + 3 * H, m, 0.0).to(wide)
+    i = tl.load(x, m, 0.0).to(acc_dtype) + tl.load(a, m, 0.0).to(acc_dtype)
+    f = tl.load(x + H, m, 0.0).to(acc_dtype) + tl.load(a + H, m, 0.0).to(acc_dtype)
+    g = tl.load(x + 2 * H, m, 0.0).to(acc_dtype) + tl.load(a + 2 * H, m, 0.0).to(acc_dtype)
+    o = tl.load(x + 3 * H, m, 0.0).to(acc_dtype) + tl.load(a + 3 * H, m, 0.0).to(acc_dtype)
     i, f, g, o, r = normalize(i, f, g, o, m, H, EPS)
     if SAVE:
         tl.store(rstd + kept + b, r)
@@ -69,23 +69,23 @@ def forward_kernel(
         tl.store(n + H, f.to(normalized.dtype.element_ty), m)
         tl.store(n + 2 * H, g.to(normalized.dtype.element_ty), m)
         tl.store(n + 3 * H, o.to(normalized.dtype.element_ty), m)
-    cell = tl.load(c_before + H * (before + b) + k, m, 0.0).to(wide)
+    cell = tl.load(c_before + H * (before + b) + k, m, 0.0).to(acc_dtype)
     cell, out = update(i, f, g, o, gain, bias, cell, k, m, H)
     tl.store(c + H * (kept + b) + k, cell, m)
     tl.store(h + STRIDE * (row + b) + k, out.to(h.dtype.element_ty), m)
 
 
 @triton.jit
-def gate_backward(d, normalized, gain, dz, m, wide):
+def gate_backward(d, normalized, gain, dz, m, acc_dtype):
     """Gradient of one gate's z to that of its normalized value; dz is kept for gain and bias."""
     tl.store(dz, d.to(dz.dtype.element_ty), m)
-    dn = d * tl.load(gain, m, 0.0).to(wide)
-    return dn, dn * tl.load(normalized, m, 0.0).to(wide)
+    dn = d * tl.load(gain, m, 0.0).to(acc_dtype)
+    return dn, dn * tl.load(normalized, m, 0.0).to(acc_dtype)
 
 
 @triton.jit
-def norm_backward(dn, mean, along, normalized, r, da, m, wide):
-    v = tl.load(normalized, m, 0.0).to(wide)
+def norm_backward(dn, mean, along, normalized, r, da, m, acc_dtype):
+    v = tl.load(normalized, m, 0.0).to(acc_dtype)
     tl.store(da, (r * (dn - mean - v * along)).to(da.dtype.element_ty), m)
 
 
@@ -113,32 +113,34 @@ def backward_kernel(
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     m = k < H
-    wide = c.dtype.element_ty
+    acc_dtype = c.dtype.element_ty
     EXACT: tl.constexpr = gain.dtype.element_ty == tl.float32
     now = row + b
     n = normalized + 4 * H * now + k
     da, dz = da + 4 * H * now + k, dz + 4 * H * now + k
     gain, bias = gain + k, bias + k
-    zi = tl.load(n, m, 0.0).to(wide) * tl.load(gain, m, 0.0) + tl.load(bias, m, 0.0)
-    zf = tl.load(n + H, m, 0.0).to(wide) * tl.load(gain + H, m, 0.0) + tl.load(bias + H, m, 0.0)
-    zg = tl.load(n + 2 * H, m, 0.0).to(wide) * tl.load(gain + 2 * H, m, 0.0)
+    zi = tl.load(n, m, 0.0).to(acc_dtype) * tl.load(gain, m, 0.0) + tl.load(bias, m, 0.0)
+    zf = tl.load(n + H, m, 0.0).to(acc_dtype) * tl.load(gain + H, m, 0.0) + tl.load(
+        bias + H, m, 0.0
+    )
+    zg = tl.load(n + 2 * H, m, 0.0).to(acc_dtype) * tl.load(gain + 2 * H, m, 0.0)
     zg += tl.load(bias + 2 * H, m, 0.0)
-    zo = tl.load(n + 3 * H, m, 0.0).to(wide) * tl.load(gain + 3 * H, m, 0.0)
+    zo = tl.load(n + 3 * H, m, 0.0).to(acc_dtype) * tl.load(gain + 3 * H, m, 0.0)
     zo += tl.load(bias + 3 * H, m, 0.0)
     i, f, g, o = sigmoid(zi, EXACT), sigmoid(zf, EXACT), tanh(zg, EXACT), sigmoid(zo, EXACT)
     cell = tl.load(c + H * now + k, m, 0.0)
-    d = tl.load(dh + H * now + k, m, 0.0).to(wide)
-    d += tl.load(through + STRIDE * b + k, m, 0.0).to(wide)
+    d = tl.load(dh + H * now + k, m, 0.0).to(acc_dtype)
+    d += tl.load(through + STRIDE * b + k, m, 0.0).to(acc_dtype)
     dcell = tl.load(dc + H * b + k, m, 0.0) + d * o * tanh_slope(cell, EXACT)
-    cell_before = tl.load(c_before + H * (before + b) + k, m, 0.0).to(wide)
+    cell_before = tl.load(c_before + H * (before + b) + k, m, 0.0).to(acc_dtype)
     tl.store(dc + H * b + k, dcell * f, m)
     # Lanes past H are zero: c and dh read as zero there.
-    di, along_i = gate_backward(dcell * g * i * sigmoid(-zi, EXACT), n, gain, dz, m, wide)
+    di, along_i = gate_backward(dcell * g * i * sigmoid(-zi, EXACT), n, gain, dz, m, acc_dtype)
     df, along_f = gate_backward(
-        dcell * cell_before * f * sigmoid(-zf, EXACT), n + H, gain + H, dz + H, m, wide
+        dcell * cell_before * f * sigmoid(-zf, EXACT), n + H, gain + H, dz + H, m, acc_dtype
     )
     dg, along_g = gate_backward(
-        dcell * i * tanh_slope(zg, EXACT), n + 2 * H, gain + 2 * H, dz + 2 * H, m, wide
+        dcell * i * tanh_slope(zg, EXACT), n + 2 * H, gain + 2 * H, dz + 2 * H, m, acc_dtype
     )
     do, along_o = gate_backward(
         d * tanh(cell, EXACT) * o * sigmoid(-zo, EXACT),
@@ -146,15 +148,15 @@ def backward_kernel(
         gain + 3 * H,
         dz + 3 * H,
         m,
-        wide,
+        acc_dtype,
     )
     mean = tl.sum(di + df + dg + do, 0) / (4 * H)
     along = tl.sum(along_i + along_f + along_g + along_o, 0) / (4 * H)
     r = tl.load(rstd + now)
-    norm_backward(di, mean, along, n, r, da, m, wide)
-    norm_backward(df, mean, along, n + H, r, da + H, m, wide)
-    norm_backward(dg, mean, along, n + 2 * H, r, da + 2 * H, m, wide)
-    norm_backward(do, mean, along, n + 3 * H, r, da + 3 * H, m, wide)
+    norm_backward(di, mean, along, n, r, da, m, acc_dtype)
+    norm_backward(df, mean, along, n + H, r, da + H, m, acc_dtype)
+    norm_backward(dg, mean, along, n + 2 * H, r, da + 2 * H, m, acc_dtype)
+    norm_backward(do, mean, along, n + 3 * H, r, da + 3 * H, m, acc_dtype)
 
 
 @triton.jit(do_not_specialize=("R",))
@@ -170,16 +172,16 @@ def sums_kernel(
 ):
     # dz, normalized [R, W]; shifts, scales [programs, W]: sums of dz, of dz normalized, of rows
     # that lie far apart, as in highway_conv.py
-    wide = shifts.dtype.element_ty
+    acc_dtype = shifts.dtype.element_ty
     k = tl.program_id(1) * COLS + tl.arange(0, COLS)
     inside = k < W
-    shift, scale = tl.zeros((ROWS, COLS), wide), tl.zeros((ROWS, COLS), wide)
+    shift, scale = tl.zeros((ROWS, COLS), acc_dtype), tl.zeros((ROWS, COLS), acc_dtype)
     for tile in range(tl.program_id(0), tl.cdiv(R, ROWS), tl.num_programs(0)):
         r = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         here, m = r[:, None] * W + k[None, :], (r < R)[:, None] & inside[None, :]
-        d = tl.load(dz + here, m, 0.0).to(wide)
+        d = tl.load(dz + here, m, 0.0).to(acc_dtype)
         shift += d
-        scale += d * tl.load(normalized + here, m, 0.0).to(wide)
+        scale += d * tl.load(normalized + here, m, 0.0).to(acc_dtype)
     part = tl.program_id(0).to(tl.int64) * W + k
     tl.store(shifts + part, tl.sum(shift, 0), inside)
     tl.store(scales + part, tl.sum(scale, 0), inside)
@@ -216,13 +218,13 @@ def layer_norm_lstm_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
     T, B, H = len(x), *h0.shape
-    wide, kept = accumulate_dtype(x.dtype), T if save else 1
+    acc_dtype, kept = accumulate_dtype(x.dtype), T if save else 1
     weight, before = padded(weight_hh), padded(h0)
     h, a = x.new_empty(T, *before.shape), x.new_empty(B, 4 * H)
     h[..., H:] = 0
-    c, rstd = x.new_empty(kept, B, H, dtype=wide), x.new_empty(kept, B, dtype=wide)
+    c, rstd = x.new_empty(kept, B, H, dtype=acc_dtype), x.new_empty(kept, B, dtype=acc_dtype)
     normalized = x.new_empty(kept, B, 4 * H) if save else a
-    c0 = c0.to(wide)
+    c0 = c0.to(acc_dtype)
     for t in range(T):
         s = t if save else 0
         torch.mm(before, weight.T, out=a)
@@ -250,7 +252,7 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
     c_n = c[-1].to(x.dtype, copy=True)  # an output of its own, aligned as one
     if save:
         return h, c_n, c, normalized, rstd
-    return h, c_n, x.new_empty(0, dtype=wide), x.new_empty(0), x.new_empty(0, dtype=wide)
+    return h, c_n, x.new_empty(0, dtype=acc_dtype), x.new_empty(0), x.new_empty(0, dtype=acc_dtype)
 
 
 def _backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalized, rstd):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 THREADS = 256  # of a block
 WARPS = THREADS // 32
-MOST_MEMBERS, MOST_VOTERS = 160, 32  # blocks that share a step, and a choice
+MAX_GROUP_SIZE, MAX_CLASSIFIER_BLOCKS = 160, 32  # blocks that group_batch a step, and a choice
 MOST_HIDDEN, MOST_CHANNELS, MOST_SYMBOLS = 1024, 512, 512
 BATCH = 128  # sequences of a launch: what they exchange is memory
 COLUMNS = {2: (8, 16, 32), 4: (1, 8)}  # by bytes of a number
@@ -60,11 +60,11 @@ class Plan(NamedTuple):
 
 
 class NetPlan(NamedTuple):
-    """The same for each layer of a group; its `voters` divide the symbols."""
+    """The same for each layer of a group; its `classifier_blocks` divide the candidates."""
 
     groups: int
     units: int
-    voters: int
+    classifier_blocks: int
     columns: int
     threads: int = THREADS
 
@@ -132,10 +132,10 @@ def lstm_plans(
     """Every plan that the machine has room for, and its cost: the least is best."""
     if H > MOST_HIDDEN or V > MOST_SYMBOLS or itemsize not in COLUMNS:
         return
-    for columns, groups, share in _shares(min(B, BATCH), itemsize, machine.processors):
-        units = _units(H, min(machine.processors // groups, MOST_MEMBERS))
+    for columns, groups, group_batch in _splits(min(B, BATCH), itemsize, machine.processors):
+        units = _units(H, min(machine.processors // groups, MAX_GROUP_SIZE))
         candidates = -(-V // -(-H // units))
-        block = lstm_block(units, candidates, H, columns, share, itemsize)
+        block = lstm_block(units, candidates, H, columns, group_batch, itemsize)
         if block.shared <= machine.shared:
             yield (block.work, -groups), Plan(groups, units, columns)
 
@@ -154,19 +154,26 @@ def bytenet_plans(
     if not layers or C > MOST_CHANNELS or V > MOST_SYMBOLS or itemsize not in COLUMNS:
         return
     most = machine.processors // (layers + 1)
-    for columns, groups, share in _shares(min(B, BATCH), itemsize, most):
-        for voters in range(1, min(V, MOST_VOTERS) + 1):
-            symbols = -(-V // voters)
-            members = min((machine.processors // groups - voters) // layers, MOST_MEMBERS)
-            if members < 1 or symbols * (voters - 1) >= V:
+    for columns, groups, group_batch in _splits(min(B, BATCH), itemsize, most):
+        for classifier_blocks in range(1, min(V, MAX_CLASSIFIER_BLOCKS) + 1):
+            candidates = -(-V // classifier_blocks)
+            group_size = min(
+                (machine.processors // groups - classifier_blocks) // layers, MAX_GROUP_SIZE
+            )
+            if group_size < 1 or candidates * (classifier_blocks - 1) >= V:
                 continue
-            units = _units(C, members)
-            blocks = net_blocks(units, symbols, C, columns, share, itemsize)
+            units = _units(C, group_size)
+            blocks = net_blocks(units, candidates, C, columns, group_batch, itemsize)
             if max(block.shared for block in blocks) <= machine.shared:
-                stage = max(net_stage(rows, C, columns, itemsize) for rows in (3 * units, symbols))
+                stage = max(
+                    net_stage(rows, C, columns, itemsize) for rows in (3 * units, candidates)
+                )
                 # Slices follow each other, or one alone passes all layers, in half a stage each.
-                time = max(-(-share // columns) * stage, (layers + 1) * stage / 2)
-                yield (time, -groups, voters), NetPlan(groups, units, voters, columns)
+                time = max(-(-group_batch // columns) * stage, (layers + 1) * stage / 2)
+                yield (
+                    (time, -groups, classifier_blocks),
+                    NetPlan(groups, units, classifier_blocks, columns),
+                )
 
 
 def net_stage(rows: int, C: int, columns: int, itemsize: int) -> float:
@@ -177,44 +184,56 @@ def net_stage(rows: int, C: int, columns: int, itemsize: int) -> float:
     return 2.5 + passes * (1.6 + columns / 3) * C / 256
 
 
-def _shares(B: int, itemsize: int, most: int) -> Iterator[tuple[int, int, int]]:
+def _splits(B: int, itemsize: int, most: int) -> Iterator[tuple[int, int, int]]:
     """Columns, groups, and a group's sequences, such that each group has one."""
     for columns in COLUMNS[itemsize]:
         for groups in range(1, min(B, most) + 1):
-            share = -(-B // groups)
-            if share * (groups - 1) < B:
-                yield columns, groups, share
+            group_batch = -(-B // groups)
+            if group_batch * (groups - 1) < B:
+                yield columns, groups, group_batch
 
 
-def _units(size: int, members: int) -> int:
-    return -(-size // members // 4) * 4
+def _units(size: int, group_size: int) -> int:
+    return -(-size // group_size // 4) * 4
 
 
 def lstm_block(
-    units: int, candidates: int, H: int, columns: int, share: int, itemsize: int, warps: int = WARPS
+    units: int,
+    candidates: int,
+    H: int,
+    columns: int,
+    group_batch: int,
+    itemsize: int,
+    warps: int = WARPS,
 ) -> Block:
     """Gates of `units` cells and, of each candidate, its logit and its cross in one part or two."""
-    slices = -(-share // columns)
+    slices = -(-group_batch // columns)
     rows = 4 * units + (3 if itemsize == 2 else 2) * candidates
     product = _product(rows, H, columns, itemsize, warps)
     state = [4 * units * slices * columns, units * slices * columns, columns, columns]
     if candidates:
-        state += [candidates * columns, candidates * columns, columns, share]
+        state += [candidates * columns, candidates * columns, columns, group_batch]
     return Block(_bytes([*product, *state]), slices * _work(*product))
 
 
 def net_blocks(
-    units: int, symbols: int, C: int, columns: int, share: int, itemsize: int, warps: int = WARPS
+    units: int,
+    candidates: int,
+    C: int,
+    columns: int,
+    group_batch: int,
+    itemsize: int,
+    warps: int = WARPS,
 ) -> tuple[Block, Block]:
-    """A layer's block, whose weights of the step before are as many again, and a voter's."""
-    slices = -(-share // columns)
-    both = [columns, share, slices]
+    """A layer's block, whose weights of the step before are as many again, and a classifier's."""
+    slices = -(-group_batch // columns)
+    both = [columns, group_batch, slices]
     product = _product(3 * units, C, columns, itemsize, warps)
     shared = _bytes([product[0], *product, slices * 3 * units * columns, *both])
     layer = Block(shared, 2 * slices * _work(*product))
-    product = _product(symbols, C, columns, itemsize, warps)
-    voter = Block(_bytes([*product, symbols * columns, *both]), slices * _work(*product))
-    return layer, voter
+    product = _product(candidates, C, columns, itemsize, warps)
+    classifier = Block(_bytes([*product, candidates * columns, *both]), slices * _work(*product))
+    return layer, classifier
 
 
 def _product(rows: int, depth: int, columns: int, itemsize: int, warps: int) -> list[int]:
@@ -274,11 +293,11 @@ def decode_lstm(
     plan: Plan,
 ) -> Tensor:
     """The op `decode_lstm`, in launches of BATCH sequences."""
-    wide, recurrent = token_embeddings.float(), weight_hh.float()
-    means = wide.mean(1)
-    centerd = wide - means[:, None]
+    acc_dtype, recurrent = token_embeddings.float(), weight_hh.float()
+    means = acc_dtype.mean(1)
+    centerd = acc_dtype - means[:, None]
     squares = centerd.square().sum(1)
-    # Of each symbol: what its choice adds to the squares of the next step, by h and by features.
+    # Of each token: what its choice adds to the squares of the next step, by h and by features.
     by_state, by_features = (2 * centerd[:-1] @ w for w in (recurrent, feature_weight.float()))
     cross_weight = [by_state.to(h0.dtype)]
     if h0.dtype.itemsize == 2:

@@ -138,7 +138,7 @@ def highway_configurations(t: str, dtype: torch.dtype) -> Iterator[Configuration
 
 def decode_lstm_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Configuration]:
     types = typed("u projected rows gain bias classifier_bias", t) | {"noise": "*fp32"}
-    types |= {"c": "*fp32", "h": t, "symbol": "*i32", "ended": "*i32", "tokens": "*i64"}
+    types |= {"c": "*fp32", "h": t, "token": "*i32", "ended": "*i32", "tokens": "*i64"}
     types |= typed("now chosen end_id pad_id", "i32")
     # A chunk's steps with noise and without, its first, and its last choice.
     several = [(True, True, True), (True, False, True), (False, False, True), (True, True, False)]

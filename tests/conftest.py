@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--cpu-capability", help="run every op at this level: baseline, avx2, ...")
+    parser.addoption("--cpu-capability", help="run every op at this isa: baseline, avx2, ...")
 
 
 def interpreter_too_old() -> bool:
@@ -37,10 +37,10 @@ def pytest_pyfunc_call(pyfuncitem):
 
 
 def pytest_configure(config):
-    if level := config.getoption("--cpu-capability"):
+    if isa := config.getoption("--cpu-capability"):
         from fastvae import _C
 
-        _C.set_cpu_capability(level)
+        _C.set_cpu_capability(isa)
 
 
 @pytest.fixture(autouse=True)
@@ -62,14 +62,14 @@ def threads(request):
 
 
 def pytest_generate_tests(metafunc):
-    if "level" in metafunc.fixturenames:
+    if "isa" in metafunc.fixturenames:
         from fastvae import _C
 
-        metafunc.parametrize("level", _C.cpu_capabilities(), indirect=True)
+        metafunc.parametrize("isa", _C.cpu_capabilities(), indirect=True)
 
 
 @pytest.fixture
-def level(request):
+def isa(request):
     """Kernels run at this instruction set: each that the machine has, in turn."""
     from fastvae import _C
 

@@ -24,19 +24,19 @@ def lstm_inputs(dtype):
     return [torch.randn(shape, dtype=dtype) for shape in shapes]
 
 
-def test_level_is_told(level):
-    assert fastvae.cpu_capability() == level
+def test_level_is_told(isa):
+    assert fastvae.cpu_capability() == isa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_layer_norm_lstm(level, dtype):
+def test_layer_norm_lstm(isa, dtype):
     inputs = lstm_inputs(dtype)
     assert_accurate(ops.layer_norm_lstm, layer_norm_lstm_reference, *inputs)
     assert_accurate(gradients(ops.layer_norm_lstm), gradients(layer_norm_lstm_reference), *inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_highway_conv(level, dtype):
+def test_highway_conv(isa, dtype):
     x, weight = torch.randn(T, B, C, dtype=dtype), torch.randn(3 * C, C, 2, dtype=dtype)
     a, bias = torch.randn(T, B, 3 * C, dtype=dtype), torch.randn(3 * C, dtype=dtype)
     norm = torch.randn(3, 3 * C).unbind()
@@ -50,14 +50,14 @@ def test_highway_conv(level, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_linear(level, dtype):
+def test_linear(isa, dtype):
     shapes = (40, C), (3 * C, C + V), (3 * C,)
     inputs = *(torch.randn(shape, dtype=dtype) for shape in shapes), torch.randint(V, (40,))
     assert_accurate(ops.linear, linear_reference, *inputs)
     assert_accurate(gradients(ops.linear), gradients(linear_reference), *inputs)
 
 
-def test_decode(level):
+def test_decode(isa):
     """In float64, where no rounding can change a choice."""
 
     def uniform(*shape):

@@ -108,7 +108,7 @@ def test_noise_decides():
 
 
 def test_gumbel_noise_samples_from_the_softmax():
-    """Logits the same at every step: symbol counts are multinomial, within five deviations."""
+    """Logits the same at every step: token counts are multinomial, within five deviations."""
     T, B, V = 50, 400, 5
     inputs = make((T, B, 1, 2, V, 1))
     inputs[5].zero_()
@@ -147,7 +147,7 @@ def test_end_id(hidden, dtype):
 
 @pytest.mark.parametrize("B, hidden", [(1, 160), (3, 5), (13, 49)])
 def test_all_end_at_once(threads, B, hidden):
-    """Work stops at the first symbol: features after it, NaN, are never read."""
+    """Work stops at the first token: features after it, NaN, are never read."""
     inputs = make((7, B, 4, hidden, 6, 2))
     inputs[6][4] = 1e6
     inputs[0][1:] = float("nan")

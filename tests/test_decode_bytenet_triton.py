@@ -32,7 +32,7 @@ def triton_decode(request, kernels, monkeypatch):
     return run
 
 
-# More sequences than a program takes; channels that are padded, several passes over the symbols.
+# More sequences than a program takes; channels that are padded, several passes over the tokens.
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1, 1, 1, 1), (5, 17, 3, 7, 4, 2), (3, 2, 0, 17, 65, 1), (3, 2, 4, 5, 6, 0)]
 )

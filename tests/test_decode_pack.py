@@ -69,14 +69,14 @@ def op(request):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_packed_is_the_same(op, level, shape, dtype):
+def test_packed_is_the_same(op, isa, shape, dtype):
     inputs = op.make(shape, dtype)
     assert torch.equal(op.decode(*inputs, packed=op.pack(inputs)), op.decode(*inputs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_int8_equals_the_reference(op, level, shape, dtype):
+def test_int8_equals_the_reference(op, isa, shape, dtype):
     inputs = op.make(shape, dtype)
     packed = op.pack(inputs, int8=True)
     noise = -torch.empty(shape[0], shape[1], shape[4]).exponential_().log().to(torch.float64)
@@ -85,7 +85,7 @@ def test_int8_equals_the_reference(op, level, shape, dtype):
         assert torch.equal(tokens, op.reference(*inputs, **how, packed=packed))
 
 
-def test_int8_long_sums(level):
+def test_int8_long_sums(isa):
     """More than 2^24, the first integer that float32 lacks."""
     op = OPS["lstm"]
     inputs = op.make((2, 2, 3, 1100, 5), torch.float64)
@@ -203,10 +203,10 @@ def test_rejects_other_weights(op, int8):
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_rejects_another_capability(op, level, int8):
-    others = [other for other in _C.cpu_capabilities() if other != level]
+def test_rejects_another_capability(op, isa, int8):
+    others = [other for other in _C.cpu_capabilities() if other != isa]
     if not others:
-        pytest.skip("this machine has one level")
+        pytest.skip("this machine has one isa")
     inputs = op.make((3, 2, 4, 9, 5))
     packed = op.pack(inputs, int8=int8)
     _C.set_cpu_capability(others[0])

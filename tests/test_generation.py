@@ -1,4 +1,4 @@
-"""Generation: greedy and tempered symbols, ends and pads, interpolation; modes stay."""
+"""Generation: greedy and tempered tokens, ends and pads, interpolation; modes stay."""
 
 import itertools
 import math

@@ -23,7 +23,7 @@ def test_generator_gives_the_published_words():
 
 @pytest.mark.parametrize("value", SEEDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_kernel(shape, value, level, threads):
+def test_kernel(shape, value, isa, threads):
     found = gumbel_noise(seed(value), *shape, 0.7)
     assert found.shape == shape and found.dtype == torch.float32
     expected = gumbel_noise_reference(seed(value), *shape, 0.7)

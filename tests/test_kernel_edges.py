@@ -38,7 +38,7 @@ def small_inputs():
     return [inputs[0] * 0.5, inputs[1] * 0.5, *inputs[2:]]
 
 
-def test_eps_in_training(level):
+def test_eps_in_training(isa):
     ours, plain = (partial(f, eps=EPS) for f in (layer_norm_lstm, layer_norm_lstm_reference))
     assert_accurate(ours, plain, *small_inputs())
     assert_accurate(gradients(ours), gradients(plain), *small_inputs())
@@ -52,7 +52,7 @@ def test_eps_in_triton():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_eps_in_decoding(level, dtype):
+def test_eps_in_decoding(isa, dtype):
     inputs, noise = lstm.make((12, 9, 4, 33, 17), dtype), lstm.gumbel((12, 9, 4, 33, 17), dtype)
     inputs[2] *= 0.5
     expected = decode_lstm_reference(*inputs, noise, EPS)
@@ -99,7 +99,7 @@ def test_the_last_sequence_goes_on(make, B, path, threads):
     shape = (40, B, 4, 33, 5, *[2][: make is bytenet])
     inputs, noise = make.make(shape), make.gumbel(shape)
     noise[..., 2] = -1e4
-    noise[1, : B - 1, 2] = 1e4  # all others end at their second symbol
+    noise[1, : B - 1, 2] = 1e4  # all others end at their second token
     tokens = path(make)(inputs, noise)
     free = REFERENCES[make](*inputs, noise)
     assert torch.equal(tokens[-1], free[-1]) and (tokens[-1] != 2).all()
@@ -112,7 +112,7 @@ def test_the_last_sequence_goes_on(make, B, path, threads):
 
 @pytest.mark.parametrize("make", [lstm, bytenet], ids=["lstm", "bytenet"])
 @pytest.mark.parametrize("first, second", [(10, 290), (149, 150), (0, 299), (47, 48)])
-def test_ties_between_panels_and_threads(make, first, second, threads, level):
+def test_ties_between_panels_and_threads(make, first, second, threads, isa):
     """The first of the largest, wherever the second one is looked at."""
     shape = (3, 5, 4, 49, 300, *[1][: make is bytenet])
     inputs = make.make(shape)
@@ -126,7 +126,7 @@ def test_ties_between_panels_and_threads(make, first, second, threads, level):
 
 @pytest.mark.parametrize("make", [lstm, bytenet], ids=["lstm", "bytenet"])
 @pytest.mark.parametrize("place", [0, 17, 48, 150, 299])
-def test_nan_is_chosen_wherever_it_is(make, place, threads, level):
+def test_nan_is_chosen_wherever_it_is(make, place, threads, isa):
     shape = (3, 5, 4, 49, 300, *[1][: make is bytenet])
     inputs, noise = make.make(shape), make.gumbel(shape)
     noise[1, 3, place] = float("nan")
@@ -141,20 +141,20 @@ def test_nan_is_chosen_wherever_it_is(make, place, threads, level):
 @pytest.mark.parametrize(
     "shape", [(40, 2100, 0, 51), (33, 257, 5, 51), (33, 1030, 0, 97), (70, 63, 3, 17)], ids=str
 )
-def test_linear_over_several_slices(shape, dtype, level, threads):
+def test_linear_over_several_slices(shape, dtype, isa, threads):
     dense.check(linear, linear_reference, dense.make(shape, dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 257), (2, 70, 33)], ids=str)
-def test_training_at_odd_sizes(shape, dtype, level, threads):
+def test_training_at_odd_sizes(shape, dtype, isa, threads):
     inputs = training.make(shape, dtype)
     assert_accurate(training.both, training.both_reference, *inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 1, 7), (5, 33, 17), (3, 66, 5)], ids=str)
-def test_convolution_at_odd_sizes(shape, dtype, level, threads):
+def test_convolution_at_odd_sizes(shape, dtype, isa, threads):
     """Two rows make a variance too; odd batches are padded where operands are packed by pairs."""
     ours, plain = highway.OPS["project"]
     inputs = highway.make("project", shape, dtype)
@@ -192,7 +192,7 @@ def test_triton_statistics_at_a_large_offset():
 # Small values
 
 
-def test_gates_keep_their_digits_where_they_are_small(level):
+def test_gates_keep_their_digits_where_they_are_small(isa):
     """Relative to each value: a rule of absolute errors does not see it. Inputs are exact."""
     C = 61
     a = torch.linspace(-30, 30, 3 * C * 7).view(1, 7, 3 * C)
@@ -214,14 +214,14 @@ def test_gates_keep_their_digits_where_they_are_small(level):
 
 
 @pytest.mark.parametrize("N", [3, 16, 50])
-def test_bf16_is_rounded_to_nearest_even(level, N):
+def test_bf16_is_rounded_to_nearest_even(isa, N):
     """Sums of two numbers are exact in float32, so that each bit of the result is known."""
     weight = torch.randn(N, 400).bfloat16()
     bias = torch.randn(N).bfloat16()
     weight[:, :200] = (bias[:, None].float() * 2.0 ** torch.randint(-9, 2, (N, 200))).bfloat16()
-    symbols = torch.arange(400)
+    tokens = torch.arange(400)
     expected = (weight.T.float() + bias.float()).bfloat16()
-    found = linear(None, weight, bias, symbols)
+    found = linear(None, weight, bias, tokens)
     assert torch.equal(found.view(torch.int16), expected.view(torch.int16))
 
 
@@ -239,7 +239,7 @@ def test_gradients_of_one_symbol_add_up(op):
 
 
 @pytest.mark.parametrize("place", [0, 16, 37, 48])
-def test_nan_of_any_lane_stays(place, level):
+def test_nan_of_any_lane_stays(place, isa):
     inputs = training.make((2, 3, 49))
     inputs[0][1, 2, place] = float("nan")
     assert_same_non_finite(layer_norm_lstm, layer_norm_lstm_reference, *inputs)

@@ -10,7 +10,7 @@ from fastvae.ops.linear import linear, linear_reference
 from fastvae.testing import assert_accurate, assert_same_non_finite, gradients
 
 DTYPES = [torch.float32, torch.bfloat16]
-# (rows, K, S, N): dense and symbols, each alone, ones, primes, lanes and their neighbors
+# (rows, K, S, N): dense and tokens, each alone, ones, primes, lanes and their neighbors
 SHAPES = [
     (1, 1, 1, 1),
     (1, 3, 0, 2),
@@ -26,7 +26,7 @@ OP, BACKWARD = torch.ops.fastvae.linear, torch.ops.fastvae.linear_backward
 
 
 def make(shape=(10, 5, 4, 17), dtype=torch.float32, grad=False):
-    """x, weight, bias, symbols; what the shape leaves out is None."""
+    """x, weight, bias, tokens; what the shape leaves out is None."""
     rows, K, S, N = shape
     x = torch.randn(rows, K).to(dtype).requires_grad_(grad) if K else None
     weight = (torch.randn(N, K + S) / max(K, 1) ** 0.5).to(dtype).requires_grad_(grad)
@@ -59,20 +59,20 @@ def test_forward_and_backward(shape, dtype):
 
 
 def test_equals_a_one_hot_product():
-    def product(x, weight, bias, symbols):
-        one_hot = F.one_hot(symbols, weight.shape[1] - x.shape[-1]).to(x.dtype)
+    def product(x, weight, bias, tokens):
+        one_hot = F.one_hot(tokens, weight.shape[1] - x.shape[-1]).to(x.dtype)
         return F.linear(torch.cat([x, one_hot], -1), weight, bias)
 
     check(linear, product, make((20, 7, 5, 33)))
 
 
 def test_leading_dimensions():
-    x, weight, bias, symbols = make((24, 5, 4, 17))
-    whole = linear(x, weight, bias, symbols)
-    shaped = linear(x.view(2, 3, 4, 5), weight, bias, symbols.view(2, 3, 4))
+    x, weight, bias, tokens = make((24, 5, 4, 17))
+    whole = linear(x, weight, bias, tokens)
+    shaped = linear(x.view(2, 3, 4, 5), weight, bias, tokens.view(2, 3, 4))
     assert torch.equal(shaped, whole.view(2, 3, 4, 17))
-    check(linear, linear_reference, (x[0], weight, bias, symbols[0]))
-    assert linear(None, weight[:, 5:], bias, symbols.view(4, 6)).shape == (4, 6, 17)
+    check(linear, linear_reference, (x[0], weight, bias, tokens[0]))
+    assert linear(None, weight[:, 5:], bias, tokens.view(4, 6)).shape == (4, 6, 17)
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 4, 5), (6, 0, 4, 5), (6, 3, 0, 5)], ids=str)
@@ -86,14 +86,14 @@ def test_gradcheck(shape):
 def test_opcheck(shape, dtype):
     inputs = make(shape, dtype)
     torch.library.opcheck(OP, make(shape, dtype, grad=True))
-    x, weight, _, symbols = inputs
-    torch.library.opcheck(BACKWARD, (torch.randn(6, 5).to(dtype), x, weight, symbols))
+    x, weight, _, tokens = inputs
+    torch.library.opcheck(BACKWARD, (torch.randn(6, 5).to(dtype), x, weight, tokens))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_noncontiguous(dtype):
-    def strided(x, weight, bias, symbols):
-        inputs = (torch.stack([t, t.neg()], -1)[..., 0] for t in (x, weight, bias, symbols))
+    def strided(x, weight, bias, tokens):
+        inputs = (torch.stack([t, t.neg()], -1)[..., 0] for t in (x, weight, bias, tokens))
         return linear(*inputs)
 
     assert not torch.stack([torch.ones(3)] * 2, -1)[..., 0].is_contiguous()
@@ -108,10 +108,10 @@ def test_expanded_cotangent():
 
 
 def test_a_frequent_symbol_keeps_its_accuracy():
-    """Half of all rows are one symbol: a running sum of them would lose several bits."""
-    x, weight, bias, symbols = make((4096, 3, 5, 16))
-    symbols[::2] = 2
-    check(linear, linear_reference, (x, weight, bias, symbols))
+    """Half of all rows are one token: a running sum of them would lose several bits."""
+    x, weight, bias, tokens = make((4096, 3, 5, 16))
+    tokens[::2] = 2
+    check(linear, linear_reference, (x, weight, bias, tokens))
 
 
 @pytest.mark.parametrize("rows", [40, 40_000])
@@ -128,9 +128,9 @@ def test_sums_over_rows_keep_their_accuracy(rows):
         ("weight", lambda x, w, b, s: (x, w[:, :5], b, s)),
         ("weight", lambda x, w, b, s: (x, w, b, None)),
         ("bias", lambda x, w, b, s: (x, w, b[:-1], s)),
-        ("symbols", lambda x, w, b, s: (x, w, b, s[:-1])),
-        ("symbols", lambda x, w, b, s: (x, w, b, s[None])),
-        ("x or symbols", lambda x, w, b, s: (None, w, b, None)),
+        ("tokens", lambda x, w, b, s: (x, w, b, s[:-1])),
+        ("tokens", lambda x, w, b, s: (x, w, b, s[None])),
+        ("x or tokens", lambda x, w, b, s: (None, w, b, None)),
     ],
 )
 def test_rejects_wrong_shape(name, wrong):
@@ -138,7 +138,7 @@ def test_rejects_wrong_shape(name, wrong):
         linear(*wrong(*make()))
 
 
-@pytest.mark.parametrize("n, name", [(0, "x"), (2, "bias"), (3, "symbols")])
+@pytest.mark.parametrize("n, name", [(0, "x"), (2, "bias"), (3, "tokens")])
 def test_rejects_wrong_dtype(n, name):
     inputs = list(make())
     inputs[n] = inputs[n].double()
@@ -148,44 +148,44 @@ def test_rejects_wrong_dtype(n, name):
 
 @pytest.mark.parametrize("wrong", [-1, 4])
 def test_symbol_out_of_range_is_a_clear_error(wrong):
-    x, weight, bias, symbols = make()
-    symbols[3] = wrong
-    with pytest.raises(RuntimeError, match=rf"symbols hold the id {wrong}; ids are 0 to 3"):
-        linear(x, weight, bias, symbols)
-    with pytest.raises(RuntimeError, match=rf"symbols hold the id {wrong}; ids are 0 to 3"):
-        BACKWARD(torch.randn(10, 17), x, weight, symbols)
+    x, weight, bias, tokens = make()
+    tokens[3] = wrong
+    with pytest.raises(RuntimeError, match=rf"tokens hold the id {wrong}; ids are 0 to 3"):
+        linear(x, weight, bias, tokens)
+    with pytest.raises(RuntimeError, match=rf"tokens hold the id {wrong}; ids are 0 to 3"):
+        BACKWARD(torch.randn(10, 17), x, weight, tokens)
 
 
 def test_symbol_out_of_range_gives_nan_without_a_kernel():
     """Where raising would wait for the device: no lookup leaves its table, and nobody is misled."""
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
-    x, weight, bias, symbols = make()
-    want, da = linear(x, weight, bias, symbols), torch.randn(10, 17)
-    _, *gradients = BACKWARD(da.index_fill(0, torch.tensor([3, 5]), 0), x, weight, symbols)
-    symbols[3], symbols[5] = -1, 4
-    got = OP.default.redispatch(key, x, weight, bias, symbols)
+    x, weight, bias, tokens = make()
+    want, da = linear(x, weight, bias, tokens), torch.randn(10, 17)
+    _, *gradients = BACKWARD(da.index_fill(0, torch.tensor([3, 5]), 0), x, weight, tokens)
+    tokens[3], tokens[5] = -1, 4
+    got = OP.default.redispatch(key, x, weight, bias, tokens)
     assert got[[3, 5]].isnan().all()
     torch.testing.assert_close(got[[0, 1, 2, 4, 6, 7, 8, 9]], want[[0, 1, 2, 4, 6, 7, 8, 9]])
-    _, dweight, _ = BACKWARD.default.redispatch(key, da, x, weight, symbols)
+    _, dweight, _ = BACKWARD.default.redispatch(key, da, x, weight, tokens)
     torch.testing.assert_close(dweight[:, 5:], gradients[0][:, 5:])
 
 
 def test_backward_rejects_wrong_shape():
-    x, weight, _, symbols = make()
+    x, weight, _, tokens = make()
     with pytest.raises(RuntimeError, match="da must have"):
-        BACKWARD(torch.randn(10, 16), x, weight, symbols)
+        BACKWARD(torch.randn(10, 16), x, weight, tokens)
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 4, 17), (6, 0, 4, 17), (6, 3, 0, 17)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_reference_serves_devices_without_a_kernel(shape, dtype):
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
-    x, weight, bias, symbols = make(shape, dtype)
+    x, weight, bias, tokens = make(shape, dtype)
 
     def elsewhere(da, *tensors):
-        x, weight, bias, symbols = tensors
-        a = OP.default.redispatch(key, x, weight, bias, symbols)
-        dx, *grads = BACKWARD.default.redispatch(key, da, x, weight, symbols)
+        x, weight, bias, tokens = tensors
+        a = OP.default.redispatch(key, x, weight, bias, tokens)
+        dx, *grads = BACKWARD.default.redispatch(key, da, x, weight, tokens)
         return a, *([] if x is None else [dx]), *grads
 
     def reference(da, *tensors):
@@ -194,7 +194,7 @@ def test_reference_serves_devices_without_a_kernel(shape, dtype):
         a = linear_reference(*given, tensors[3])
         return a.detach(), *torch.autograd.grad(a, leaves, da)
 
-    inputs = (torch.randn(6, 17).to(dtype), x, weight, bias, symbols)
+    inputs = (torch.randn(6, 17).to(dtype), x, weight, bias, tokens)
     run, tensors = without_none(elsewhere, inputs)
     plain, _ = without_none(reference, inputs)
     assert_accurate(run, plain, *tensors)
@@ -215,20 +215,20 @@ def test_non_finite_values_are_those_of_the_reference(n, value, place, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale, offset", [(1e4, 0), (1, 1e4)])
 def test_magnitudes(scale, offset, dtype):
-    x, weight, bias, symbols = make((20, 7, 5, 33), dtype)
-    check(linear, linear_reference, (x.mul_(scale).add_(offset), weight, bias, symbols))
+    x, weight, bias, tokens = make((20, 7, 5, 33), dtype)
+    check(linear, linear_reference, (x.mul_(scale).add_(offset), weight, bias, tokens))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_values_stay(value):
-    """A symbol's column reaches only the rows of that symbol."""
-    x, weight, bias, symbols = make()
-    weight[3, 5 + symbols[0]] = value
-    a = linear(x, weight, bias, symbols)
-    assert torch.equal(~a[:, 3].isfinite(), symbols == symbols[0])
+    """A token's column reaches only the rows of that token."""
+    x, weight, bias, tokens = make()
+    weight[3, 5 + tokens[0]] = value
+    a = linear(x, weight, bias, tokens)
+    assert torch.equal(~a[:, 3].isfinite(), tokens == tokens[0])
     assert a[:, :3].isfinite().all() and a[:, 4:].isfinite().all()
     x[2, 1] = value
-    assert not linear(x, weight, bias, symbols)[2].isfinite().any()
+    assert not linear(x, weight, bias, tokens)[2].isfinite().any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -242,11 +242,11 @@ def test_inputs_are_never_written(dtype):
 
 
 def test_double_backward_is_a_clear_error():
-    x, weight, bias, symbols = make(grad=True)
-    (dx,) = torch.autograd.grad(linear(x, weight, bias, symbols).sum(), x, retain_graph=True)
+    x, weight, bias, tokens = make(grad=True)
+    (dx,) = torch.autograd.grad(linear(x, weight, bias, tokens).sum(), x, retain_graph=True)
     assert torch.isfinite(dx).all()
     with pytest.raises(RuntimeError, match=r"linear|differentiate twice"):
-        (dx,) = torch.autograd.grad(linear(x, weight, bias, symbols).sum(), x, create_graph=True)
+        (dx,) = torch.autograd.grad(linear(x, weight, bias, tokens).sum(), x, create_graph=True)
         dx.square().sum().backward()
 
 
@@ -259,9 +259,9 @@ def test_python_threads():
     """Calls at once, each with a team of its own, give bit for bit what they give alone."""
     cases = [make((n, 40, 6, 97)) for n in range(131, 139)]
 
-    def both(x, weight, bias, symbols):
-        grads = gradients(lambda *t: linear(*t, symbols))(x, weight, bias)
-        return linear(x, weight, bias, symbols), *grads
+    def both(x, weight, bias, tokens):
+        grads = gradients(lambda *t: linear(*t, tokens))(x, weight, bias)
+        return linear(x, weight, bias, tokens), *grads
 
     alone = [both(*case) for case in cases]
     with ThreadPoolExecutor(4) as pool:

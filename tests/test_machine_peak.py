@@ -51,7 +51,7 @@ def test_cache_is_faster_than_memory():
 
 def test_level_is_obeyed():
     if BEST == "baseline":
-        pytest.skip("this machine has one level")
+        pytest.skip("this machine has one isa")
     best = _C.machine_peak("fp32", 1)
     _C.set_cpu_capability("baseline")
     try:

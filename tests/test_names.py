@@ -17,6 +17,11 @@ GONE = {
     "normalised": "normalized",
     "normalise_tweet": "normalize_tweet",
     "_Trainer": "TrainingStep and Recorder",
+    "Wide": "opmath_type",
+    "widen": "upcast",
+    "voters": "classifier_blocks",
+    "MOST_MEMBERS": "MAX_GROUP_SIZE",
+    "Offer": "Choice",
     "RunFolder": "RunDirectory",
 }
 

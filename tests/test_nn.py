@@ -37,8 +37,8 @@ def parameters(module, dtype=torch.float32):
     return list(named), [torch.randn(p.shape, dtype=dtype) for p in named.values()]
 
 
-def lstm_plain(x, symbols, h, c, w_ih, w_hh, bias, gain, shift):
-    inputs = F.one_hot(symbols, w_ih.shape[1] - x.shape[-1]).to(x.dtype)
+def lstm_plain(x, tokens, h, c, w_ih, w_hh, bias, gain, shift):
+    inputs = F.one_hot(tokens, w_ih.shape[1] - x.shape[-1]).to(x.dtype)
     outputs = []
     for x_t in torch.cat([x, inputs], -1):
         a = F.linear(x_t, w_ih, bias) + F.linear(h, w_hh)
@@ -57,16 +57,16 @@ def test_lstm_looks_symbols_up(dtype, dense, backward):
     module = LayerNormLSTM(dense + V, H)
     names, values = parameters(module, dtype)
 
-    def fn(x, symbols, h, c, *weights):
+    def fn(x, tokens, h, c, *weights):
         x = x if dense else None
         named = dict(zip(names, weights, strict=True))
-        y, (h_n, c_n) = functional_call(module, named, (x, (h, c)), {"symbols": symbols})
+        y, (h_n, c_n) = functional_call(module, named, (x, (h, c)), {"tokens": tokens})
         return y, h_n, c_n
 
     x, state = torch.randn(T, B, dense, dtype=dtype), torch.randn(2, B, H, dtype=dtype).unbind()
-    symbols = torch.randint(V, (T, B))
+    tokens = torch.randint(V, (T, B))
     wrap = gradients if backward else lambda fn: fn
-    assert_accurate(wrap(fn), wrap(lstm_plain), x, symbols, *state, *values)
+    assert_accurate(wrap(fn), wrap(lstm_plain), x, tokens, *state, *values)
 
 
 def test_lstm_state_starts_at_zero():
@@ -363,7 +363,7 @@ def test_lstm_batch_first():
             "PackedSequence: pad it with torch.nn.utils.rnn.pad_packed_sequence",
         ),
         ((torch.zeros(0, 2, 3),), "at least one step"),
-        ((None,), "x or symbols must be given"),
+        ((None,), "x or tokens must be given"),
     ],
 )
 def test_lstm_inputs_in_the_callers_terms(arguments, message):

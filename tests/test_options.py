@@ -43,10 +43,11 @@ def test_sample(fastvae, run):  # noqa: F811
 
 
 def test_int8(fastvae, run, text):  # noqa: F811
-    """Of many symbols that a model of no training hardly tells apart, some are others."""
+    """Of many tokens that a model of no training hardly tells apart, some are others."""
+    text.write_text(LONGER * 20)
     for command in (
-        ("sample", run, "-n", 400, "-t", 1.0),
-        ("reconstruct", run, "--data", text, "-n", 100, "-t", 1.0),
+        ("sample", run, "-n", 2000, "-t", 1.0),
+        ("reconstruct", run, "--data", text, "-n", 2000, "-t", 1.0),
     ):
         assert printed(fastvae, *command) != printed(fastvae, *command, "--int8")
 

@@ -35,10 +35,10 @@ COLUMNS = [(torch.float32, 1), (torch.float32, 8), (torch.bfloat16, 8), (torch.b
 # more words of a slice than threads
 LSTM = [((1, 1, 1), 1, 4), ((4, 3, 7), 1, 4), ((2, 2, 49), 1, 16), ((3, 5, 16), 2, 8)]
 LSTM += [((3, 19, 20), 1, 8), ((4, 11, 26), 3, 12), ((3, 9, 73), 1, 20)]
-# (T, B, D, H, V), groups, units; blocks without a symbol too
+# (T, B, D, H, V), groups, units; blocks without a token too
 DECODE_LSTM = [((1, 1, 1, 1, 1), 1, 4), ((5, 2, 3, 15, 17), 1, 4), ((4, 5, 13, 17, 3), 2, 8)]
 DECODE_LSTM += [((4, 11, 0, 26, 51), 1, 8)]
-# (T, B, D, C, V, N), groups, units, voters
+# (T, B, D, C, V, N), groups, units, classifier_blocks
 DECODE_BYTENET = [((1, 1, 1, 1, 1, 1), 1, 4, 1), ((5, 2, 4, 15, 17, 2), 1, 8, 2)]
 DECODE_BYTENET += [((4, 5, 0, 24, 51, 2), 1, 12, 4), ((3, 11, 13, 17, 15, 3), 2, 8, 3)]
 DECODE_BYTENET += [((3, 9, 2, 73, 5, 1), 1, 20, 1)]
@@ -66,7 +66,7 @@ def compiled(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def simulator(tmp_path_factory):
-    """The kernels as ops of the CPU; what they share passes in the order of a seed."""
+    """The kernels as ops of the CPU; what they group_batch passes in the order of a seed."""
     if not shutil.which("g++"):
         pytest.skip("the simulator is compiled with g++")
     library = compiled(tmp_path_factory.mktemp("simulator"))
@@ -121,10 +121,10 @@ def test_decode_lstm(simulator, shape, groups, units, dtype, columns, noisy):
 
 @pytest.mark.parametrize("carry", [True, False], ids=["carry", "no-carry"])
 @pytest.mark.parametrize("dtype, columns", COLUMNS, ids=str)
-@pytest.mark.parametrize("shape, groups, units, voters", DECODE_BYTENET, ids=str)
-def test_decode_bytenet(simulator, shape, groups, units, voters, dtype, columns, carry):
+@pytest.mark.parametrize("shape, groups, units, classifier_blocks", DECODE_BYTENET, ids=str)
+def test_decode_bytenet(simulator, shape, groups, units, classifier_blocks, dtype, columns, carry):
     inputs, noise = bytenet.make(shape, dtype), bytenet.gumbel(shape) if carry else None
-    plan = NetPlan(groups, units, voters, columns, THREADS)
+    plan = NetPlan(groups, units, classifier_blocks, columns, THREADS)
     run = lambda: [persistent.decode_bytenet(*inputs, noise, carry, -1, -1, plan)]  # noqa: E731
     (tokens,) = in_every_order(simulator, run)
     bytenet.assert_best(tokens, noise, inputs, carry)
@@ -193,23 +193,23 @@ def test_non_finite_values_stay_in_their_sequence(simulator, value):
     h, c_n, *_ = persistent.layer_norm_lstm(*inputs, 1e-4, False, plan=plan)
     assert h[1:, 2].isnan().all() and c_n[2].isnan().all() and h[:, 1].isnan().all()
     assert h[0, 2].isfinite().all() and h[:, 0].isfinite().all() and c_n[0].isfinite().all()
-    symbols = bytenet.make((3, 2, 4, 9, 5, 2))
-    want = bytenet_tokens(symbols)
-    symbols[0][0, 1] = value
-    assert torch.equal(bytenet_tokens(symbols)[0], want[0])
+    candidates = bytenet.make((3, 2, 4, 9, 5, 2))
+    want = bytenet_tokens(candidates)
+    candidates[0][0, 1] = value
+    assert torch.equal(bytenet_tokens(candidates)[0], want[0])
 
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_batches_of_a_launch(simulator, monkeypatch, groups):
     """The last may have fewer sequences than the plan has groups."""
     plan = Plan(groups, 8, 8, THREADS)
-    inputs, symbols = lstm.make((3, 7, 9), torch.bfloat16), decode.make((4, 7, 3, 9, 7))
+    inputs, candidates = lstm.make((3, 7, 9), torch.bfloat16), decode.make((4, 7, 3, 9, 7))
     nets = bytenet.make((4, 7, 3, 9, 7, 2))
     outputs = []
     for batch in (8, 3):
         monkeypatch.setattr(persistent, "BATCH", batch)
         net = NetPlan(groups, 8, 2, 8, THREADS)
-        tokens = persistent.decode_lstm(*symbols, None, 1e-4, -1, -1, plan)
+        tokens = persistent.decode_lstm(*candidates, None, 1e-4, -1, -1, plan)
         others = persistent.decode_bytenet(*nets, None, True, -1, -1, net)
         states = persistent.layer_norm_lstm(*inputs, 1e-4, True, plan=plan)
         outputs.append((tokens, others, *states))
@@ -262,12 +262,12 @@ def test_plans_fit_what_is_launched(simulator, H, B, V, itemsize, processors):
     machine = persistent.Machine(processors, 166_912)  # as an A100's, enough for each of these
     dtype = torch.bfloat16 if itemsize == 2 else torch.float32
     plan = persistent.plan_lstm(H, B, itemsize, machine, V)._replace(threads=THREADS)
-    members, share = -(-H // plan.units), -(-B // plan.groups)
-    assert members * plan.groups <= processors
+    group_size, group_batch = -(-H // plan.units), -(-B // plan.groups)
+    assert group_size * plan.groups <= processors
     tokens = persistent.decode_lstm(*decode.make((1, B, 2, H, V), dtype), None, 1e-4, -1, -1, plan)
     assert tokens.shape == (B, 1)
-    rest = plan.columns, share, itemsize, THREADS // 32
-    block = persistent.lstm_block(plan.units, -(-V // members), H, *rest)
+    rest = plan.columns, group_batch, itemsize, THREADS // 32
+    block = persistent.lstm_block(plan.units, -(-V // group_size), H, *rest)
     assert simulator.shared_memory_of_last_launch() == block.shared <= machine.shared
     net = persistent.plan_bytenet(H, 2, V, B, itemsize, machine)
     assert (net is None) == (processors < 3)
@@ -275,10 +275,10 @@ def test_plans_fit_what_is_launched(simulator, H, B, V, itemsize, processors):
         net = net._replace(threads=THREADS)
         inputs = bytenet.make((1, B, 2, H, V, 2), dtype)
         persistent.decode_bytenet(*inputs, None, True, -1, -1, net)
-        members, share = -(-H // net.units), -(-B // net.groups)
-        assert (2 * members + net.voters) * net.groups <= processors
-        rest = H, net.columns, share, itemsize, THREADS // 32
-        blocks = persistent.net_blocks(net.units, -(-V // net.voters), *rest)
+        group_size, group_batch = -(-H // net.units), -(-B // net.groups)
+        assert (2 * group_size + net.classifier_blocks) * net.groups <= processors
+        rest = H, net.columns, group_batch, itemsize, THREADS // 32
+        blocks = persistent.net_blocks(net.units, -(-V // net.classifier_blocks), *rest)
         assert simulator.shared_memory_of_last_launch() == max(b.shared for b in blocks)
 
 
@@ -293,10 +293,10 @@ def test_plans_at_the_papers_sizes(machine, B):
         if plan is None:
             assert machine is A100 and V and (B > 7 or V == 512)
             continue
-        members, share = -(-H // plan.units), -(-min(B, persistent.BATCH) // plan.groups)
-        assert members * plan.groups <= machine.processors
-        candidates = -(-V // members)
-        rest = plan.columns, share, 2
+        group_size, group_batch = -(-H // plan.units), -(-min(B, persistent.BATCH) // plan.groups)
+        assert group_size * plan.groups <= machine.processors
+        candidates = -(-V // group_size)
+        rest = plan.columns, group_batch, 2
         assert persistent.lstm_block(plan.units, candidates, H, *rest).shared <= machine.shared
     assert persistent.plan_bytenet(256, 10, 51, min(B, 64), 2, machine)
 

@@ -39,8 +39,8 @@ def report(monkeypatch):
     return module
 
 
-def entry(work, line, median, takes, gflop, *, symbols=64, mb=0.0, gb=0.0, **info):
-    setting = {"threads": 2, "torch": "2.13.0", "cpu_capability": "avx512", "symbols": symbols}
+def entry(work, line, median, takes, gflop, *, tokens=64, mb=0.0, gb=0.0, **info):
+    setting = {"threads": 2, "torch": "2.13.0", "cpu_capability": "avx512", "tokens": tokens}
     limits = {"GFLOP": gflop, "GB": gb, "MB": mb, "peak GB/s": 50.0 if gb else None}
     turns = {"fastvae takes": takes, "fastvae turns": [median] if line == "fastvae" else []}
     named = {"work": work, "line": line} | turns
@@ -48,7 +48,7 @@ def entry(work, line, median, takes, gflop, *, symbols=64, mb=0.0, gb=0.0, **inf
 
 
 def saved():
-    """Two decoding works, two models; the second one's symbols are half as many."""
+    """Two decoding works, two models; the second one's tokens are half as many."""
     benchmarks = [
         entry(f"{DECODING}, B=1", "fastvae", 0.05, 1.0, 1.0, mb=17.0, gb=2.0),
         entry(f"{DECODING}, B=16", "fastvae", 0.2, 1.0, 10.0),
@@ -58,7 +58,7 @@ def saved():
         entry(f"{DECODING}, B=16", "compile", 0.4, 0.4, 10.0),
         entry(f"{PTB} hybrid, LSTM 500, B=64", "fastvae", 0.2, 1.0, 10.0),
         entry(f"{PTB} hybrid, LSTM 500, B=64", "eager", 1.0, 0.2, 10.0),
-        entry(f"{PTB} LSTM VAE 500, B=64", "fastvae", 0.11, 1.0, 7.5, symbols=32),
+        entry(f"{PTB} LSTM VAE 500, B=64", "fastvae", 0.11, 1.0, 7.5, tokens=32),
     ]
     machine = {"cpu": {"brand_raw": "Some CPU"}}
     return {
@@ -105,9 +105,7 @@ def test_arithmetic_of_what_falls_short(report):
         f"\n1. {DECODING}, B=16, fp32: 10 GFLOP at 100 GFLOP/s takes 100 ms; ours takes 200 ms, "
         "50% of the limit; at 4× eager (600 ms) that leaves 4 / 50% = 8× at most."
     ) in text
-    assert (
-        "whose operations are 1.50× ours by symbol, that leaves 1.1 / 50% = 2.2× at most." in text
-    )
+    assert "whose operations are 1.50× ours by token, that leaves 1.1 / 50% = 2.2× at most." in text
     assert "Not measured in this run: " in text
     assert f"{DECODING}, B=1: fastvae bf16 ≥ 75% of peak" in text
     assert f"{DECODING}, B=16: fastvae ≥ 5× eager" not in text

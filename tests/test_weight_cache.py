@@ -162,8 +162,8 @@ def test_capability_may_change(name):
     )
     want = model.generate(z), model.generate(z, quantization="int8")
     try:
-        for level in ("baseline", best, "baseline"):
-            _C.set_cpu_capability(level)
+        for isa in ("baseline", best, "baseline"):
+            _C.set_cpu_capability(isa)
             assert torch.equal(model.generate(z), want[0])
             assert torch.equal(model.generate(z, quantization="int8"), want[1])
     finally:

@@ -1,4 +1,4 @@
-// The parts of a step that every decoder shares. Included once per level, before a decoder's own kernels.
+// The parts of a step that every decoder shares. Included once per ISA, before a decoder's own kernels.
 #include "decode_operands-inl.h"
 
 // Resets this thread's share of the sequences. The caller waits.
@@ -18,9 +18,9 @@ void project_features(Team& team, Decode<T, Q>& s, const Panels<T, Q>& weight, i
   const auto [r0, r1] = team.share(m);
   for (int64_t r = r0; r < r1; ++r) put_row(rows, r, s.features + (t * s.B + r) * s.D);
   team.wait();
-  share_products(team, weight.count(), tiles(m), [&](int64_t p, int64_t t0, int64_t t1) {
+  share_products(team, weight.count(), num_tiles(m), [&](int64_t p, int64_t t0, int64_t t1) {
     const int64_t column = p * weight.W;
-    multiply_panel(rows, t0, t1, weight, p, s.projected + t0 * ROWS * s.width + column, s.width,
+    multiply_panel(rows, t0, t1, weight, p, s.projected + t0 * MR * s.width + column, s.width,
                    std::min(weight.W, s.width - column));
   });
   team.wait();
@@ -28,26 +28,26 @@ void project_features(Team& team, Decode<T, Q>& s, const Panels<T, Q>& weight, i
 
 // W_d dₜ [width] of sequence b.
 template <class T, class Q>
-INLINE Wide<T>* projected_row(const Decode<T, Q>& s, int64_t t, int64_t b) {
+INLINE opmath_type<T>* projected_row(const Decode<T, Q>& s, int64_t t, int64_t b) {
   return s.projected + (t % s.chunk * s.B + b) * s.width;
 }
 
 // A thread looks at its share of the logits of step t, then all threads' best ones are compared. In order of the
-// symbols, so that the first of equal ones is taken; a NaN is larger than any number, as in torch.
+// tokens, so that the first of equal ones is taken; a NaN is larger than any number, as in torch.
 template <class T, class Q>
 void forget_best(const Team& team, Decode<T, Q>& s) {
-  Best<Wide<T>>* best = s.bests + team.id * s.best_size;
-  std::fill(best, best + s.B, Best<Wide<T>>{0, -1});
+  Best<opmath_type<T>>* best = s.bests + team.id * s.best_size;
+  std::fill(best, best + s.B, Best<opmath_type<T>>{0, -1});
 }
 template <class S>
 INLINE bool better(S logit, const Best<S>& best) {
-  return best.symbol < 0 || logit > best.logit || (logit != logit && best.logit == best.logit);
+  return best.token < 0 || logit > best.logit || (logit != logit && best.logit == best.logit);
 }
 
-// The best of n logits, the symbols from `first` on, and what was best before.
+// The best of n logits, the tokens from `first` on, and what was best before.
 template <class T, int N>
-INLINE void take_best(const vec<T> (&logits)[N], int64_t n, int64_t first, Best<Wide<T>>& best) {
-  using S = Wide<T>;
+INLINE void take_best(const vec<T> (&logits)[N], int64_t n, int64_t first, Best<opmath_type<T>>& best) {
+  using S = opmath_type<T>;
   vec<T> top = logits[0], wrong{};
   for (int v = 0; v < N; ++v) {
     top = logits[v] > top ? logits[v] : top;
@@ -56,7 +56,7 @@ INLINE void take_best(const vec<T> (&logits)[N], int64_t n, int64_t first, Best<
   const bool some_wrong = sum(wrong) != 0;
   S largest = top[0];
   for (int l = 1; l < LANES<T>; ++l) largest = top[l] > largest ? S(top[l]) : largest;
-  if (!some_wrong && best.symbol >= 0 && !(largest > best.logit)) return;
+  if (!some_wrong && best.token >= 0 && !(largest > best.logit)) return;
   S values[N * LANES<T>];
   std::memcpy(values, logits, sizeof values);
   for (int64_t j = 0; j < n; ++j)
@@ -67,13 +67,13 @@ INLINE void take_best(const vec<T> (&logits)[N], int64_t n, int64_t first, Best<
 template <class T, class Q>
 void classify(const Team& team, Decode<T, Q>& s, const Rows<T, Q>& rows, const Panels<T, Q>& weight, int64_t t,
               int64_t p, int64_t t0, int64_t t1) {
-  using S = Wide<T>;
+  using S = opmath_type<T>;
   constexpr int64_t w = LANES<T>, N = Panels<T, Q>::W / w;
   S* block = s.blocks + team.id * s.block_size;
   Best<S>* bests = s.bests + team.id * s.best_size;
   const int64_t first = p * weight.W, n = std::min(weight.W, s.V - first);
   multiply_panel(rows, t0, t1, weight, p, block, weight.W, n);
-  for (int64_t b = t0 * ROWS; b < std::min(t1 * ROWS, s.B); ++b, block += weight.W) {
+  for (int64_t b = t0 * MR; b < std::min(t1 * MR, s.B); ++b, block += weight.W) {
     const S* noise = s.noise ? s.noise + (t * s.B + b) * s.V + first : nullptr;
     vec<T> logits[N];
     for (int64_t v = 0; v < N; ++v) {
@@ -89,25 +89,25 @@ void classify(const Team& team, Decode<T, Q>& s, const Rows<T, Q>& rows, const P
   }
 }
 
-// The symbol before step t of sequence b.
+// The token before step t of sequence b.
 template <class T, class Q>
-INLINE int64_t previous_symbol(const Team& team, const Decode<T, Q>& s, int64_t t, int64_t b) {
+INLINE int64_t previous_token(const Team& team, const Decode<T, Q>& s, int64_t t, int64_t b) {
   if (t == 0) return s.V;
-  Best<Wide<T>> best = s.bests[b];
+  Best<opmath_type<T>> best = s.bests[b];
   for (int i = 1; i < team.size; ++i) {
-    const Best<Wide<T>>& other = s.bests[i * s.best_size + b];
-    if (other.symbol >= 0 && better(other.logit, best)) best = other;
+    const Best<opmath_type<T>>& other = s.bests[i * s.best_size + b];
+    if (other.token >= 0 && better(other.logit, best)) best = other;
   }
-  return best.symbol;
+  return best.token;
 }
 
-// That symbol becomes the sequence's token, unless it has ended. One thread for each sequence.
+// That token becomes the sequence's token, unless it has ended. One thread for each sequence.
 template <class T, class Q>
-void keep_symbol(const Team& team, Decode<T, Q>& s, int64_t t, int64_t b) {
+void store_token(const Team& team, Decode<T, Q>& s, int64_t t, int64_t b) {
   if (t == 0 || s.ended[b]) return;
-  const int64_t symbol = previous_symbol(team, s, t, b);
-  s.tokens[b * s.steps + t - 1] = symbol;
-  if (symbol != s.end_id) return;
+  const int64_t token = previous_token(team, s, t, b);
+  s.tokens[b * s.steps + t - 1] = token;
+  if (token != s.end_id) return;
   s.ended[b] = true;
   s.running.fetch_sub(1, std::memory_order_relaxed);
 }

@@ -9,11 +9,11 @@
 #include "scratch.h"
 #include "team.h"
 
-// The largest of the logits seen so far, and whose it is; symbol -1: none seen.
+// The largest of the logits seen so far, and whose it is; token -1: none seen.
 template <class S>
 struct Best {
   S logit;
-  int64_t symbol;
+  int64_t token;
 };
 
 // Room for m rows of k as operands of any type.
@@ -22,7 +22,7 @@ inline int64_t operand_room(int64_t m, int64_t k) { return times({packed_rows(m)
 // Weights are multiplied as Q: as T, or rounded to int8_t.
 template <class T, class Q>
 struct Decode {
-  using S = Wide<T>;
+  using S = opmath_type<T>;
   // features [steps, B, D], token_embeddings [V + 1, width], classifier [V, hidden]
   int64_t steps, B, D, V, width, hidden, end_id, pad_id;
   const T *features, *token_embeddings, *classifier_bias;
@@ -66,7 +66,7 @@ Decode<T, Q> shared_decode(const Tensor& features, const Tensor& token_embedding
           .features = in<T>(features),
           .token_embeddings = in<T>(token_embeddings),
           .classifier_bias = in<T>(classifier_bias),
-          .noise = noise ? in<Wide<T>>(*noise) : nullptr,
+          .noise = noise ? in<opmath_type<T>>(*noise) : nullptr,
           .packed = packed,
           .tokens = out<int64_t>(tokens),
           .threads = threads};
@@ -87,13 +87,13 @@ Weight<T> weight(const Tensor& w) {
 struct PackedHeader {
   uint8_t int8;  // first, where the reference reads it
   char magic[7];
-  int64_t level, type, sizes[5];
+  int64_t isa, type, sizes[5];
 };
 constexpr int64_t HEADER = sizeof(PackedHeader);
 static_assert(HEADER == 64, "what follows is aligned");
 
-inline PackedHeader packed_header(Isa level, const Tensor& weight, bool int8, std::initializer_list<int64_t> sizes) {
-  PackedHeader header{int8, {'f', 'a', 's', 't', 'v', 'a', 'e'}, int64_t(level), int64_t(weight.scalar_type()), {}};
+inline PackedHeader packed_header(Isa isa, const Tensor& weight, bool int8, std::initializer_list<int64_t> sizes) {
+  PackedHeader header{int8, {'f', 'a', 's', 't', 'v', 'a', 'e'}, int64_t(isa), int64_t(weight.scalar_type()), {}};
   std::copy(sizes.begin(), sizes.end(), header.sizes);
   return header;
 }

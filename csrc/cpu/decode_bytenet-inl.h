@@ -1,6 +1,6 @@
 // Decoding with highway masked convolutions. Equations: fastvae/ops/decode_bytenet.py.
 // A panel holds all gates of its channels, so that the thread which multiplies by it goes on to their gates: one
-// barrier a layer. What the vectors before give does not wait for a symbol: all layers' in one go, once a symbol is
+// barrier a layer. What the vectors before give does not wait for a token: all layers' in one go, once a token is
 // done.
 #include "decode-inl.h"
 
@@ -37,9 +37,9 @@ void pack_weights(Team& team, const BytenetWeights<T, Q>& s, char* packed) {
 
 template <class T, class Q>
 void decode_bytenet(Team& team, Decode<T, Q>& s, const DecodeBytenet<T>& net) {
-  using S = Wide<T>;
+  using S = opmath_type<T>;
   using P = Packed<Q>;
-  constexpr int64_t w = LANES<T>, W = PANEL<P>, channels = W / 3;
+  constexpr int64_t w = LANES<T>, W = NR<P>, channels = W / 3;
   constexpr bool integer = std::is_integral_v<P>;
   const int64_t C = s.hidden, B = s.B, N = net.layers;
   const BytenetPanels<T, Q> panels(s.packed, s.D, C, s.V, N);
@@ -68,24 +68,24 @@ void decode_bytenet(Team& team, Decode<T, Q>& s, const DecodeBytenet<T>& net) {
   };
   // f(b, k, j) for a product's sequences b: lanes from j on of panel p, which are the channels from k on.
   const auto own_channels = [&](int64_t p, int64_t t0, int64_t t1, auto f) __attribute__((always_inline)) {
-    for (int64_t b = t0 * ROWS; b < std::min(t1 * ROWS, B); ++b)
+    for (int64_t b = t0 * MR; b < std::min(t1 * MR, B); ++b)
       for (int64_t j = 0; j < std::min(channels, C - p * channels); j += w) f(b, p * channels + j, j);
   };
   start_decode(team, s);
-  share_products(team, count, tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
+  share_products(team, count, num_tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
     for (int64_t layer = 0; layer < N; ++layer)
-      std::fill(before(layer, p, t0 * ROWS), before(layer, p, std::min(t1 * ROWS, B)), S(0));
+      std::fill(before(layer, p, t0 * MR), before(layer, p, std::min(t1 * MR, B)), S(0));
   });
   team.wait();
   for (int64_t t = 0;; ++t) {
     if (t < s.steps) project_features(team, s, panels.feature, t);
-    for (int64_t b = b0; b < b1; ++b) keep_symbol(team, s, t, b);
+    for (int64_t b = b0; b < b1; ++b) store_token(team, s, t, b);
     if (t == s.steps) return;
-    share_products(team, count, tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
+    share_products(team, count, num_tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
       own_channels(
           p, t0, t1, [&](int64_t b, int64_t k, int64_t) __attribute__((always_inline)) {
             const S* const d = projected_row(s, t, b);
-            const T* const e = s.token_embeddings + previous_symbol(team, s, t, b) * 2 * C;
+            const T* const e = s.token_embeddings + previous_token(team, s, t, b) * 2 * C;
             const auto a = [&](int64_t i) __attribute__((always_inline)) {
               return load(d + i, C - k) + load(e + i, C - k);
             };
@@ -97,8 +97,8 @@ void decode_bytenet(Team& team, Decode<T, Q>& s, const DecodeBytenet<T>& net) {
     for (int64_t layer = 0; layer < N; ++layer) {
       const Panels<T, Q> conv = panels.conv(layer, 1);
       const T* bias = net.bias + layer * 3 * C;
-      share_products(team, count, tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
-        multiply_panel(rows(layer), t0, t1, conv, p, before(layer, p, t0 * ROWS), W, W, true);
+      share_products(team, count, num_tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
+        multiply_panel(rows(layer), t0, t1, conv, p, before(layer, p, t0 * MR), W, W, true);
         own_channels(
             p, t0, t1, [&](int64_t b, int64_t k, int64_t j) __attribute__((always_inline)) {
               const auto z = [&](int64_t q) __attribute__((always_inline)) {
@@ -112,13 +112,13 @@ void decode_bytenet(Team& team, Decode<T, Q>& s, const DecodeBytenet<T>& net) {
       complete(layer + 1);
     }
     forget_best(team, s);
-    share_products(team, panels.classifier.count(), tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
+    share_products(team, panels.classifier.count(), num_tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
       classify(team, s, rows(N), panels.classifier, t, p, t0, t1);
     });
     for (int64_t layer = 0; layer < N; ++layer) {
       const Panels<T, Q> conv = panels.conv(layer, 0);
-      share_products(team, count, tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
-        multiply_panel(rows(layer), t0, t1, conv, p, before(layer, p, t0 * ROWS), W, W);
+      share_products(team, count, num_tiles(B), [&](int64_t p, int64_t t0, int64_t t1) {
+        multiply_panel(rows(layer), t0, t1, conv, p, before(layer, p, t0 * MR), W, W);
       });
     }
     team.wait();

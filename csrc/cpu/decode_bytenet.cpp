@@ -16,7 +16,7 @@ struct DecodeBytenet {
   bool carry;
   // Scratch: every layer's input as operands, and after them the classifier's, with their scales; `before`, what the
   // vectors before give to the pre-activations; two of the vectors themselves.
-  Wide<T>*rows, *scales, *before, *x;
+  opmath_type<T>*rows, *scales, *before, *x;
 };
 
 #define KERNELS "decode_bytenet-inl.h"
@@ -33,9 +33,9 @@ BytenetWeights<T, Q> bytenet_weights(const Tensor& feature_weight, const Tensor&
           conv_weight.size(0),          weight<T>(feature_weight), conv,
           weight<T>(classifier_weight), conv_weight.stride(0),     conv_weight.stride(3)};
 }
-PackedHeader bytenet_header(Isa level, const Tensor& feature_weight, const Tensor& conv_weight,
+PackedHeader bytenet_header(Isa isa, const Tensor& feature_weight, const Tensor& conv_weight,
                             const Tensor& classifier_weight, bool int8) {
-  return packed_header(level, conv_weight, int8,
+  return packed_header(isa, conv_weight, int8,
                        {feature_weight.size(1), conv_weight.size(2), classifier_weight.size(0), conv_weight.size(0)});
 }
 
@@ -73,12 +73,12 @@ Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embed
   CHECK_LIKE(conv_bias, features);
   make_contiguous(features, token_embeddings, conv_bias, classifier_bias);
   if (noise) make_contiguous(*noise);
-  const Isa level = current_isa.load();
+  const Isa isa = current_isa.load();
   const bool int8 = is_int8(packed);
-  const PackedHeader header = bytenet_header(level, feature_weight, conv_weight, classifier_weight, int8);
+  const PackedHeader header = bytenet_header(isa, feature_weight, conv_weight, classifier_weight, int8);
   Tensor tokens = empty(features, {B, steps}, ScalarType::Long);
   with_operands(features.scalar_type(), int8, [&]<class T, class Q>() {
-    using S = Wide<T>;
+    using S = opmath_type<T>;
     const auto weights = bytenet_weights<T, Q>(feature_weight, conv_weight, classifier_weight);
     const int threads = team_size(6.0 * B * C * C);
     // Where there are fewer sequences than threads, each thread rounds all rows to integers for itself.
@@ -95,7 +95,7 @@ Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embed
                                .scales = scales,
                                .before = before,
                                .x = x};
-    parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_bytenet, team, shared, net); });
+    parallel(threads, [&](Team& team) { CALL_AT(isa, Q, decode_bytenet, team, shared, net); });
   });
   return tokens;
 }

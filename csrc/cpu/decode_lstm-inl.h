@@ -1,5 +1,5 @@
 // Decoding with a LayerNorm-LSTM. Equations: fastvae/ops/decode_lstm.py.
-// Three phases a symbol: the products that need hₜ₋₁ (recurrent, and the classifier's for the symbol before); its
+// Three phases a token: the products that need hₜ₋₁ (recurrent, and the classifier's for the token before); its
 // choice, the inputs and the norm's statistics; gates and state. Threads share the first by columns and the others by
 // channels.
 #include "decode-inl.h"
@@ -26,7 +26,7 @@ void pack_weights(Team& team, const LstmWeights<T, Q>& s, char* packed) {
 }
 
 // a [4H] += row, at this thread's channels [c0, c1) of each gate -> moments of the sums.
-template <class T, class S = Wide<T>>
+template <class T, class S = opmath_type<T>>
 INLINE Moments<S> add_row(S* a, const T* row, int64_t H, int64_t c0, int64_t c1) {
   constexpr int64_t w = LANES<T>;
   const S count = S(4 * (c1 - c0));
@@ -53,7 +53,7 @@ INLINE Moments<S> add_row(S* a, const T* row, int64_t H, int64_t c0, int64_t c1)
 
 template <class T, class Q>
 void decode_lstm(Team& team, Decode<T, Q>& s, const DecodeLstm<T>& lstm) {
-  using S = Wide<T>;
+  using S = opmath_type<T>;
   constexpr int64_t w = LANES<T>;
   const int64_t H = s.hidden, G = 4 * H, B = s.B;
   const LstmPanels<T, Q> panels(s.packed, s.D, H, s.V);
@@ -85,20 +85,20 @@ void decode_lstm(Team& team, Decode<T, Q>& s, const DecodeLstm<T>& lstm) {
     if (t < s.steps) project_features(team, s, panels.feature, t);
     forget_best(team, s);
     const int64_t recurrent = t < s.steps ? panels.recurrent.count() : 0;
-    share_products(team, recurrent + (t > 0 ? panels.classifier.count() : 0), tiles(B),
+    share_products(team, recurrent + (t > 0 ? panels.classifier.count() : 0), num_tiles(B),
                    [&](int64_t p, int64_t t0, int64_t t1) {
                      if (p >= recurrent)
                        return classify(team, s, hidden, panels.classifier, t - 1, p - recurrent, t0, t1);
                      const int64_t column = p * panels.recurrent.W;
-                     multiply_panel(hidden, t0, t1, panels.recurrent, p, projected_row(s, t, t0 * ROWS) + column, G,
+                     multiply_panel(hidden, t0, t1, panels.recurrent, p, projected_row(s, t, t0 * MR) + column, G,
                                     std::min(panels.recurrent.W, G - column), true);
                    });
     team.wait();
-    for (int64_t b = b0; b < b1; ++b) keep_symbol(team, s, t, b);
+    for (int64_t b = b0; b < b1; ++b) store_token(team, s, t, b);
     if (t == s.steps) return;
     for (int64_t b = 0; b < B; ++b) {
-      const int64_t symbol = previous_symbol(team, s, t, b);
-      lstm.moments[team.id * B + b] = add_row(projected_row(s, t, b), s.token_embeddings + symbol * G, H, c0, c1);
+      const int64_t token = previous_token(team, s, t, b);
+      lstm.moments[team.id * B + b] = add_row(projected_row(s, t, b), s.token_embeddings + token * G, H, c0, c1);
     }
     team.wait();
     if (s.running.load(std::memory_order_relaxed) == 0) return;

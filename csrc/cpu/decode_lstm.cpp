@@ -26,8 +26,8 @@ struct DecodeLstm {
   const T *gain, *bias, *h0, *c0;
   double eps;
   // Scratch: h as operands and their scales, cell state, each thread's share of the norm's statistics.
-  Wide<T>*rows, *scales, *c;
-  Moments<Wide<T>>* moments;
+  opmath_type<T>*rows, *scales, *c;
+  Moments<opmath_type<T>>* moments;
 };
 
 #define KERNELS "decode_lstm-inl.h"
@@ -45,9 +45,9 @@ LstmWeights<T, Q> lstm_weights(const Tensor& feature_weight, const Tensor& weigh
           .recurrent = weight<T>(weight_hh),
           .classifier = weight<T>(classifier_weight)};
 }
-PackedHeader lstm_header(Isa level, const Tensor& feature_weight, const Tensor& weight_hh,
+PackedHeader lstm_header(Isa isa, const Tensor& feature_weight, const Tensor& weight_hh,
                          const Tensor& classifier_weight, bool int8) {
-  return packed_header(level, weight_hh, int8, {feature_weight.size(1), weight_hh.size(1), classifier_weight.size(0)});
+  return packed_header(isa, weight_hh, int8, {feature_weight.size(1), weight_hh.size(1), classifier_weight.size(0)});
 }
 
 Tensor decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifier_weight, bool int8) {
@@ -80,12 +80,12 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddin
   check_lstm(features, weight_hh, norm_weight, norm_bias, h0, c0, B, H);
   make_contiguous(features, token_embeddings, norm_weight, norm_bias, classifier_bias, h0, c0);
   if (noise) make_contiguous(*noise);
-  const Isa level = current_isa.load();
+  const Isa isa = current_isa.load();
   const bool int8 = is_int8(packed);
-  const PackedHeader header = lstm_header(level, feature_weight, weight_hh, classifier_weight, int8);
+  const PackedHeader header = lstm_header(isa, feature_weight, weight_hh, classifier_weight, int8);
   Tensor tokens = empty(features, {B, steps}, ScalarType::Long);
   with_operands(features.scalar_type(), int8, [&]<class T, class Q>() {
-    using S = Wide<T>;
+    using S = opmath_type<T>;
     const auto weights = lstm_weights<T, Q>(feature_weight, weight_hh, classifier_weight);
     const int threads = team_size(4.0 * B * H * H);
     Buffer<S> rows(operand_room(B, H)), scales(B), c(B * H);
@@ -102,7 +102,7 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddin
                              .scales = scales,
                              .c = c,
                              .moments = moments};
-    parallel(threads, [&](Team& team) { CALL_AT(level, Q, decode_lstm, team, shared, lstm); });
+    parallel(threads, [&](Team& team) { CALL_AT(isa, Q, decode_lstm, team, shared, lstm); });
   });
   return tokens;
 }

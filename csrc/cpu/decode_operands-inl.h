@@ -1,10 +1,10 @@
 // Operands of the decoders' products: weights as panels of one packed tensor, activations as tiles. Included once per
-// level. Weights and activations of T are multiplied as Q: as T, or rounded to int8_t. Equations: fastvae/ops/int8.py.
+// ISA. Weights and activations of T are multiplied as Q: as T, or rounded to int8_t. Equations: fastvae/ops/int8.py.
 
 // To the nearest integer in [−127, 127], ties to even; NaN to 0. V may be a vector.
 template <class T, class V>
-INLINE V round_to_int8(V x, Wide<T> scale) {
-  constexpr Wide<T> limit = 127, magic = std::is_same_v<T, double> ? 6755399441055744.0 : 12582912.0;
+INLINE V round_to_int8(V x, opmath_type<T> scale) {
+  constexpr opmath_type<T> limit = 127, magic = std::is_same_v<T, double> ? 6755399441055744.0 : 12582912.0;
   V r = x / scale;
   r = r > limit ? V{} + limit : r;
   r = r < -limit ? V{} - limit : r;
@@ -30,8 +30,8 @@ INLINE S larger(S a, S b) {
 template <class T, class Q>
 struct Panels {
   using P = Packed<Q>;
-  using S = Wide<T>;
-  static constexpr int64_t W = PANEL<P>;
+  using S = opmath_type<T>;
+  static constexpr int64_t W = NR<P>;
   char* data;
   int64_t k, n, gates = 1;
 
@@ -53,8 +53,8 @@ struct Panels {
 template <class T, class Q>
 void pack_weight(const Team& team, const Weight<T>& b, const Panels<T, Q>& to) {
   using P = Packed<Q>;
-  using S = Wide<T>;
-  constexpr int64_t W = PANEL<P>, step = STEP<P>;
+  using S = opmath_type<T>;
+  constexpr int64_t W = NR<P>, step = STEP<P>;
   const auto [p0, p1] = team.share(to.count());
   for (int64_t p = p0; p < p1; ++p) {
     std::memset(to.data + p * to.panel_bytes(), 0, to.panel_bytes());
@@ -87,18 +87,18 @@ void pack_weight(const Team& team, const Weight<T>& b, const Panels<T, Q>& to) {
   }
 }
 
-// Activations: m rows of k as the left operand, in tiles of ROWS rows, or of m where that is less. Rows of integers
+// Activations: m rows of k as the left operand, in tiles of MR rows, or of m where that is less. Rows of integers
 // have a scale each.
 template <class T, class Q>
 struct Rows {
   using P = Packed<Q>;
   P* data;
-  Wide<T>* scales;
+  opmath_type<T>* scales;
   int64_t m, k;
 
-  Rows(Wide<T>* data, Wide<T>* scales, int64_t m, int64_t k)
+  Rows(opmath_type<T>* data, opmath_type<T>* scales, int64_t m, int64_t k)
       : data(reinterpret_cast<P*>(data)), scales(scales), m(m), k(k) {}
-  int64_t tile_rows() const { return std::min(m, ROWS); }
+  int64_t tile_rows() const { return std::min(m, MR); }
   P* tile(int64_t t, int64_t i = 0) const { return data + (t * packed_depth<P>(k) + i) * tile_rows(); }
 };
 
@@ -109,13 +109,13 @@ INLINE void put(const Rows<T, Q>& to, int64_t r, int64_t i, vec<T> v, int64_t n)
   constexpr int64_t w = LANES<T>, step = ROW_STEP<P>;
   P lanes[w];
   if constexpr (std::is_integral_v<P>) {
-    Wide<T> rounded[w];
+    opmath_type<T> rounded[w];
     store(rounded, round_to_int8<T>(v, to.scales[r]));
     for (int64_t j = 0; j < w; ++j) lanes[j] = P(int32_t(rounded[j]) + INT8_OFFSET);
   } else {
     store(lanes, v);
   }
-  P* out = to.tile(r / ROWS, i / step * step) + r % ROWS * step;
+  P* out = to.tile(r / MR, i / step * step) + r % MR * step;
   const int64_t steps = (std::min(n, w) + step - 1) / step;
   if constexpr (step >= w) {
     std::memcpy(out + i % step, lanes, sizeof lanes);
@@ -137,8 +137,8 @@ INLINE void put_row(const Rows<T, Q>& to, int64_t r, const X* x) {
       most = v > most ? v : most;
       most = v == v ? most : v;
     }
-    Wide<T> largest = 0;
-    for (int64_t j = 0; j < LANES<T>; ++j) largest = larger(largest, Wide<T>(most[j]));
+    opmath_type<T> largest = 0;
+    for (int64_t j = 0; j < LANES<T>; ++j) largest = larger(largest, opmath_type<T>(most[j]));
     to.scales[r] = int8_scale(largest);
   }
   for (int64_t i = 0; i < to.k; i += LANES<T>) put(to, r, i, load(x + i, to.k - i), to.k - i);
@@ -147,31 +147,31 @@ INLINE void put_row(const Rows<T, Q>& to, int64_t r, const X* x) {
 // c [·, n] (+)= rows of tiles [t0, t1) · panel p; c [t1 − t0 tiles] starts at the first of these rows. Slices of k
 // bound the rounding of long sums; those of integers are exact.
 template <class T, class Q>
-void multiply_panel(const Rows<T, Q>& a, int64_t t0, int64_t t1, const Panels<T, Q>& b, int64_t p, Wide<T>* c,
+void multiply_panel(const Rows<T, Q>& a, int64_t t0, int64_t t1, const Panels<T, Q>& b, int64_t p, opmath_type<T>* c,
                     int64_t ldc, int64_t n, bool add = false) {
   using P = Packed<Q>;
-  constexpr int64_t W = PANEL<P>;
-  const auto rows = [&](int64_t t) { return std::min(ROWS, a.m - t * ROWS); };
+  constexpr int64_t W = NR<P>;
+  const auto rows = [&](int64_t t) { return std::min(MR, a.m - t * MR); };
   if constexpr (std::is_integral_v<P>) {
-    int32_t sums[ROWS * W];
+    int32_t sums[MR * W];
     for (int64_t t = t0; t < t1; ++t) {
       for (int64_t r = 0; r < rows(t); ++r) std::copy_n(b.starts(p), W, sums + r * W);
       multiply(a.tile(t), b.operands(p), a.k, sums, W, rows(t), W, true, a.tile_rows());
       for (int64_t r = 0; r < rows(t); ++r) {
-        Wide<T>* out = c + ((t - t0) * ROWS + r) * ldc;
-        const Wide<T> scale = a.scales[t * ROWS + r];
+        opmath_type<T>* out = c + ((t - t0) * MR + r) * ldc;
+        const opmath_type<T> scale = a.scales[t * MR + r];
         for (int64_t j = 0; j < n; ++j) {
-          const Wide<T> product = Wide<T>(sums[r * W + j]) * (b.scales(p)[j] * scale);
+          const opmath_type<T> product = opmath_type<T>(sums[r * W + j]) * (b.scales(p)[j] * scale);
           out[j] = add ? out[j] + product : product;
         }
       }
     }
   } else {
-    for (int64_t k0 = 0; k0 < std::max<int64_t>(a.k, 1); k0 += DEPTH<P>) {
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(a.k, 1); k0 += KC<P>) {
       const P* const panel = b.operands(p) + k0 * W;
-      const int64_t here = std::min(DEPTH<P>, a.k - k0);
+      const int64_t here = std::min(KC<P>, a.k - k0);
       for (int64_t t = t0; t < t1; ++t)
-        multiply(a.tile(t, k0), panel, here, c + (t - t0) * ROWS * ldc, ldc, rows(t), n, add || k0 > 0, a.tile_rows(),
+        multiply(a.tile(t, k0), panel, here, c + (t - t0) * MR * ldc, ldc, rows(t), n, add || k0 > 0, a.tile_rows(),
                  behind(panel, here, t - t0, t1 - t0));
     }
   }

@@ -3,21 +3,21 @@
 #pragma once
 
 template <class W>
-int64_t packed_size(Isa level, const W& weights) {
+int64_t packed_size(Isa isa, const W& weights) {
   int64_t bytes = 0;
-  CALL_AT(level, typename W::Operand, size_of_packed, weights, bytes);
+  CALL_AT(isa, typename W::Operand, size_of_packed, weights, bytes);
   return HEADER + bytes;
 }
 
 template <class W>
 Tensor pack(const PackedHeader& header, const Tensor& like, const W& weights) {
-  const Isa level = Isa(header.level);
-  const int64_t bytes = packed_size(level, weights);
+  const Isa isa = Isa(header.isa);
+  const int64_t bytes = packed_size(isa, weights);
   Tensor packed = empty(like, {bytes}, ScalarType::Byte);
   char* data = static_cast<char*>(packed.mutable_data_ptr());
   std::memcpy(data, &header, HEADER);
   parallel(team_size(double(bytes)),
-           [&](Team& team) { CALL_AT(level, typename W::Operand, pack_weights, team, weights, data + HEADER); });
+           [&](Team& team) { CALL_AT(isa, typename W::Operand, pack_weights, team, weights, data + HEADER); });
   return packed;
 }
 
@@ -26,7 +26,7 @@ template <class W>
 char* find_packed(std::optional<Tensor>& packed, const PackedHeader& header, const Tensor& like, const W& weights) {
   if (!packed) packed = pack(header, like, weights);
   char* data = static_cast<char*>(packed->data_ptr());
-  CHECK(std::memcmp(data, &header, HEADER) == 0 && packed->numel() == packed_size(Isa(header.level), weights),
+  CHECK(std::memcmp(data, &header, HEADER) == 0 && packed->numel() == packed_size(Isa(header.isa), weights),
         "packed was made of other weights or at another CPU capability: pack again");
   return data + HEADER;
 }

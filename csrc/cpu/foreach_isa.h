@@ -1,28 +1,9 @@
 // Compiles the header named by KERNELS once per instruction set, in namespaces baseline, avx2, avx512,
 // avx512_bf16 and amx (these two for operands of bfloat16 and int8 only: CALL_AT), so that one build runs everywhere
-// and every level can be tested on one machine. Use:
+// and every ISA can be tested on one machine. Use:
 //   #define KERNELS "op-inl.h"
 //   #include "foreach_isa.h"
-// What the kernels use from outside (standard headers, team.h) is included here, before any level.
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-
-#include "../common.h"
-#include "isa.h"
-#include "scratch.h"
-#include "team.h"
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-#define NOINLINE __attribute__((noinline))
-#pragma GCC diagnostic ignored "-Wpsabi"                // vectors never cross a call: what takes them is inlined
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own intrinsics set no value where none is needed
+#include "prelude.h"
 
 #define VECTOR_BYTES 16  // SSE2, NEON
 namespace baseline {

@@ -1,20 +1,23 @@
-// Matrix products on packed operands. Included once per level by foreach_isa.h.
-//   A is packed in tiles of ROWS rows, [K][ROWS]; B in panels of PANEL columns, [K][PANEL], padded with zeros. Operands
+// Matrix products on packed operands. Included once per ISA by foreach_isa.h.
+//   A is packed in tiles of MR rows, [K][MR]; B in panels of NR columns, [K][NR], padded with zeros. Operands
 //   of a dot-product instruction hold several consecutive k of a row or column side by side: STEP of a column,
-//   [K / STEP][PANEL][STEP], and as many of a row, or a whole AMX row: [K / ROW_STEP][ROWS][ROW_STEP].
-// One tile times one panel fills the register file: ROWS x 3 accumulators (24 of 32 registers, or 12 of 16), a row of A
+//   [K / STEP][NR][STEP], and as many of a row, or a whole AMX row: [K / ROW_STEP][MR][ROW_STEP].
+// One tile times one panel fills the register file: MR x 3 accumulators (24 of 32 registers, or 12 of 16), a row of A
 // and, where a multiply-add needs no register besides, three vectors of B. AMX's eight: 2 x 3 of 16 x 16 sums, one of A
 // and one of B.
+#ifndef VECTOR_BYTES  // as an editor reads this file
+#include "simd-inl.h"
+#endif
 
 #if VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int64_t VECTOR_ROWS = 8;
+constexpr int64_t VECTOR_MR = 8;
 #else
-constexpr int64_t VECTOR_ROWS = 4;
+constexpr int64_t VECTOR_MR = 4;
 #endif
 #ifdef AMX  // a row alone is left to vectors
-constexpr int64_t ROWS = 32, ROWS_BY_VECTORS = 1;
+constexpr int64_t MR = 32, MR_BY_VECTORS = 1;
 #else
-constexpr int64_t ROWS = VECTOR_ROWS, ROWS_BY_VECTORS = ROWS;
+constexpr int64_t MR = VECTOR_MR, MR_BY_VECTORS = MR;
 #endif
 
 // What packed operands of tensors of T are made of, and what their products add up in. Operands of int8_t are rounded
@@ -24,12 +27,12 @@ template <class T>
 using Packed = T;
 #else
 template <class T>
-using Packed = std::conditional_t<std::is_same_v<T, int8_t>, int16_t, Wide<T>>;
+using Packed = std::conditional_t<std::is_same_v<T, int8_t>, int16_t, opmath_type<T>>;
 #endif
 template <class P>
-using Sum = std::conditional_t<std::is_integral_v<P>, int32_t, Wide<P>>;
+using Sum = std::conditional_t<std::is_integral_v<P>, int32_t, opmath_type<P>>;
 template <class P>
-constexpr int64_t STEP = sizeof(Wide<P>) / sizeof(P);
+constexpr int64_t STEP = sizeof(opmath_type<P>) / sizeof(P);
 #ifdef AMX
 template <class P>
 constexpr int64_t ROW_STEP = 64 / sizeof(P);
@@ -40,7 +43,7 @@ constexpr int64_t ROW_STEP = STEP<P>;
 // Products run in slices of k this deep: a slice of a panel stays in the L2 cache. A slice that is packed for one
 // product alone is shallower, for that of the whole operand must stay in the L3 cache.
 template <class P>
-constexpr int64_t DEPTH = 1024 * STEP<P>;
+constexpr int64_t KC = 1024 * STEP<P>;
 #ifdef AMX
 template <class P>
 constexpr int64_t PACKED_SLICE = SLICE * STEP<P>;
@@ -53,7 +56,7 @@ constexpr int64_t L2_BYTES = 1 << 20;  // of packed B that stay in the L2 cache
 constexpr int64_t SUMMED = 256;
 constexpr int64_t LINE = 64;  // bytes of a cache line
 template <class P>
-constexpr int64_t PANEL = 3 * LANES<Wide<P>>;
+constexpr int64_t NR = 3 * LANES<opmath_type<P>>;
 
 // Whether registers are left for three vectors of B. SSE multiplies into a copy; so do integers but for VNNI.
 #if VECTOR_BYTES == 64 || defined(__aarch64__)
@@ -74,10 +77,10 @@ INLINE void hold(V& v) {
 }
 
 template <class P>
-constexpr int64_t panels(int64_t n) {
-  return (n + PANEL<P> - 1) / PANEL<P>;
+constexpr int64_t num_panels(int64_t n) {
+  return (n + NR<P> - 1) / NR<P>;
 }
-constexpr int64_t tiles(int64_t m) { return (m + ROWS - 1) / ROWS; }
+constexpr int64_t num_tiles(int64_t m) { return (m + MR - 1) / MR; }
 // k as packed: whole steps.
 template <class P>
 constexpr int64_t packed_depth(int64_t k) {
@@ -89,20 +92,20 @@ INLINE P convert(T x) {
   if constexpr (std::is_same_v<P, T>)
     return x;
   else
-    return P(Wide<T>(x));
+    return P(opmath_type<T>(x));
 }
 
 // Where (row, k) of packed tiles of `depth` is, k in whole steps.
 template <class P>
 INLINE P* tile_at(P* tiles, int64_t depth, int64_t row, int64_t k = 0) {
-  return tiles + (row / ROWS * depth + k) * ROWS + row % ROWS * ROW_STEP<P>;
+  return tiles + (row / MR * depth + k) * MR + row % MR * ROW_STEP<P>;
 }
 
 // One row of A to its place tile_at(). A null row is zeros.
 template <class P, class T>
 INLINE void pack_row(const T* row, int64_t stride, int64_t k, P* out) {
   constexpr int64_t step = ROW_STEP<P>;
-  for (int64_t i = 0; i < packed_depth<P>(k); i += step, out += ROWS * step)
+  for (int64_t i = 0; i < packed_depth<P>(k); i += step, out += MR * step)
     if (std::is_same_v<P, T> && row && stride == 1 && i + step <= k)
       std::memcpy(out, row + i, step * sizeof(P));
     else
@@ -170,17 +173,17 @@ INLINE void pack_together(const T* const (&rows)[N], int64_t k, int64_t width, P
 template <class P, class T>
 constexpr bool PACKED_TOGETHER = STEP<P> == 1 || std::is_same_v<P, T>;
 
-// ROWS rows of k values to one tile.
+// MR rows of k values to one tile.
 template <class P, class T>
-void pack_tile(const T* const (&rows)[ROWS], int64_t k, P* out) {
+void pack_tile(const T* const (&rows)[MR], int64_t k, P* out) {
 #ifdef AMX
-  for (int64_t r = 0; r < ROWS; ++r) pack_row(rows[r], 1, k, out + r * ROW_STEP<P>);
+  for (int64_t r = 0; r < MR; ++r) pack_row(rows[r], 1, k, out + r * ROW_STEP<P>);
 #else
-  pack_together(rows, k, ROWS, out);
+  pack_together(rows, k, MR, out);
 #endif
 }
 
-// One step of k of a tile, from its transpose: so many rows of n values, n <= ROWS. Null rows are zeros.
+// One step of k of a tile, from its transpose: so many rows of n values, n <= MR. Null rows are zeros.
 template <class P, class T>
 INLINE void pack_transposed(const T* const (&rows)[ROW_STEP<P>], int64_t n, P* out) {
 #ifdef AMX
@@ -208,11 +211,11 @@ void pack_rows(const T* m, int64_t r0, int64_t r1, int64_t k, P* tiles) {
   for (int64_t r = r0; r < r1;) {
     P* const tile = tile_at(tiles, depth, r);
     if constexpr (PACKED_TOGETHER<P, T>) {
-      if (r % ROWS == 0 && r + ROWS <= r1) {
-        const T* rows[ROWS];
-        for (int64_t i = 0; i < ROWS; ++i) rows[i] = m + (r + i) * k;
+      if (r % MR == 0 && r + MR <= r1) {
+        const T* rows[MR];
+        for (int64_t i = 0; i < MR; ++i) rows[i] = m + (r + i) * k;
         pack_tile(rows, k, tile);
-        r += ROWS;
+        r += MR;
         continue;
       }
     }
@@ -221,10 +224,10 @@ void pack_rows(const T* m, int64_t r0, int64_t r1, int64_t k, P* tiles) {
   }
 }
 
-// Columns [0, n) of b(k, n) = b[k · bk + n · bn] to one panel; n <= PANEL.
+// Columns [0, n) of b(k, n) = b[k · bk + n · bn] to one panel; n <= NR.
 template <class P, class T>
 void pack_panel(const T* b, int64_t bk, int64_t bn, int64_t k, int64_t n, P* out) {
-  constexpr int64_t W = PANEL<P>, s = STEP<P>;
+  constexpr int64_t W = NR<P>, s = STEP<P>;
   if (n < W || k % ROW_STEP<P>) std::memset(out, 0, packed_depth<P>(k) * W * sizeof(P));
   if (bn == 1) {
     for (int64_t i = 0; i < k; i += s) pack_steps(b + i * bk, bk, std::min(s, k - i), n, out + i * W);
@@ -287,7 +290,7 @@ INLINE V multiply_add(V sum, V a, V b) {
 template <class P, int M, int V, class S>
 NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, bool add, int64_t rows,
                             const char* ahead) {
-  constexpr int ROOM = HOLD_COLUMNS<P> ? 3 * VECTOR_ROWS : 2 * VECTOR_ROWS - 1;
+  constexpr int ROOM = HOLD_COLUMNS<P> ? 3 * VECTOR_MR : 2 * VECTOR_MR - 1;
   constexpr int PARTS = M * V * 4 <= ROOM ? 4 : M * V * 2 <= ROOM ? 2 : 1;
   constexpr int64_t W = LANES<S>;
   vec<S> acc[PARTS][M][V] = {};
@@ -310,7 +313,7 @@ NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc
       for (int v = 0; v < V; ++v) acc[part][m][v] = multiply_add(acc[part][m][v], row, columns[v]);
     }
     a += rows * STEP<P>;
-    b += PANEL<P> * STEP<P>;
+    b += NR<P> * STEP<P>;
   };
   if (add)  // c comes from far away where the product has many slices: fetched while the registers fill
     for (int m = 0; m < M; ++m)
@@ -333,24 +336,24 @@ NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc
     }
 }
 
-// multiply_rows for m <= ROWS_BY_VECTORS rows and so many whole vectors that n columns fit, in sums of bounded length.
+// multiply_rows for m <= MR_BY_VECTORS rows and so many whole vectors that n columns fit, in sums of bounded length.
 template <class P, class S>
 INLINE void multiply_vectors(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n,
                              bool add, int64_t rows, const char* ahead) {
   constexpr int64_t length = SUMMED * STEP<P>;
   const auto run = [&]<int M, int V = 3>() {
     for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += length)
-      multiply_rows<P, M, V>(tile + k0 * rows, panel + k0 * PANEL<P>, std::min(length, k - k0), c, ldc, add || k0 > 0,
+      multiply_rows<P, M, V>(tile + k0 * rows, panel + k0 * NR<P>, std::min(length, k - k0), c, ldc, add || k0 > 0,
                              rows, ahead ? ahead + k0 / STEP<P> * LINE : nullptr);
   };
-  if constexpr (ROWS_BY_VECTORS == ROWS) {
-    if (m == ROWS && n <= LANES<S>) return run.template operator()<ROWS, 1>();
-    if (m == ROWS && n <= 2 * LANES<S>) return run.template operator()<ROWS, 2>();
+  if constexpr (MR_BY_VECTORS == MR) {
+    if (m == MR && n <= LANES<S>) return run.template operator()<MR, 1>();
+    if (m == MR && n <= 2 * LANES<S>) return run.template operator()<MR, 2>();
   }
   const auto choose = [&]<int... M>(std::integer_sequence<int, M...>) {
     ((m == M + 1 ? run.template operator()<M + 1>() : void()), ...);
   };
-  choose(std::make_integer_sequence<int, ROWS_BY_VECTORS>());
+  choose(std::make_integer_sequence<int, MR_BY_VECTORS>());
 }
 
 #ifdef AMX
@@ -404,14 +407,14 @@ NOINLINE void multiply_block(const P* a, const P* b, int64_t k, S* c, int64_t ld
   if (add) each_sum([&](auto r, S* sums) __attribute__((always_inline)) { load_tile<r>(sums, ldc * sizeof(S)); });
   for (int64_t i = 0; i < k; i += ROW_STEP<P>) {
     unrolled<V>([&](auto v) __attribute__((always_inline)) {
-      load_tile<B>(b + v * 16 * STEP<P>, PANEL<P> * STEP<P> * sizeof(P));
+      load_tile<B>(b + v * 16 * STEP<P>, NR<P> * STEP<P> * sizeof(P));
       unrolled<M>([&](auto r) __attribute__((always_inline)) {
         load_tile<A>(a + r * 16 * ROW_STEP<P>, 64);
         multiply_tiles<P, r * V + v, A, B>();
       });
     });
     a += rows * ROW_STEP<P>;
-    b += PANEL<P> * ROW_STEP<P>;
+    b += NR<P> * ROW_STEP<P>;
   }
   each_sum([&](auto r, S* sums) __attribute__((always_inline)) { store_tile<r>(sums, ldc * sizeof(S)); });
   asm volatile("tilerelease");
@@ -437,18 +440,17 @@ INLINE void multiply_amx(const P* tile, const P* panel, int64_t k, S* c, int64_t
 }
 #endif
 
-// c [m, n] (+)= tile · panel, m <= ROWS, n <= PANEL; the tile has `rows` rows. Fetches a line of `ahead` for each step
+// c [m, n] (+)= tile · panel, m <= MR, n <= NR; the tile has `rows` rows. Fetches a line of `ahead` for each step
 // of k, where not null.
 template <class P, class S = Sum<P>>
 void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
-              int64_t rows = ROWS, const char* ahead = nullptr) {
-  constexpr int64_t W = PANEL<P>;
+              int64_t rows = MR, const char* ahead = nullptr) {
+  constexpr int64_t W = NR<P>;
 #ifdef AMX
   if (rows > 1) return multiply_amx(tile, panel, k, c, ldc, m, n, add, rows);
 #endif
-  if (n == W || (m == ROWS && n % LANES<S> == 0))
-    return multiply_vectors(tile, panel, k, c, ldc, m, n, add, rows, ahead);
-  S block[ROWS * W];  // the end of a row: nothing is written past it
+  if (n == W || (m == MR && n % LANES<S> == 0)) return multiply_vectors(tile, panel, k, c, ldc, m, n, add, rows, ahead);
+  S block[MR * W];  // the end of a row: nothing is written past it
   multiply_vectors(tile, panel, k, block, W, m, n, false, rows, ahead);
   for (int64_t i = 0; i < m; ++i)
     for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = add ? c[i * ldc + j] + block[i * W + j] : block[i * W + j];
@@ -458,14 +460,14 @@ void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64
 // come from far away once the last product is done. So few that they cannot fetch it all leave it to the machine.
 template <class P>
 INLINE const char* behind(const P* panel, int64_t k, int64_t i, int64_t products) {
-  constexpr int64_t LINES = PANEL<P> * STEP<P> * int64_t(sizeof(P)) / LINE;  // a step
+  constexpr int64_t LINES = NR<P> * STEP<P> * int64_t(sizeof(P)) / LINE;  // a step
   if (i >= LINES || products < LINES) return nullptr;
-  return reinterpret_cast<const char*>(panel + k * PANEL<P>) + i * (k / STEP<P>)*LINE;
+  return reinterpret_cast<const char*>(panel + k * NR<P>) + i * (k / STEP<P>)*LINE;
 }
 
 // A matrix in memory, element (i, j) at p[i · si + j · sj].
 template <class T>
-struct Matrix {
+struct Strided {
   const T* p;
   int64_t si, sj;
   const T* at(int64_t i, int64_t j) const { return p + i * si + j * sj; }
@@ -473,30 +475,28 @@ struct Matrix {
 
 // The whole right operand b [k, n] as panels, packed by the team together; the caller waits.
 template <class P, class T>
-void pack_panels(const Team& team, Matrix<T> b, int64_t k, int64_t n, P* out) {
-  const auto [p0, p1] = team.share(panels<P>(n));
+void pack_panels(const Team& team, Strided<T> b, int64_t k, int64_t n, P* out) {
+  const auto [p0, p1] = team.share(num_panels<P>(n));
   for (int64_t p = p0; p < p1; ++p)
-    pack_panel(b.at(0, p * PANEL<P>), b.si, b.sj, k, std::min(PANEL<P>, n - p * PANEL<P>),
-               out + p * packed_depth<P>(k) * PANEL<P>);
+    pack_panel(b.at(0, p * NR<P>), b.si, b.sj, k, std::min(NR<P>, n - p * NR<P>), out + p * packed_depth<P>(k) * NR<P>);
 }
 
 // c [m, n] (+)= tiles · panels: this thread's share of the (panel, tile) pairs; the caller waits. `depth`: how deep
 // tiles and panels are, where k is only a part of that.
 template <class P>
-void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, Wide<P>* c, int64_t ldc, int64_t m, int64_t n,
-                     bool add = false, int64_t depth = 0) {
-  const int64_t rows = tiles(m);
+void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, opmath_type<P>* c, int64_t ldc, int64_t m,
+                     int64_t n, bool add = false, int64_t depth = 0) {
+  const int64_t rows = num_tiles(m);
   if (!depth) depth = packed_depth<P>(k);
-  const auto [i0, i1] = team.share(panels<P>(n) * rows);
+  const auto [i0, i1] = team.share(num_panels<P>(n) * rows);
   for (int64_t i = i0; i < i1;) {
     const int64_t p = i / rows, t0 = i % rows, t1 = std::min(rows, t0 + i1 - i);
-    for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += DEPTH<P>) {
-      const P* const panel = b + (p * depth + k0) * PANEL<P>;
-      const int64_t here = std::min(DEPTH<P>, k - k0);
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += KC<P>) {
+      const P* const panel = b + (p * depth + k0) * NR<P>;
+      const int64_t here = std::min(KC<P>, k - k0);
       for (int64_t t = t0; t < t1; ++t)
-        multiply(a + (t * depth + k0) * ROWS, panel, here, c + t * ROWS * ldc + p * PANEL<P>, ldc,
-                 std::min(ROWS, m - t * ROWS), std::min(PANEL<P>, n - p * PANEL<P>), add || k0 > 0, ROWS,
-                 behind(panel, here, t - t0, t1 - t0));
+        multiply(a + (t * depth + k0) * MR, panel, here, c + t * MR * ldc + p * NR<P>, ldc, std::min(MR, m - t * MR),
+                 std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR, behind(panel, here, t - t0, t1 - t0));
     }
     i += t1 - t0;
   }
@@ -505,41 +505,41 @@ void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, Wide<P
 // c [m, n] (+)= a [m, k] · b [k, n], by the whole team, operands of tensors of T. Every thread of the team must call
 // it; c is complete on return.
 template <class T, class TA, class TB>
-void gemm(Team& team, int64_t m, int64_t n, int64_t k, Matrix<TA> a, Matrix<TB> b, Wide<T>* c, int64_t ldc, bool add,
-          void* scratch) {
+void gemm(Team& team, int64_t m, int64_t n, int64_t k, Strided<TA> a, Strided<TB> b, opmath_type<T>* c, int64_t ldc,
+          bool add, void* scratch) {
   using P = Packed<T>;
   P* const packed_a = static_cast<P*>(scratch);
-  P* const packed_b = packed_a + tiles(m) * ROWS * PACKED_SLICE<P>;
-  const auto [t0, t1] = team.share(tiles(m));
+  P* const packed_b = packed_a + num_tiles(m) * MR * PACKED_SLICE<P>;
+  const auto [t0, t1] = team.share(num_tiles(m));
   for (int64_t k0 = 0; k0 < k; k0 += PACKED_SLICE<P>) {
     const int64_t depth = std::min(PACKED_SLICE<P>, k - k0);
     for (int64_t t = t0; t < t1; ++t) {
-      const int64_t r0 = t * ROWS, rows = std::min(ROWS, m - r0);
+      const int64_t r0 = t * MR, rows = std::min(MR, m - r0);
       P* tile = tile_at(packed_a, packed_depth<P>(depth), r0);
-      if (a.si == 1 && (ROW_STEP<P> > STEP<P> || rows == ROWS)) {
+      if (a.si == 1 && (ROW_STEP<P> > STEP<P> || rows == MR)) {
         for (int64_t i = 0; i < depth; i += ROW_STEP<P>) {
           if constexpr (ROW_STEP<P> == STEP<P>) {
-            pack_steps(a.at(r0, k0 + i), a.sj, std::min(STEP<P>, depth - i), ROWS, tile + i * ROWS);
+            pack_steps(a.at(r0, k0 + i), a.sj, std::min(STEP<P>, depth - i), MR, tile + i * MR);
           } else {
             const TA* columns[ROW_STEP<P>];
             for (int64_t s = 0; s < ROW_STEP<P>; ++s) columns[s] = i + s < depth ? a.at(r0, k0 + i + s) : nullptr;
-            pack_transposed(columns, rows, tile + i * ROWS);
+            pack_transposed(columns, rows, tile + i * MR);
           }
         }
       } else {
         for (int64_t r = 0; r < rows; ++r) pack_row(a.at(r0 + r, k0), a.sj, depth, tile + r * ROW_STEP<P>);
       }
     }
-    pack_panels(team, Matrix<TB>{b.at(k0, 0), b.si, b.sj}, depth, n, packed_b);
+    pack_panels(team, Strided<TB>{b.at(k0, 0), b.si, b.sj}, depth, n, packed_b);
     team.wait();
     // As many panels as the L2 cache holds, and past them this thread's tiles of A, each read once.
-    const int64_t length = packed_depth<P>(depth), panel = length * PANEL<P>;
+    const int64_t length = packed_depth<P>(depth), panel = length * NR<P>;
     const int64_t group = std::max<int64_t>(1, L2_BYTES / (panel * sizeof(P)));
-    for (int64_t p0 = 0; p0 < panels<P>(n); p0 += group)
+    for (int64_t p0 = 0; p0 < num_panels<P>(n); p0 += group)
       for (int64_t t = t0; t < t1; ++t)
-        for (int64_t p = p0; p < std::min(p0 + group, panels<P>(n)); ++p)
-          multiply(packed_a + t * length * ROWS, packed_b + p * panel, depth, c + t * ROWS * ldc + p * PANEL<P>, ldc,
-                   std::min(ROWS, m - t * ROWS), std::min(PANEL<P>, n - p * PANEL<P>), add || k0 > 0);
+        for (int64_t p = p0; p < std::min(p0 + group, num_panels<P>(n)); ++p)
+          multiply(packed_a + t * length * MR, packed_b + p * panel, depth, c + t * MR * ldc + p * NR<P>, ldc,
+                   std::min(MR, m - t * MR), std::min(NR<P>, n - p * NR<P>), add || k0 > 0);
     team.wait();
   }
 }

@@ -15,20 +15,20 @@ INLINE void column_sums(const Team& team, int64_t rows, int64_t columns, double*
 template <class T>
 void pack_taps(const Team& team, const T* weight, int64_t wk, int64_t wn, int64_t k, int64_t n, Packed<T>* out) {
   using P = Packed<T>;
-  const auto [p0, p1] = team.share(panels<P>(n));
+  const auto [p0, p1] = team.share(num_panels<P>(n));
   for (int64_t p = p0; p < p1; ++p)
     for (int64_t tap = 0; tap < 2; ++tap)
-      pack_panel(weight + p * PANEL<P> * wn + tap, wk, wn, k, std::min(PANEL<P>, n - p * PANEL<P>),
-                 out + (2 * p + tap) * packed_depth<P>(k) * PANEL<P>);
+      pack_panel(weight + p * NR<P> * wn + tap, wk, wn, k, std::min(NR<P>, n - p * NR<P>),
+                 out + (2 * p + tap) * packed_depth<P>(k) * NR<P>);
 }
 
 // Tiles of rows [r0, r0 + m): k runs over x of the row before, then of the row itself.
 template <class T>
 void pack_inputs(const T* x, int64_t B, int64_t C, int64_t r0, int64_t m, Packed<T>* out) {
   const int64_t depth = packed_depth<Packed<T>>(C);
-  for (int64_t r = 0; r < m; r += ROWS) {
-    const T* rows[2][ROWS] = {};
-    for (int64_t i = 0; i < std::min(ROWS, m - r); ++i) {
+  for (int64_t r = 0; r < m; r += MR) {
+    const T* rows[2][MR] = {};
+    for (int64_t i = 0; i < std::min(MR, m - r); ++i) {
       rows[1][i] = x + (r0 + r + i) * C;
       if (r0 + r + i >= B) rows[0][i] = rows[1][i] - B * C;
     }
@@ -36,19 +36,19 @@ void pack_inputs(const T* x, int64_t B, int64_t C, int64_t r0, int64_t m, Packed
   }
 }
 
-// c [m, n] = tiles · panels, both taps: two sums of half the depth, for the shorter sum rounds less.
+// c [m, n] = packed_a · packed_b, both taps: two sums of half the depth, for the shorter sum rounds less.
 template <class P>
-void multiply_taps(const Team& team, const P* a, const P* b, int64_t depth, Wide<P>* c, int64_t ldc, int64_t m,
+void multiply_taps(const Team& team, const P* a, const P* b, int64_t depth, opmath_type<P>* c, int64_t ldc, int64_t m,
                    int64_t n) {
   multiply_panels(team, a, b, depth / 2, c, ldc, m, n, false, depth);
-  multiply_panels(team, a + depth / 2 * ROWS, b + depth / 2 * PANEL<P>, depth / 2, c, ldc, m, n, true, depth);
+  multiply_panels(team, a + depth / 2 * MR, b + depth / 2 * NR<P>, depth / 2, c, ldc, m, n, true, depth);
 }
 
 // a = product + b of m rows and up to a panel of columns, rounded to T, with statistics of what was rounded, safe at
 // any offset: a pivot near the mean, Σ (a − pivot), Σ (a − pivot)². The pivot of equal values is their value.
 template <class T>
-INLINE void finish_panel(Wide<T>* product, int64_t m, int64_t columns, const T* bias, T* a, Wide<T>* statistics,
-                         int64_t G) {
+INLINE void finish_panel(opmath_type<T>* product, int64_t m, int64_t columns, const T* bias, T* a,
+                         opmath_type<T>* statistics, int64_t G) {
   using V = vec<T>;
   constexpr int64_t W = LANES<T>, L = 3 * W;
   V first[3], pivot[3], sum[3] = {}, rest[3] = {}, squares[3] = {};
@@ -65,7 +65,7 @@ INLINE void finish_panel(Wide<T>* product, int64_t m, int64_t columns, const T* 
       sum[v] += value - first[v];
     }
 #pragma GCC unroll 3
-  for (int64_t v = 0; v < 3; ++v) pivot[v] = first[v] + sum[v] / Wide<T>(m);
+  for (int64_t v = 0; v < 3; ++v) pivot[v] = first[v] + sum[v] / opmath_type<T>(m);
   for (int64_t r = 0; r < m; ++r)
 #pragma GCC unroll 3
     for (int64_t v = 0; v < 3; ++v) {
@@ -86,22 +86,22 @@ INLINE void finish_panel(Wide<T>* product, int64_t m, int64_t columns, const T* 
 // a = W₀ x₋ + W₁ x + b with column means and sums of squared deviations: slab by slab, a slab panel by panel.
 template <class T>
 void highway_conv_project(Team& team, const HighwayProject<T>& s) {
-  using S = Wide<T>;
+  using S = opmath_type<T>;
   using P = Packed<T>;
   const int64_t C = s.C, G = 3 * s.C, n = s.steps * s.B, depth = 2 * packed_depth<P>(C);
-  P* const packed = static_cast<P*>(s.panels);
+  P* const packed = static_cast<P*>(s.packed_b);
   pack_taps(team, s.weight, 2, 2 * C, C, G, packed);
   team.wait();
-  P* const slab_tiles = static_cast<P*>(s.tiles) + team.id * SLAB * depth;
-  S* const product = s.product + team.id * SLAB * PANEL<P>;
+  P* const slab_tiles = static_cast<P*>(s.packed_a) + team.id * SLAB * depth;
+  S* const product = s.product + team.id * SLAB * NR<P>;
   const Team alone{0, 1, team.barrier};
   const auto [s0, s1] = team.share(slabs(n));
   for (int64_t slab = s0; slab < s1; ++slab) {
     const int64_t r0 = slab * SLAB, m = std::min(SLAB, n - r0);
     pack_inputs(s.x, s.B, C, r0, m, slab_tiles);
-    for (int64_t j = 0; j < G; j += PANEL<P>) {
-      const int64_t columns = std::min(PANEL<P>, G - j);
-      multiply_taps(alone, slab_tiles, packed + j * depth, depth, product, PANEL<P>, m, columns);
+    for (int64_t j = 0; j < G; j += NR<P>) {
+      const int64_t columns = std::min(NR<P>, G - j);
+      multiply_taps(alone, slab_tiles, packed + j * depth, depth, product, NR<P>, m, columns);
       finish_panel(product, m, columns, s.bias + j, s.a + r0 * G + j, s.statistics + slab * 3 * G + j, G);
     }
   }
@@ -121,14 +121,14 @@ void highway_conv_project(Team& team, const HighwayProject<T>& s) {
   for (int64_t k = k0; k < k1; ++k) {
     if (!std::isfinite(mean[k])) {  // where ∞ − pivot is NaN, the plain mean may be ∞
       mean[k] = 0;
-      for (int64_t r = 0; r < n; ++r) mean[k] += double(Wide<T>(s.a[r * G + k])) / double(n);
+      for (int64_t r = 0; r < n; ++r) mean[k] += double(opmath_type<T>(s.a[r * G + k])) / double(n);
     }
     s.mean[k] = S(mean[k]);
     s.m2[k] = S(std::max(m2[k], 0.0));
   }
 }
 
-// One row to row k of packed operands WIDTH wide: panels, or tiles of its transpose. A null row is zeros.
+// One row to row k of packed operands WIDTH wide: packed_b, or packed_a of its transpose. A null row is zeros.
 template <int64_t WIDTH, class P, class T>
 INLINE void put_row(const T* row, int64_t n, int64_t k, int64_t depth, P* out) {
   out += k / STEP<P> * STEP<P> * WIDTH;
@@ -154,17 +154,17 @@ INLINE void put_row(const T* row, int64_t n, int64_t k, int64_t depth, P* out) {
   }
 }
 
-// ROWS rows x of n values, from k on, to tiles of their transpose. Null rows are zeros.
+// MR rows x of n values, from k on, to packed_a of their transpose. Null rows are zeros.
 template <class P, class T>
-INLINE void put_transposed(const T* const (&x)[ROWS], int64_t n, int64_t k, int64_t depth, P* tiles) {
+INLINE void put_transposed(const T* const (&x)[MR], int64_t n, int64_t k, int64_t depth, P* packed_a) {
   if constexpr (ROW_STEP<P> == STEP<P>) {
-    for (int64_t i = 0; i < std::min(ROWS, depth - k); ++i) put_row<ROWS>(x[i], n, k + i, depth, tiles);
+    for (int64_t i = 0; i < std::min(MR, depth - k); ++i) put_row<MR>(x[i], n, k + i, depth, packed_a);
   } else {
-    static_assert(ROW_STEP<P> == ROWS);
-    for (int64_t j = 0; j < n; j += ROWS) {
-      const T* rows[ROWS];
-      for (int64_t i = 0; i < ROWS; ++i) rows[i] = x[i] ? x[i] + j : nullptr;
-      pack_transposed(rows, std::min(ROWS, n - j), tile_at(tiles, depth, j, k));
+    static_assert(ROW_STEP<P> == MR);
+    for (int64_t j = 0; j < n; j += MR) {
+      const T* rows[MR];
+      for (int64_t i = 0; i < MR; ++i) rows[i] = x[i] ? x[i] + j : nullptr;
+      pack_transposed(rows, std::min(MR, n - j), tile_at(packed_a, depth, j, k));
     }
   }
 }
@@ -172,20 +172,20 @@ INLINE void put_transposed(const T* const (&x)[ROWS], int64_t n, int64_t k, int6
 // Rows here are those of packed operands that run over (t, b): every time step's B rows, padded to whole steps of B's.
 template <class T>
 void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& s) {
-  using S = Wide<T>;
+  using S = opmath_type<T>;
   using P = Packed<T>;
   const int64_t C = s.C, G = 3 * s.C, B = (s.B + STEP<P> - 1) / STEP<P> * STEP<P>, n = s.steps * B;
   const int64_t depth = 2 * packed_depth<P>(G);
   // Products over all rows start at row 0 or B and end with a whole step of A's: rows past n are zeros.
   const int64_t all = packed_depth<P>(n) + (ROW_STEP<P> > STEP<P> ? ROW_STEP<P> : 0);
-  P* const weights = static_cast<P*>(s.panels);
+  P* const weights = static_cast<P*>(s.packed_b);
   P* const da_panels = static_cast<P*>(s.da_panels);
   P* const x_tiles = static_cast<P*>(s.x_tiles);
   pack_taps(team, s.weight, 2 * C, 2, G, C, weights);
   team.wait();
-  P* const slab_tiles = static_cast<P*>(s.tiles) + team.id * SLAB * depth;
-  P* const rows = static_cast<P*>(s.rows) + team.id * ROWS * G;
-  S* const product = s.product + team.id * SLAB * PANEL<P>;
+  P* const slab_tiles = static_cast<P*>(s.packed_a) + team.id * SLAB * depth;
+  P* const rows = static_cast<P*>(s.rows) + team.id * MR * G;
+  S* const product = s.product + team.id * SLAB * NR<P>;
   S* const slab_sums = s.slab_sums + team.id * G;
   double* const sums = s.sums + team.id * G;
   std::fill(sums, sums + G, 0.0);
@@ -206,40 +206,40 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
   for (int64_t k0 = s0 * SLAB; k0 < std::min(s1 * SLAB, all); k0 += SLAB) {
     const int64_t m = std::min(SLAB, all - k0);
     std::fill(slab_sums, slab_sums + G, S(0));
-    for (int64_t i0 = 0; i0 < m; i0 += ROWS) {
+    for (int64_t i0 = 0; i0 < m; i0 += MR) {
       // dx = da₊ W₀ + da W₁, da₊ that of the row after; da last, for it is wanted once more.
-      const P* tile[ROWS];
+      const P* tile[MR];
       for (int tap = 0; tap < 2; ++tap) {
-        for (int64_t i = 0; i < ROWS; ++i) {
+        for (int64_t i = 0; i < MR; ++i) {
           const int64_t r = i0 + i < m ? source(k0 + i0 + i + (1 - tap) * B) : -1;
           tile[i] = r < 0 ? nullptr : rows + i * G;
           if (r >= 0) total(r, rows + i * G, tap == 1);
         }
         pack_tile(tile, G, tile_at(slab_tiles, depth, i0, tap * depth / 2));
       }
-      const T* x[ROWS];
-      for (int64_t i = 0; i < ROWS; ++i) {
+      const T* x[MR];
+      for (int64_t i = 0; i < MR; ++i) {
         const int64_t k = k0 + i0 + i, r = source(k);
         x[i] = r < 0 ? nullptr : s.x + r * C;
-        if (k < all) put_row<PANEL<P>>(tile[i], G, k, all, da_panels);
+        if (k < all) put_row<NR<P>>(tile[i], G, k, all, da_panels);
       }
       put_transposed(x, C, k0 + i0, all, x_tiles);
     }
     for (int64_t j = 0; j < G; ++j) sums[j] += double(slab_sums[j]);
-    for (int64_t j = 0; j < C; j += PANEL<P>) {
-      const int64_t columns = std::min(PANEL<P>, C - j);
-      multiply_taps(alone, slab_tiles, weights + j * depth, depth, product, PANEL<P>, m, columns);
+    for (int64_t j = 0; j < C; j += NR<P>) {
+      const int64_t columns = std::min(NR<P>, C - j);
+      multiply_taps(alone, slab_tiles, weights + j * depth, depth, product, NR<P>, m, columns);
       for (int64_t i = 0; i < m; ++i) {
         const int64_t r = source(k0 + i);
         for (int64_t v = 0; r >= 0 && v < columns; v += LANES<T>)
-          store(s.dx + r * C + j + v, load(product + i * PANEL<P> + v), columns - v);
+          store(s.dx + r * C + j + v, load(product + i * NR<P> + v), columns - v);
       }
     }
   }
   team.wait();
   // dW₀ᵀ = x₋ᵀ da, dW₁ᵀ = xᵀ da
   S *const dw0 = s.dw, *const dw1 = s.dw + C * G;
-  multiply_panels(team, x_tiles, da_panels + B * PANEL<P>, n - B, dw0, G, C, G, false, all);
+  multiply_panels(team, x_tiles, da_panels + B * NR<P>, n - B, dw0, G, C, G, false, all);
   multiply_panels(team, x_tiles, da_panels, n, dw1, G, C, G, false, all);
   team.wait();
   const auto [g0, g1] = team.share(G);
@@ -285,7 +285,7 @@ template <class T>
 void highway_conv_gate_backward(Team& team, const HighwayGateBackward<T>& s) {
   const int64_t C = s.C, G = 3 * s.C;
   double* sums = s.sums + team.id * 2 * G;  // of dz and of dz (a − mean), this thread's rows
-  Wide<T>* row = s.row_sums + team.id * 2 * G;
+  opmath_type<T>* row = s.row_sums + team.id * 2 * G;
   std::fill(sums, sums + 2 * G, 0.0);
   const auto [r0, r1] = team.share(s.rows);
   for (int64_t r = r0; r < r1; ++r) {
@@ -320,23 +320,23 @@ void highway_conv_gate_backward(Team& team, const HighwayGateBackward<T>& s) {
   for (int64_t k = k0; k < k1; ++k) {
     double dz = 0, along = 0;
     for (int t = 0; t < team.size; ++t) dz += s.sums[t * 2 * G + k], along += s.sums[(t * 2 + 1) * G + k];
-    s.dshift[k] = Wide<T>(dz);
-    s.dscale[k] = Wide<T>(along);
-    s.dmean[k] = Wide<T>(-dz * double(s.scale[k]));
+    s.dshift[k] = opmath_type<T>(dz);
+    s.dscale[k] = opmath_type<T>(along);
+    s.dmean[k] = opmath_type<T>(-dz * double(s.scale[k]));
   }
 }
 
 // The folded layer: a slab of rows at a time, so that its pre-activations never leave the cache.
 template <class T>
 void highway_conv(Team& team, const HighwayFolded<T>& s) {
-  using S = Wide<T>;
+  using S = opmath_type<T>;
   using P = Packed<T>;
   const int64_t C = s.C, G = 3 * s.C, n = s.steps * s.B, depth = 2 * packed_depth<P>(C);
-  P* const packed = static_cast<P*>(s.panels);
+  P* const packed = static_cast<P*>(s.packed_b);
   pack_taps(team, s.weight, 2, 2 * C, C, G, packed);
   team.wait();
   S* slab_a = s.a + team.id * SLAB * G;
-  P* slab_tiles = static_cast<P*>(s.tiles) + team.id * SLAB * depth;
+  P* slab_tiles = static_cast<P*>(s.packed_a) + team.id * SLAB * depth;
   const Team alone{0, 1, team.barrier};
   const auto [s0, s1] = team.share(slabs(n));
   for (int64_t r0 = s0 * SLAB; r0 < std::min(s1 * SLAB, n); r0 += SLAB) {

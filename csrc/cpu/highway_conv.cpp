@@ -6,9 +6,9 @@ struct HighwayProject {
   int64_t steps, B, C;
   const T *x, *weight, *bias;
   T* a;
-  Wide<T>*mean, *m2;
-  void *panels, *tiles;
-  Wide<T>*product, *statistics;
+  opmath_type<T>*mean, *m2;
+  void *packed_b, *packed_a;
+  opmath_type<T>*product, *statistics;
   double* sums;
 };
 
@@ -16,12 +16,12 @@ template <class T>
 struct HighwayProjectBackward {
   int64_t steps, B, C;
   const T* da;
-  const Wide<T>*dmean, *dm2;
+  const opmath_type<T>*dmean, *dm2;
   const T *x, *weight, *a;
-  const Wide<T>* mean;
+  const opmath_type<T>* mean;
   T *dx, *dweight, *dbias;
-  void *panels, *tiles, *rows, *da_panels, *x_tiles;
-  Wide<T>*product, *slab_sums, *dw;
+  void *packed_b, *packed_a, *rows, *da_panels, *x_tiles;
+  opmath_type<T>*product, *slab_sums, *dw;
   double* sums;
 };
 
@@ -29,7 +29,7 @@ template <class T>
 struct HighwayGate {
   int64_t rows, C;
   const T *a, *x;
-  const Wide<T>*mean, *scale, *shift;
+  const opmath_type<T>*mean, *scale, *shift;
   bool carry;
   T* y;
 };
@@ -38,10 +38,10 @@ template <class T>
 struct HighwayGateBackward {
   int64_t rows, C;
   const T *dy, *a, *x;
-  const Wide<T>*mean, *scale, *shift;
+  const opmath_type<T>*mean, *scale, *shift;
   bool carry;
   T *da, *dx;
-  Wide<T>*dmean, *dscale, *dshift, *row_sums;
+  opmath_type<T>*dmean, *dscale, *dshift, *row_sums;
   double* sums;
 };
 
@@ -51,8 +51,8 @@ struct HighwayFolded {
   const T *x, *weight, *bias;
   bool carry;
   T* y;
-  void *panels, *tiles;
-  Wide<T>* a;
+  void *packed_b, *packed_a;
+  opmath_type<T>* a;
 };
 constexpr int64_t SLAB = 64;  // rows worked on at a time
 constexpr int64_t slabs(int64_t rows) { return (rows + SLAB - 1) / SLAB; }
@@ -76,11 +76,12 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project(Tensor x, Tensor weight,
   CHECK_SHAPE(bias, 3 * C);
   CHECK_LIKE(bias, x);
   make_contiguous(x, weight, bias);
-  Tensor a = empty(x, {T, B, 3 * C}), mean = empty(x, {3 * C}, wide(x)), m2 = empty(x, {3 * C}, wide(x));
+  Tensor a = empty(x, {T, B, 3 * C}), mean = empty(x, {3 * C}, opmath_dtype(x)),
+         m2 = empty(x, {3 * C}, opmath_dtype(x));
   DISPATCH(x.scalar_type(), "highway_conv_project", [&] {
-    using S = Wide<scalar_t>;
+    using S = opmath_type<scalar_t>;
     const int threads = team_size(6.0 * T * B * C * C);
-    Buffer<S> panels(2 * packed_length(C) * packed_columns(3 * C)), tiles(threads * SLAB * 2 * packed_length(C)),
+    Buffer<S> packed_b(2 * packed_length(C) * packed_columns(3 * C)), packed_a(threads * SLAB * 2 * packed_length(C)),
         product(threads * SLAB * 48);
     Buffer<S> statistics(slabs(T * B) * 9 * C);
     Buffer<double> sums(6 * C);
@@ -93,8 +94,8 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project(Tensor x, Tensor weight,
                                         .a = out<scalar_t>(a),
                                         .mean = out<S>(mean),
                                         .m2 = out<S>(m2),
-                                        .panels = panels,
-                                        .tiles = tiles,
+                                        .packed_b = packed_b,
+                                        .packed_a = packed_a,
                                         .product = product,
                                         .statistics = statistics,
                                         .sums = sums};
@@ -120,10 +121,10 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project_backward(Tensor da, Tens
   make_contiguous(da, dmean, dm2, x, weight, a, mean);
   Tensor dx = empty(x, {T, B, C}), dweight = empty(x, {3 * C, C, 2}), dbias = empty(x, {3 * C});
   DISPATCH(x.scalar_type(), "highway_conv_project_backward", [&] {
-    using S = Wide<scalar_t>;
+    using S = opmath_type<scalar_t>;
     const int threads = team_size(6.0 * T * B * C * C);
-    Buffer<S> panels(2 * packed_length(3 * C) * packed_columns(C)), tiles(threads * SLAB * 2 * packed_length(3 * C)),
-        rows(threads * 32 * 3 * C);
+    Buffer<S> packed_b(2 * packed_length(3 * C) * packed_columns(C)),
+        packed_a(threads * SLAB * 2 * packed_length(3 * C)), rows(threads * 32 * 3 * C);
     Buffer<S> da_panels((T * B + 32) * packed_columns(3 * C)), x_tiles((T * B + 32) * packed_rows(C));
     Buffer<S> product(threads * SLAB * 48), slab_sums(threads * 3 * C), dw(6 * C * C);
     Buffer<double> sums(threads * 3 * C);
@@ -140,8 +141,8 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project_backward(Tensor da, Tens
                                                 .dx = out<scalar_t>(dx),
                                                 .dweight = out<scalar_t>(dweight),
                                                 .dbias = out<scalar_t>(dbias),
-                                                .panels = panels,
-                                                .tiles = tiles,
+                                                .packed_b = packed_b,
+                                                .packed_a = packed_a,
                                                 .rows = rows,
                                                 .da_panels = da_panels,
                                                 .x_tiles = x_tiles,
@@ -174,7 +175,7 @@ Tensor highway_conv_gate(Tensor a, Tensor x, Tensor mean, Tensor scale, Tensor s
   const int64_t T = x.size(0), B = x.size(1), C = x.size(2);
   Tensor y = empty(x, {T, B, C});
   DISPATCH(x.scalar_type(), "highway_conv_gate", [&] {
-    using S = Wide<scalar_t>;
+    using S = opmath_type<scalar_t>;
     const HighwayGate<scalar_t> args{.rows = T * B,
                                      .C = C,
                                      .a = in<scalar_t>(a),
@@ -200,7 +201,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> highway_conv_gate_backward(Te
   Tensor da = empty(x, {T, B, 3 * C}), dx = empty(x, {T, B, C});
   Tensor dmean = empty(mean, {3 * C}), dscale = empty(mean, {3 * C}), dshift = empty(mean, {3 * C});
   DISPATCH(x.scalar_type(), "highway_conv_gate_backward", [&] {
-    using S = Wide<scalar_t>;
+    using S = opmath_type<scalar_t>;
     const int threads = team_size(8.0 * T * B * C);
     Buffer<S> row_sums(threads * 6 * C);
     Buffer<double> sums(threads * 6 * C);
@@ -233,9 +234,9 @@ Tensor highway_conv(Tensor x, Tensor weight, Tensor bias, bool carry) {
   make_contiguous(x, weight, bias);
   Tensor y = empty(x, {T, B, C});
   DISPATCH(x.scalar_type(), "highway_conv", [&] {
-    using S = Wide<scalar_t>;
+    using S = opmath_type<scalar_t>;
     const int threads = team_size(6.0 * T * B * C * C);
-    Buffer<S> panels(2 * packed_length(C) * packed_columns(3 * C)), tiles(threads * SLAB * 2 * packed_length(C)),
+    Buffer<S> packed_b(2 * packed_length(C) * packed_columns(3 * C)), packed_a(threads * SLAB * 2 * packed_length(C)),
         a(threads * SLAB * 3 * C);
     const HighwayFolded<scalar_t> args{.steps = T,
                                        .B = B,
@@ -245,8 +246,8 @@ Tensor highway_conv(Tensor x, Tensor weight, Tensor bias, bool carry) {
                                        .bias = in<scalar_t>(bias),
                                        .carry = carry,
                                        .y = out<scalar_t>(y),
-                                       .panels = panels,
-                                       .tiles = tiles,
+                                       .packed_b = packed_b,
+                                       .packed_a = packed_a,
                                        .a = a};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv, team, args); });
   });

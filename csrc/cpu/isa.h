@@ -37,10 +37,10 @@ inline Isa best_isa() {
 
 inline std::atomic<Isa> current_isa{best_isa()};
 
-// Calls `fn`, a kernel on operands of T, as compiled for `level`. `fn` comes from foreach_isa.h.
+// Calls `fn`, a kernel on operands of T, as compiled for `isa`. `fn` comes from foreach_isa.h.
 #if defined(__x86_64__)
-#define CALL_AT(level, T, fn, ...)    \
-  switch (level) {                    \
+#define CALL_AT(isa, T, fn, ...)      \
+  switch (isa) {                      \
     case Isa::amx:                    \
       if constexpr (sizeof(T) <= 2) { \
         amx::fn(__VA_ARGS__);         \
@@ -63,6 +63,6 @@ inline std::atomic<Isa> current_isa{best_isa()};
       baseline::fn(__VA_ARGS__);      \
   }
 #else
-#define CALL_AT(level, T, fn, ...) baseline::fn(__VA_ARGS__)
+#define CALL_AT(isa, T, fn, ...) baseline::fn(__VA_ARGS__)
 #endif
 #define CALL_BEST(T, fn, ...) CALL_AT(current_isa.load(), T, fn, __VA_ARGS__)

@@ -4,16 +4,16 @@
 
 // The rows of the batch whose gates this thread computes: whole tiles where there are enough of them.
 INLINE std::pair<int64_t, int64_t> share_rows(const Team& team, int64_t B) {
-  if (tiles(B) < 2 * team.size) return team.share(B);
-  const auto [t0, t1] = team.share(tiles(B));
-  return {t0 * ROWS, std::min(t1 * ROWS, B)};
+  if (num_tiles(B) < 2 * team.size) return team.share(B);
+  const auto [t0, t1] = team.share(num_tiles(B));
+  return {t0 * MR, std::min(t1 * MR, B)};
 }
 // Whether each thread goes through all steps with its own rows: nobody waits then, but each reads all of the weight.
-INLINE bool apart(const Team& team, int64_t B) { return B >= 2 * ROWS * team.size; }
+INLINE bool apart(const Team& team, int64_t B) { return B >= 2 * MR * team.size; }
 
 // a [n] += x, and the mean and the variance of the sums. Deviations are from a guess, and where that was far from the
 // mean, once more from the mean.
-template <class T, class S = Wide<T>>
+template <class T, class S = opmath_type<T>>
 INLINE std::pair<S, S> add_and_measure(S* a, const T* x, int64_t n) {
   constexpr int64_t w = LANES<T>;
   S about = 0;
@@ -50,7 +50,7 @@ INLINE std::pair<S, S> add_and_measure(S* a, const T* x, int64_t n) {
 
 // One row's norm and gates: a [4H] recurrent products, x [4H] -> h, c [H]. a becomes the pre-activations; `normalized`
 // [4H] and `rstd` are kept when not null.
-template <class T, class S = Wide<T>>
+template <class T, class S = opmath_type<T>>
 INLINE void gate_row(S* a, const T* x, const T* gain, const T* bias, const S* c_before, S* c, T* h, T* normalized,
                      S* rstd, int64_t H, S eps) {
   constexpr int64_t w = LANES<T>;
@@ -74,22 +74,22 @@ INLINE void gate_row(S* a, const T* x, const T* gain, const T* bias, const S* c_
 
 template <class T>
 void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
-  using S = Wide<T>;
+  using S = opmath_type<T>;
   const int64_t H = s.H, B = s.B, G = 4 * s.H;
   using P = Packed<T>;
-  P* const panels = static_cast<P*>(s.panels);
-  P* const tiles = static_cast<P*>(s.tiles);
+  P* const packed_b = static_cast<P*>(s.packed_b);
+  P* const packed_a = static_cast<P*>(s.packed_a);
   const int64_t depth = packed_depth<P>(H);
-  pack_panels(team, Matrix<T>{s.weight, 1, H}, H, G, panels);
+  pack_panels(team, Strided<T>{s.weight, 1, H}, H, G, packed_b);
   const auto [b0, b1] = share_rows(team, B);
-  pack_rows(s.h0, b0, b1, H, tiles);
+  pack_rows(s.h0, b0, b1, H, packed_a);
   for (int64_t k = b0 * H; k < b1 * H; ++k) s.state[k] = S(s.c0[k]);
   team.wait();
   const bool alone = apart(team, B);
   Team group = alone ? Team{0, 1, team.barrier} : team;
   const int64_t first = alone ? b0 : 0, rows = alone ? b1 - b0 : B;
   for (int64_t t = 0; t < s.steps; ++t) {
-    multiply_panels(group, tile_at(tiles, depth, first), panels, H, s.a + first * G, G, rows, G);
+    multiply_panels(group, tile_at(packed_a, depth, first), packed_b, H, s.a + first * G, G, rows, G);
     group.wait();
     for (int64_t b = b0; b < b1; ++b) {
       const int64_t row = t * B + b;
@@ -100,13 +100,13 @@ void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
       if (t + 1 == s.steps)
         for (int64_t k = 0; k < H; ++k) s.c_n[b * H + k] = T(c[k]);
     }
-    pack_rows(s.h + t * B * H, b0, b1, H, tiles);
+    pack_rows(s.h + t * B * H, b0, b1, H, packed_a);
     group.wait();
   }
 }
 
 // Backward of row b of step t: da [4H], dc of the step before; adds what reaches gain and bias to dgain, dbias [4H].
-template <class T, class S = Wide<T>>
+template <class T, class S = opmath_type<T>>
 INLINE void gate_row_backward(const LayerNormLstmBackward<T>& s, int64_t t, int64_t b, S* da, S* dgain, S* dbias) {
   constexpr int64_t w = LANES<T>;
   const int64_t H = s.H, G = 4 * s.H, row = t * s.B + b;
@@ -150,12 +150,12 @@ INLINE void gate_row_backward(const LayerNormLstmBackward<T>& s, int64_t t, int6
 
 template <class T>
 void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
-  using S = Wide<T>;
+  using S = opmath_type<T>;
   using P = Packed<T>;
   const int64_t H = s.H, B = s.B, G = 4 * s.H;
-  P* const panels = static_cast<P*>(s.panels);
-  P* const tiles = static_cast<P*>(s.tiles);
-  pack_panels(team, Matrix<T>{s.weight, H, 1}, G, H, panels);
+  P* const packed_b = static_cast<P*>(s.packed_b);
+  P* const packed_a = static_cast<P*>(s.packed_a);
+  pack_panels(team, Strided<T>{s.weight, H, 1}, G, H, packed_b);
   const auto [b0, b1] = share_rows(team, B);
   // Sums for gain and bias: of this step, then over steps, so that rounding grows with B + T and not with B · T.
   S* step_sums = s.sums + team.id * 4 * G;
@@ -174,12 +174,13 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
     if constexpr (std::is_same_v<S, T>) da = dx;
     for (int64_t b = b0; b < b1; ++b) gate_row_backward(s, t, b, da + b * G, step_sums, step_sums + G);
     if constexpr (std::is_same_v<P, T>)
-      pack_rows(dx, b0, b1, G, tiles);
+      pack_rows(dx, b0, b1, G, packed_a);
     else
-      pack_rows(da, b0, b1, G, tiles);
+      pack_rows(da, b0, b1, G, packed_a);
     for (int64_t k = 0; k < 2 * G; ++k) all_sums[k] += step_sums[k];
     group.wait();
-    multiply_panels(group, tile_at(tiles, packed_depth<P>(G), first), panels, G, s.dh_through + first * H, H, rows, H);
+    multiply_panels(group, tile_at(packed_a, packed_depth<P>(G), first), packed_b, G, s.dh_through + first * H, H, rows,
+                    H);
     group.wait();
   }
   for (int64_t k = b0 * H; k < b1 * H; ++k) {
@@ -194,13 +195,13 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
     (k < G ? s.dgain[k] : s.dbias[k - G]) = T(total);
   }
   // dW = Σₜ daₜᵀ hₜ₋₁, one product over all steps; h₋₁ = h0.
-  const Matrix<T> da{s.dx, 1, G};
-  gemm<T>(team, G, H, B, da, Matrix<T>{s.h0, H, 1}, s.dweight_wide, H, false, s.scratch);
+  const Strided<T> da{s.dx, 1, G};
+  gemm<T>(team, G, H, B, da, Strided<T>{s.h0, H, 1}, s.dweight_opmath, H, false, s.scratch);
   if (s.steps > 1)
-    gemm<T>(team, G, H, (s.steps - 1) * B, Matrix<T>{s.dx + B * G, 1, G}, Matrix<T>{s.h, H, 1}, s.dweight_wide, H, true,
-            s.scratch);
+    gemm<T>(team, G, H, (s.steps - 1) * B, Strided<T>{s.dx + B * G, 1, G}, Strided<T>{s.h, H, 1}, s.dweight_opmath, H,
+            true, s.scratch);
   if constexpr (!std::is_same_v<S, T>) {
     const auto [r0, r1] = team.share(G);
-    for (int64_t k = r0 * H; k < r1 * H; ++k) s.dweight[k] = T(s.dweight_wide[k]);
+    for (int64_t k = r0 * H; k < r1 * H; ++k) s.dweight[k] = T(s.dweight_opmath[k]);
   }
 }

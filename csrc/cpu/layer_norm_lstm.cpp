@@ -9,25 +9,25 @@ struct LayerNormLstm {
   double eps;
   const T *x, *weight, *gain, *bias, *h0, *c0;
   T *h, *c_n;
-  Wide<T>* c;  // c, normalized and rstd are kept for backward, or null
+  opmath_type<T>* c;  // c, normalized and rstd are kept for backward, or null
   T* normalized;
-  Wide<T>* rstd;
-  void *panels, *tiles;
-  Wide<T>*a, *state;
+  opmath_type<T>* rstd;
+  void *packed_b, *packed_a;
+  opmath_type<T>*a, *state;
 };
 
 template <class T>
 struct LayerNormLstmBackward {
   int64_t steps, B, H;
   const T *dh, *dc_n, *weight, *gain, *bias, *h0;
-  const Wide<T>* c0;
+  const opmath_type<T>* c0;
   const T* h;
-  const Wide<T>* c;
+  const opmath_type<T>* c;
   const T* normalized;
-  const Wide<T>* rstd;
+  const opmath_type<T>* rstd;
   T *dx, *dweight, *dgain, *dbias, *dh0, *dc0;
-  void *panels, *tiles, *scratch;
-  Wide<T>*da, *dc, *dh_through, *sums, *dweight_wide;
+  void *packed_b, *packed_a, *scratch;
+  opmath_type<T>*da, *dc, *dh_through, *sums, *dweight_opmath;
 };
 
 #define KERNELS "layer_norm_lstm-inl.h"
@@ -46,15 +46,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm(Tensor x, Ten
   check_lstm(x, weight_hh, norm_weight, norm_bias, h0, c0, B, H);
   make_contiguous(x, weight_hh, norm_weight, norm_bias, h0, c0);
 
-  const auto saved = wide(x);
+  const auto saved = opmath_dtype(x);
   Tensor h = empty(x, {T, B, H}), c_n = empty(x, {B, H});
   Tensor c = save ? empty(x, {T, B, H}, saved) : empty(x, {0}, saved);
   Tensor normalized = save ? empty(x, {T, B, 4 * H}) : empty(x, {0});
   Tensor rstd = save ? empty(x, {T, B}, saved) : empty(x, {0}, saved);
   DISPATCH(x.scalar_type(), "layer_norm_lstm", [&] {
-    using S = Wide<scalar_t>;
-    Buffer<S> panels(packed_length(H) * packed_columns(4 * H)), tiles(packed_rows(B) * packed_length(H)), a(B * 4 * H),
-        state(B * H);
+    using S = opmath_type<scalar_t>;
+    Buffer<S> packed_b(packed_length(H) * packed_columns(4 * H)), packed_a(packed_rows(B) * packed_length(H)),
+        a(B * 4 * H), state(B * H);
     const LayerNormLstm<scalar_t> args{.steps = T,
                                        .B = B,
                                        .H = H,
@@ -70,8 +70,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm(Tensor x, Ten
                                        .c = save ? out<S>(c) : nullptr,
                                        .normalized = save ? out<scalar_t>(normalized) : nullptr,
                                        .rstd = save ? out<S>(rstd) : nullptr,
-                                       .panels = panels,
-                                       .tiles = tiles,
+                                       .packed_b = packed_b,
+                                       .packed_a = packed_a,
                                        .a = a,
                                        .state = state};
     parallel(team_size(4.0 * B * H * H), [&](Team& team) { CALL_BEST(scalar_t, layer_norm_lstm, team, args); });
@@ -101,14 +101,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backw
   Tensor dx = empty(h, {T, B, 4 * H}), dweight_hh = empty(h, {4 * H, H}), dnorm_weight = empty(h, {4 * H});
   Tensor dnorm_bias = empty(h, {4 * H}), dh0 = empty(h, {B, H}), dc0 = empty(h, {B, H});
   DISPATCH(h.scalar_type(), "layer_norm_lstm_backward", [&] {
-    using S = Wide<scalar_t>;
+    using S = opmath_type<scalar_t>;
     constexpr bool same = std::is_same_v<S, scalar_t>;
     const int threads = team_size(4.0 * B * H * H);
-    Buffer<S> panels(packed_length(4 * H) * packed_columns(H)), tiles(packed_rows(B) * packed_length(4 * H)),
+    Buffer<S> packed_b(packed_length(4 * H) * packed_columns(H)), packed_a(packed_rows(B) * packed_length(4 * H)),
         da(B * 4 * H), dc(B * H);
-    Buffer<S> dh_through(B * H), sums(threads * 16 * H), scratch(gemm_scratch(4 * H, H)), c0_wide(B * H);
-    Buffer<S> dweight_wide(same ? 0 : 4 * H * H);
-    std::copy_n(in<scalar_t>(c0), B * H, static_cast<S*>(c0_wide));
+    Buffer<S> dh_through(B * H), sums(threads * 16 * H), scratch(gemm_scratch(4 * H, H)), c0_opmath(B * H);
+    Buffer<S> dweight_opmath(same ? 0 : 4 * H * H);
+    std::copy_n(in<scalar_t>(c0), B * H, static_cast<S*>(c0_opmath));
     scalar_t* dweight = out<scalar_t>(dweight_hh);
     const LayerNormLstmBackward<scalar_t> args{.steps = T,
                                                .B = B,
@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backw
                                                .gain = in<scalar_t>(norm_weight),
                                                .bias = in<scalar_t>(norm_bias),
                                                .h0 = in<scalar_t>(h0),
-                                               .c0 = c0_wide,
+                                               .c0 = c0_opmath,
                                                .h = in<scalar_t>(h),
                                                .c = in<S>(c),
                                                .normalized = in<scalar_t>(normalized),
@@ -130,14 +130,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backw
                                                .dbias = out<scalar_t>(dnorm_bias),
                                                .dh0 = out<scalar_t>(dh0),
                                                .dc0 = out<scalar_t>(dc0),
-                                               .panels = panels,
-                                               .tiles = tiles,
+                                               .packed_b = packed_b,
+                                               .packed_a = packed_a,
                                                .scratch = scratch,
                                                .da = da,
                                                .dc = dc,
                                                .dh_through = dh_through,
                                                .sums = sums,
-                                               .dweight_wide = same ? reinterpret_cast<S*>(dweight) : dweight_wide};
+                                               .dweight_opmath = same ? reinterpret_cast<S*>(dweight) : dweight_opmath};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, layer_norm_lstm_backward, team, args); });
   });
   return {dx, dweight_hh, dnorm_weight, dnorm_bias, dh0, dc0};

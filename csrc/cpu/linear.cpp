@@ -1,4 +1,4 @@
-// Linear layer over dense inputs and symbols on CPU. Equations: fastvae/ops/linear.py.
+// Linear layer over dense inputs and tokens on CPU. Equations: fastvae/ops/linear.py.
 #include <vector>
 
 #include "../common.h"
@@ -11,23 +11,23 @@ template <class T>
 struct Linear {
   int64_t rows, K, S, N;
   const T *x, *weight, *bias;  // x is null where K = 0
-  const int64_t* symbols;      // null where S = 0
+  const int64_t* tokens;       // null where S = 0
   T* a;
-  // Scratch: the packed weight, a slab of x packed and of a for each thread, and what each symbol adds [max(S, 1), N].
-  void *panels, *tiles;
-  Wide<T>*slab, *table;
+  // Scratch: the packed weight, a slab of x packed and of a for each thread, and what each token adds [max(S, 1), N].
+  void *packed_b, *packed_a;
+  opmath_type<T>*slab, *table;
 };
 
 template <class T>
 struct LinearBackward {
   int64_t rows, K, S, N;
   const T *da, *x, *weight;
-  const int64_t *order, *starts;  // rows sorted by symbol, and where each symbol's start
+  const int64_t *order, *starts;  // rows sorted by token, and where each token's start
   T *dx, *dweight, *dbias;
   // Scratch: the packed weight, a slab of da packed and of dx for each thread, that of a product, and dweight
   // transposed [K + max(S, 1), N]; sums of da [N].
-  void *panels, *tiles, *scratch;
-  Wide<T>*slab, *dw;
+  void *packed_b, *packed_a, *scratch;
+  opmath_type<T>*slab, *dw;
   double* total;
 };
 
@@ -41,60 +41,60 @@ struct Sizes {
 };
 
 // Checks the inputs of both directions and makes them contiguous.
-Sizes check(std::optional<Tensor>& x, Tensor& weight, std::optional<Tensor>& symbols) {
+Sizes check(std::optional<Tensor>& x, Tensor& weight, std::optional<Tensor>& tokens) {
   CHECK_DIM(weight, 2, "[N, K + S]");
-  CHECK(x || symbols, "x or symbols must be given");
-  for (const auto& given : {x, symbols})
-    CHECK(!given || has_moderate_sizes(*given), "x and symbols must have at most 2^40 elements each");
+  CHECK(x || tokens, "x or tokens must be given");
+  for (const auto& given : {x, tokens})
+    CHECK(!given || has_moderate_sizes(*given), "x and tokens must have at most 2^40 elements each");
   CHECK(!x || x->dim() > 0, "x must have shape [..., K], got []");
   const int64_t K = x ? x->size(x->dim() - 1) : 0, S = weight.size(1) - K;
-  CHECK(symbols ? S > 0 : S == 0, "weight must have shape [N, K + S], where K = " + std::to_string(K) +
-                                      (symbols ? " and S is that of the symbols" : " and S = 0 without symbols") +
-                                      got(weight));
+  CHECK(tokens ? S > 0 : S == 0, "weight must have shape [N, K + S], where K = " + std::to_string(K) +
+                                     (tokens ? " and S is that of the tokens" : " and S = 0 without tokens") +
+                                     got(weight));
   CHECK(weight.size(0) > 0, "weight must have a row");
   if (x) {
     CHECK(x->scalar_type() == weight.scalar_type(), "x must have the dtype of weight");
     CHECK(x->device() == weight.device(), "x must be on the device of weight");
     make_contiguous(*x);
   }
-  int64_t rows = x ? (K ? x->numel() / K : 0) : symbols->numel();
-  if (symbols) {
-    CHECK(symbols->scalar_type() == ScalarType::Long, "symbols must have dtype int64");
-    CHECK(symbols->device() == weight.device(), "symbols must be on the device of weight");
-    bool same = !x || symbols->dim() == x->dim() - 1;
-    for (int64_t i = 0; x && same && i < symbols->dim(); ++i) same = symbols->size(i) == x->size(i);
-    CHECK(same, "symbols must have the shape of x without its last dimension");
-    rows = symbols->numel();
-    make_contiguous(*symbols);
+  int64_t rows = x ? (K ? x->numel() / K : 0) : tokens->numel();
+  if (tokens) {
+    CHECK(tokens->scalar_type() == ScalarType::Long, "tokens must have dtype int64");
+    CHECK(tokens->device() == weight.device(), "tokens must be on the device of weight");
+    bool same = !x || tokens->dim() == x->dim() - 1;
+    for (int64_t i = 0; x && same && i < tokens->dim(); ++i) same = tokens->size(i) == x->size(i);
+    CHECK(same, "tokens must have the shape of x without its last dimension");
+    rows = tokens->numel();
+    make_contiguous(*tokens);
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t s = in<int64_t>(*symbols)[i];
-      CHECK(s >= 0 && s < S, "symbols hold the id " + std::to_string(s) + "; ids are 0 to " + std::to_string(S - 1));
+      const int64_t s = in<int64_t>(*tokens)[i];
+      CHECK(s >= 0 && s < S, "tokens hold the id " + std::to_string(s) + "; ids are 0 to " + std::to_string(S - 1));
     }
   }
-  CHECK(rows > 0, "x and symbols must have no empty dimension");
+  CHECK(rows > 0, "x and tokens must have no empty dimension");
   make_contiguous(weight);
   return {rows, K, S, weight.size(0)};
 }
 
-std::vector<int64_t> output_shape(const std::optional<Tensor>& x, const std::optional<Tensor>& symbols, int64_t last) {
+std::vector<int64_t> output_shape(const std::optional<Tensor>& x, const std::optional<Tensor>& tokens, int64_t last) {
   std::vector<int64_t> shape;
-  const Tensor& like = symbols ? *symbols : *x;
-  for (int64_t i = 0; i < like.dim() - (symbols ? 0 : 1); ++i) shape.push_back(like.size(i));
+  const Tensor& like = tokens ? *tokens : *x;
+  for (int64_t i = 0; i < like.dim() - (tokens ? 0 : 1); ++i) shape.push_back(like.size(i));
   shape.push_back(last);
   return shape;
 }
 
-Tensor linear(std::optional<Tensor> x, Tensor weight, Tensor bias, std::optional<Tensor> symbols) {
-  const auto [rows, K, S, N] = check(x, weight, symbols);
+Tensor linear(std::optional<Tensor> x, Tensor weight, Tensor bias, std::optional<Tensor> tokens) {
+  const auto [rows, K, S, N] = check(x, weight, tokens);
   CHECK_SHAPE(bias, N);
   CHECK_LIKE(bias, weight);
   make_contiguous(bias);
   check_memory(times({rows, N}), weight.element_size());
-  Tensor a = torch::stable::new_empty(weight, output_shape(x, symbols, N));
+  Tensor a = torch::stable::new_empty(weight, output_shape(x, tokens, N));
   DISPATCH(weight.scalar_type(), "linear", [&] {
-    using W = Wide<scalar_t>;
+    using W = opmath_type<scalar_t>;
     const int threads = team_size(double(rows) * N * (K + 1));
-    Buffer<W> panels(packed_length(K) * packed_columns(N)), tiles(threads * SLAB<scalar_t> * packed_length(K)),
+    Buffer<W> packed_b(packed_length(K) * packed_columns(N)), packed_a(threads * SLAB<scalar_t> * packed_length(K)),
         slab(threads * SLAB<scalar_t> * 48);
     Buffer<W> table(std::max<int64_t>(S, 1) * N);
     const Linear<scalar_t> args{.rows = rows,
@@ -104,10 +104,10 @@ Tensor linear(std::optional<Tensor> x, Tensor weight, Tensor bias, std::optional
                                 .x = x ? in<scalar_t>(*x) : nullptr,
                                 .weight = in<scalar_t>(weight),
                                 .bias = in<scalar_t>(bias),
-                                .symbols = symbols ? in<int64_t>(*symbols) : nullptr,
+                                .tokens = tokens ? in<int64_t>(*tokens) : nullptr,
                                 .a = out<scalar_t>(a),
-                                .panels = panels,
-                                .tiles = tiles,
+                                .packed_b = packed_b,
+                                .packed_a = packed_a,
                                 .slab = slab,
                                 .table = table};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, linear, team, args); });
@@ -115,30 +115,30 @@ Tensor linear(std::optional<Tensor> x, Tensor weight, Tensor bias, std::optional
   return a;
 }
 
-// Rows in order of their symbols, and where each symbol's rows start [max(S, 1) + 1]; without symbols all are symbol 0.
-std::pair<std::vector<int64_t>, std::vector<int64_t>> sort(const int64_t* symbols, int64_t rows, int64_t S) {
+// Rows in order of their tokens, and where each token's rows start [max(S, 1) + 1]; without tokens all are token 0.
+std::pair<std::vector<int64_t>, std::vector<int64_t>> sort(const int64_t* tokens, int64_t rows, int64_t S) {
   std::vector<int64_t> order(rows), starts(std::max<int64_t>(S, 1) + 1, 0);
-  for (int64_t r = 0; r < rows; ++r) ++starts[(symbols ? symbols[r] : 0) + 1];
+  for (int64_t r = 0; r < rows; ++r) ++starts[(tokens ? tokens[r] : 0) + 1];
   for (size_t s = 1; s < starts.size(); ++s) starts[s] += starts[s - 1];
   std::vector<int64_t> next(starts);
-  for (int64_t r = 0; r < rows; ++r) order[next[symbols ? symbols[r] : 0]++] = r;
+  for (int64_t r = 0; r < rows; ++r) order[next[tokens ? tokens[r] : 0]++] = r;
   return {order, starts};
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor da, std::optional<Tensor> x, Tensor weight,
-                                                   std::optional<Tensor> symbols) {
-  const auto [rows, K, S, N] = check(x, weight, symbols);
+                                                   std::optional<Tensor> tokens) {
+  const auto [rows, K, S, N] = check(x, weight, tokens);
   CHECK(da.dim() > 0 && da.size(da.dim() - 1) == N && da.numel() == rows * N,
         "da must have shape [..., N], N = " + std::to_string(N));
   CHECK_LIKE(da, weight);
   make_contiguous(da);
-  Tensor dx = x ? torch::stable::new_empty(weight, output_shape(x, symbols, K)) : empty(weight, {0});
+  Tensor dx = x ? torch::stable::new_empty(weight, output_shape(x, tokens, K)) : empty(weight, {0});
   Tensor dweight = empty(weight, {N, K + S}), dbias = empty(weight, {N});
-  const auto [order, starts] = sort(symbols ? in<int64_t>(*symbols) : nullptr, rows, S);
+  const auto [order, starts] = sort(tokens ? in<int64_t>(*tokens) : nullptr, rows, S);
   DISPATCH(weight.scalar_type(), "linear_backward", [&] {
-    using W = Wide<scalar_t>;
+    using W = opmath_type<scalar_t>;
     const int threads = team_size(2.0 * rows * N * (K + 1));
-    Buffer<W> panels(packed_length(N) * packed_columns(K)), tiles(threads * SLAB<scalar_t> * packed_length(N)),
+    Buffer<W> packed_b(packed_length(N) * packed_columns(K)), packed_a(threads * SLAB<scalar_t> * packed_length(N)),
         slab(threads * SLAB<scalar_t> * 48);
     Buffer<W> scratch(gemm_scratch(K, N)), dw((K + std::max<int64_t>(S, 1)) * N);
     Buffer<double> total(N);
@@ -154,8 +154,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor da, std::optional<Tens
                                         .dx = x ? out<scalar_t>(dx) : nullptr,
                                         .dweight = out<scalar_t>(dweight),
                                         .dbias = out<scalar_t>(dbias),
-                                        .panels = panels,
-                                        .tiles = tiles,
+                                        .packed_b = packed_b,
+                                        .packed_a = packed_a,
                                         .scratch = scratch,
                                         .slab = slab,
                                         .dw = dw,

@@ -14,7 +14,7 @@ void multiply_add_rounds(int64_t n, double& operations, float& result) {
   result = 0;
   operations = 2.0 * SUMS * 16 * 16 * ROW_STEP<P> * n;
 #else
-  constexpr int SUMS = 3 * VECTOR_ROWS;
+  constexpr int SUMS = 3 * VECTOR_MR;
   vec<P> sums[SUMS] = {}, x{};
   for (int i = 0; i < SUMS; ++i) sums[i] += Sum<P>(i);
   for (int64_t k = 0; k < n; ++k) {
@@ -28,7 +28,7 @@ void multiply_add_rounds(int64_t n, double& operations, float& result) {
 #endif
 }
 
-// `bytes` is a multiple of 8 vectors at every level.
+// `bytes` is a multiple of 8 vectors for every ISA.
 inline void read(const char* data, int64_t bytes, int64_t passes, float& result) {
   i32 acc[8] = {};
   for (int64_t pass = 0; pass < passes; ++pass) {

@@ -77,7 +77,7 @@ double read_rate(int threads, double megabytes) {
 
 }  // namespace
 
-// kind: "fp32", "bf16" or "int8", in 1e9 operations a second as products of the current level do them, or "read" over
+// kind: "fp32", "bf16" or "int8", in 1e9 operations a second as products of the current ISA do them, or "read" over
 // and over from `megabytes` (1e6 bytes), in 1e9 bytes a second. A tenth of a second and a little more.
 double machine_peak(const std::string& kind, int threads, double megabytes) {
   if (threads < 1) throw std::invalid_argument("threads must be 1 or more, got " + std::to_string(threads));

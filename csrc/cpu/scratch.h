@@ -10,13 +10,13 @@
 
 #include "../checks.h"
 
-// Sizes of packed operands (gemm-inl.h) in numbers of the wide type, large enough at every level: rows of A, columns of
-// B, k of either, scratch of a whole product.
+// Sizes of packed operands (gemm-inl.h) in numbers of the opmath type, large enough for every ISA: rows of A, columns
+// of B, k of either, scratch of a whole product.
 inline int64_t packed_rows(int64_t m) { return (m + 31) / 32 * 32; }
 inline int64_t packed_columns(int64_t n) { return n + 47; }
 inline int64_t packed_length(int64_t k) { return std::max<int64_t>(k, 16); }
 constexpr int64_t SLICE =
-    512;  // of k: a packed slice holds at most as many numbers of the wide type for a row or column
+    512;  // of k: a packed slice holds at most as many numbers of the opmath type for a row or column
 inline int64_t gemm_scratch(int64_t m, int64_t n) { return (packed_rows(m) + packed_columns(n)) * SLICE; }
 
 // Allocated before a region starts so that nothing throws inside one.

@@ -1,4 +1,8 @@
-// Portable SIMD on GCC and Clang vector extensions, VECTOR_BYTES wide. Included once per level by foreach_isa.h.
+// Portable SIMD on GCC and Clang vector extensions, VECTOR_BYTES wide. Included once per ISA by foreach_isa.h.
+#ifndef VECTOR_BYTES  // as an editor reads this file
+#define VECTOR_BYTES 16
+#include "prelude.h"
+#endif
 
 typedef float f32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef double f64 __attribute__((vector_size(VECTOR_BYTES)));
@@ -10,7 +14,7 @@ typedef uint16_t u16 __attribute__((vector_size(VECTOR_BYTES / 2)));
 template <class T>
 using vec = std::conditional_t<std::is_integral_v<T>, i32, std::conditional_t<std::is_same_v<T, double>, f64, f32>>;
 template <class T>
-constexpr int64_t LANES = VECTOR_BYTES / sizeof(Wide<T>);
+constexpr int64_t LANES = VECTOR_BYTES / sizeof(opmath_type<T>);
 
 // The first n lanes' worth of memory as V, the rest zeros; and back. Masked where there are such instructions.
 template <class V, class T>

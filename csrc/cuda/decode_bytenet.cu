@@ -1,17 +1,17 @@
 // Decoding with highway masked convolutions in one launch. Equations: fastvae/ops/decode_bytenet.py.
 //
 // Each layer has blocks of its own, which keep the weights of some channels in shared memory, and so has the
-// classifier. A vector passes one exchange a layer, and the chosen symbol one more; what the step before gives to a
+// classifier. A vector passes one exchange a layer, and the chosen token one more; what the step before gives to a
 // layer's sum is made after its vector has been published, while others wait for nothing. Slices of the sequences
 // follow each other through the layers.
 #include <algorithm>
 
 #include "launch.cuh"
-#include "offer.cuh"
+#include "argmax.cuh"
 
 namespace {
-constexpr int VOTE = 2;  // words: logit, symbol
-constexpr int MOST_VOTERS = 32;
+constexpr int CHOICE_WORDS = 2;  // logit, token
+constexpr int MAX_CLASSIFIER_BLOCKS = 32;
 
 template <class T>
 struct Layers {
@@ -20,35 +20,36 @@ struct Layers {
   const T *classifier_weight, *classifier_bias;
   const float* noise;         // [T, B, V] or null
   int64_t* tokens;            // [B, T]
-  uint32_t *vectors, *votes;  // [layers, T, B, exchanged(C)] of T; [T, B, voters, VOTE]
+  uint32_t *vectors, *choices;  // [layers, T, B, exchanged(C)] of T; [T, B, classifier_blocks, CHOICE_WORDS]
   int V, end_id, pad_id;
   bool carry;
 };
 
 template <class T, int N>
 struct Net {
-  int steps, B, C, layers, members, units, voters, symbols, share;  // symbols: of a voter, at most
+  // candidates: tokens of a classifier block, at most; group_batch: sequences of a group
+  int steps, B, C, layers, group_size, units, classifier_blocks, candidates, group_batch;
 
-  HOST_DEVICE Parts channels() const { return {C, members, units}; }
-  HOST_DEVICE int blocks() const { return layers * members + voters; }  // of a group
-  HOST_DEVICE int slices() const { return divide_up(share, N); }
+  HOST_DEVICE Parts channels() const { return {C, group_size, units}; }
+  HOST_DEVICE int blocks() const { return layers * group_size + classifier_blocks; }  // of a group
+  HOST_DEVICE int slices() const { return divide_up(group_batch, N); }
   HOST_DEVICE int row_words() const { return exchanged(C) / PER_WORD<T>; }
 
   struct Shared {
     uint32_t *before, *now, *columns;  // weights of the step before and of this one
-    float *partial, *sums;             // sums [slices, 3 · units, N] of a layer, [symbols, N] of a voter
-    int *symbol, *ended, *stopped;     // [N], [share], [slices]
+    float *partial, *sums;             // sums [slices, 3 · units, N] of a layer, [candidates, N] of a classifier
+    int *token, *ended, *stopped;      // [N], [group_batch], [slices]
   };
-  HOST_DEVICE Shared shared(Arena& arena, int warps, bool voter) const {
-    const Matrix<T, N> m{voter ? symbols : 3 * units, C};
+  HOST_DEVICE Shared shared(Arena& arena, int warps, bool classifier) const {
+    const Matrix<T, N> m{classifier ? candidates : 3 * units, C};
     Shared s;
-    s.before = arena.take<uint32_t>(voter ? 0 : m.weight_words());
+    s.before = arena.take<uint32_t>(classifier ? 0 : m.weight_words());
     s.now = arena.take<uint32_t>(m.weight_words());
     s.columns = arena.take<uint32_t>(m.columns_words());
     s.partial = arena.take<float>(m.partial_floats(warps));
-    s.sums = arena.take<float>(voter ? symbols * N : int64_t(slices()) * 3 * units * N);
-    s.symbol = arena.take<int>(N);
-    s.ended = arena.take<int>(share);
+    s.sums = arena.take<float>(classifier ? candidates * N : int64_t(slices()) * 3 * units * N);
+    s.token = arena.take<int>(N);
+    s.ended = arena.take<int>(group_batch);
     s.stopped = arena.take<int>(slices());
     return s;
   }
@@ -60,7 +61,7 @@ struct NetBlock {
   Layers<T> d;
   typename Net<T, N>::Shared s;
   Matrix<T, N> matrix;
-  int layer, member, first, sequences;
+  int layer, rank, first, sequences;
 
   DEVICE int in_slice(int slice) const { return least(N, sequences - slice * N); }
   DEVICE int64_t place(int t, int slice) const { return t * int64_t(shape.B) + first + slice * N; }
@@ -83,13 +84,13 @@ struct NetBlock {
     return all_threads(goes_on);
   }
 
-  // The first layer's: x = tanh(p) σ(q) of the features and the symbol before.
+  // The first layer's: x = tanh(p) σ(q) of the features and the token before.
   DEVICE void take_symbols(int slice, int t) const {
     const int C = shape.C;
     for (int i = threadIdx.x; i < in_slice(slice) * shape.row_words(); i += blockDim.x) {
       const int n = i / shape.row_words(), w = i % shape.row_words();
       const T* projected = d.projected + (place(t, slice) + n) * 2 * C;
-      const T* row = d.token_embeddings + int64_t(s.symbol[n]) * 2 * C;
+      const T* row = d.token_embeddings + int64_t(s.token[n]) * 2 * C;
       float x[PER_WORD<T>];
       for (int j = 0; j < PER_WORD<T>; ++j) {
         const int c = w * PER_WORD<T> + j;
@@ -102,17 +103,18 @@ struct NetBlock {
     __syncthreads();
   }
 
-  // What voters chose at step t − 1 -> whether any sequence of the slice goes on.
+  // What the classifier blocks chose at step t − 1 -> whether any sequence of the slice goes on.
   DEVICE bool choose(int slice, int t) const {
     const int lane = threadIdx.x % 32;
     for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
-      Offer best = Offer::none();
+      Choice best = Choice::none();
       if (t == 0) {
-        best.symbol = d.V;
+        best.token = d.V;
       } else {
-        if (lane < shape.voters) {
-          const uint32_t* from = d.votes + ((place(t - 1, slice) + n) * shape.voters + lane) * VOTE;
-          uint32_t words[VOTE];
+        if (lane < shape.classifier_blocks) {
+          const int64_t sequence = place(t - 1, slice) + n;
+          const uint32_t* from = d.choices + (sequence * shape.classifier_blocks + lane) * CHOICE_WORDS;
+          uint32_t words[CHOICE_WORDS];
           load_words(from, words);
           await(from, words);
           best = {__uint_as_float(words[0]), int(words[1])};
@@ -120,11 +122,11 @@ struct NetBlock {
         best.over_warp();
       }
       if (lane) continue;
-      s.symbol[n] = best.symbol;
+      s.token[n] = best.token;
       if (t == 0) continue;
       int& ended = s.ended[slice * N + n];
-      if (member == 0) d.tokens[int64_t(first + slice * N + n) * shape.steps + t - 1] = ended ? d.pad_id : best.symbol;
-      ended |= best.symbol == d.end_id;
+      if (rank == 0) d.tokens[int64_t(first + slice * N + n) * shape.steps + t - 1] = ended ? d.pad_id : best.token;
+      ended |= best.token == d.end_id;
     }
     __syncthreads();
     bool over = d.end_id >= 0;
@@ -133,22 +135,22 @@ struct NetBlock {
   }
 
   DEVICE void stop(int slice, int t) const {
-    const int from = shape.channels().first(member) / PER_WORD<T>, words = own_words();
+    const int from = shape.channels().first(rank) / PER_WORD<T>, words = own_words();
     for (int i = threadIdx.x; i < in_slice(slice) * words; i += blockDim.x)
       store_word(vectors(layer, t, slice) + i / words * shape.row_words() + from + i % words, STOP);
     if (threadIdx.x == 0) s.stopped[slice] = 1;
     __syncthreads();
   }
-  // Words of a vector that this member publishes, the last one those past the end too.
+  // Words of a vector that this block publishes, the last one those past the end too.
   DEVICE int own_words() const {
-    const int from = shape.channels().first(member);
-    return (member == shape.members - 1 ? exchanged(shape.C) - from : shape.units) / PER_WORD<T>;
+    const int from = shape.channels().first(rank);
+    return (rank == shape.group_size - 1 ? exchanged(shape.C) - from : shape.units) / PER_WORD<T>;
   }
 
   DEVICE float& sum(int slice, int r, int n) const { return s.sums[(slice * 3 * shape.units + r) * N + n]; }
 
   DEVICE void publish_vectors(int slice, int t) const {
-    const int C = shape.C, U = shape.units, words = own_words(), from = shape.channels().first(member);
+    const int C = shape.C, U = shape.units, words = own_words(), from = shape.channels().first(rank);
     const T* bias = d.conv_bias + int64_t(layer) * 3 * C + from;
     for (int i = threadIdx.x; i < in_slice(slice) * words; i += blockDim.x) {
       const int n = i / words, w = i % words;
@@ -156,7 +158,7 @@ struct NetBlock {
       for (int j = 0; j < PER_WORD<T>; ++j) {
         const int unit = w * PER_WORD<T> + j;
         y[j] = 0;
-        if (unit >= shape.channels().count(member)) continue;
+        if (unit >= shape.channels().count(rank)) continue;
         float a[3];
         for (int gate = 0; gate < 3; ++gate)
           a[gate] =
@@ -183,8 +185,8 @@ struct NetBlock {
     for (int tap = 0; tap < 2; ++tap)
       matrix.load(tap ? s.now : s.before, [&](int r) -> const T* {
         const int gate = r / shape.units, unit = r % shape.units;
-        if (unit >= channels.count(member)) return nullptr;
-        const int64_t row = ((layer * 2 + tap) * 3 + gate) * int64_t(shape.C) + channels.first(member) + unit;
+        if (unit >= channels.count(rank)) return nullptr;
+        const int64_t row = ((layer * 2 + tap) * 3 + gate) * int64_t(shape.C) + channels.first(rank) + unit;
         return d.conv_weight + row * shape.C;
       });
     for (int i = threadIdx.x; i < shape.slices() * 3 * shape.units * N; i += blockDim.x) s.sums[i] = 0;
@@ -211,28 +213,28 @@ struct NetBlock {
     }
   }
 
-  DEVICE Parts symbols() const { return {d.V, shape.voters, shape.symbols}; }
+  DEVICE Parts vocabulary() const { return {d.V, shape.classifier_blocks, shape.candidates}; }
 
   DEVICE void load_voter() const {
     matrix.load(s.now, [&](int r) -> const T* {
-      if (r >= symbols().count(member)) return nullptr;
-      return d.classifier_weight + int64_t(symbols().first(member) + r) * shape.C;
+      if (r >= vocabulary().count(rank)) return nullptr;
+      return d.classifier_weight + int64_t(vocabulary().first(rank) + r) * shape.C;
     });
   }
 
   // A warp for each sequence.
   DEVICE void publish_votes(int slice, int t) const {
-    const int lane = threadIdx.x % 32, from = symbols().first(member);
+    const int lane = threadIdx.x % 32, from = vocabulary().first(rank);
     for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
-      Offer best = Offer::none();
-      for (int v = lane; v < symbols().count(member); v += 32) {
+      Choice best = Choice::none();
+      for (int v = lane; v < vocabulary().count(rank); v += 32) {
         float logit = matrix.sum(s.partial, v, n) + float(d.classifier_bias[from + v]);
         if (d.noise) logit += d.noise[(place(t, slice) + n) * d.V + from + v];
         best.better({logit, from + v});
       }
       best.over_warp();
-      uint32_t* to = d.votes + ((place(t, slice) + n) * shape.voters + member) * VOTE;
-      if (lane < VOTE) publish(to + lane, lane ? uint32_t(best.symbol) : __float_as_uint(best.logit));
+      uint32_t* to = d.choices + ((place(t, slice) + n) * shape.classifier_blocks + rank) * CHOICE_WORDS;
+      if (lane < CHOICE_WORDS) publish(to + lane, lane ? uint32_t(best.token) : __float_as_uint(best.logit));
     }
     __syncthreads();
   }
@@ -258,36 +260,36 @@ struct NetBlock {
 template <class T, int N>
 KERNEL(THREADS)
 decode(Net<T, N> shape, Layers<T> d) {
-  const int group = blockIdx.x / shape.blocks(), id = blockIdx.x % shape.blocks(), first = group * shape.share;
-  const bool voter = id >= shape.layers * shape.members;
+  const int group = blockIdx.x / shape.blocks(), id = blockIdx.x % shape.blocks(), first = group * shape.group_batch;
+  const bool classifier = id >= shape.layers * shape.group_size;
   Arena arena{shared_memory()};
   const NetBlock<T, N> block{shape,
                              d,
-                             shape.shared(arena, blockDim.x / 32, voter),
-                             {voter ? shape.symbols : 3 * shape.units, shape.C},
-                             voter ? shape.layers : id / shape.members,
-                             voter ? id - shape.layers * shape.members : id % shape.members,
+                             shape.shared(arena, blockDim.x / 32, classifier),
+                             {classifier ? shape.candidates : 3 * shape.units, shape.C},
+                             classifier ? shape.layers : id / shape.group_size,
+                             classifier ? id - shape.layers * shape.group_size : id % shape.group_size,
                              first,
-                             least(shape.share, shape.B - first)};
-  for (int i = threadIdx.x; i < shape.share; i += blockDim.x) block.s.ended[i] = 0;
+                             least(shape.group_batch, shape.B - first)};
+  for (int i = threadIdx.x; i < shape.group_batch; i += blockDim.x) block.s.ended[i] = 0;
   for (int i = threadIdx.x; i < shape.slices(); i += blockDim.x) block.s.stopped[i] = 0;
   block.matrix.clear(block.s.columns);
-  if (voter)
+  if (classifier)
     block.load_voter();
   else
     block.load_layer();
   __syncthreads();
-  if (voter)
+  if (classifier)
     block.run_voter();
   else
     block.run_layer();
 }
 
-// The plan (`groups`, `units`, `voters`, `columns`, `threads`) is made by fastvae/kernels/persistent.py.
+// The plan (`groups`, `units`, `classifier_blocks`, `columns`, `threads`) is made by fastvae/kernels/persistent.py.
 Tensor decode_bytenet_persistent(Tensor projected, Tensor token_embeddings, Tensor conv_weight, Tensor conv_bias,
                                  Tensor classifier_weight, Tensor classifier_bias, std::optional<Tensor> maybe_noise,
                                  bool carry, int64_t end_id, int64_t pad_id, int64_t groups, int64_t units,
-                                 int64_t voters, int64_t columns, int64_t threads) {
+                                 int64_t classifier_blocks, int64_t columns, int64_t threads) {
   CHECK_DIM(projected, 3, "[T, B, 2C]");
   CHECK_DIM(conv_weight, 4, "[N, 2, 3C, C]");
   CHECK_DIM(classifier_weight, 2, "[V, C]");
@@ -302,17 +304,25 @@ Tensor decode_bytenet_persistent(Tensor projected, Tensor token_embeddings, Tens
   CHECK_LIKE(conv_bias, projected);
   check_choice(projected, token_embeddings, classifier_weight, classifier_bias, maybe_noise, 2 * C, C, end_id, pad_id);
   const Split split = check_split(C, B, groups, units, threads);
-  const int64_t symbols = voters > 0 ? (V - 1) / voters + 1 : 0;
-  CHECK(voters > 0 && voters <= MOST_VOTERS && (voters - 1) * symbols < V,
-        "voters must be from 1 to " + std::to_string(MOST_VOTERS) + ", each with a symbol");
+  const int64_t candidates = classifier_blocks > 0 ? (V - 1) / classifier_blocks + 1 : 0;
+  CHECK(classifier_blocks > 0 && classifier_blocks <= MAX_CLASSIFIER_BLOCKS && (classifier_blocks - 1) * candidates < V,
+        "classifier_blocks must be from 1 to " + std::to_string(MAX_CLASSIFIER_BLOCKS) +
+            " and leave each block a token, got " + std::to_string(classifier_blocks));
   Tensor noise = maybe_noise ? *maybe_noise : classifier_bias;
   make_contiguous(projected, token_embeddings, conv_weight, conv_bias, classifier_weight, classifier_bias, noise);
   Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id);
   Tensor vectors = emptied(projected, N * T * B * exchanged(C) * int64_t(projected.element_size()) / 4);
-  Tensor votes = emptied(projected, T * B * voters * VOTE);
+  Tensor choices = emptied(projected, T * B * classifier_blocks * CHOICE_WORDS);
   dispatch<BFloat16, float>(projected.scalar_type(), columns, [&]<class S, int COLUMNS>() {
-    const Net<S, COLUMNS> shape{int(T),     int(B),      int(C),       int(N),     split.members,
-                                int(units), int(voters), int(symbols), split.share};
+    const Net<S, COLUMNS> shape{.steps = int(T),
+                                .B = int(B),
+                                .C = int(C),
+                                .layers = int(N),
+                                .group_size = split.group_size,
+                                .units = int(units),
+                                .classifier_blocks = int(classifier_blocks),
+                                .candidates = int(candidates),
+                                .group_batch = split.group_batch};
     const Layers<S> d{in<S>(projected),
                       in<S>(token_embeddings),
                       in<S>(conv_weight),
@@ -322,16 +332,16 @@ Tensor decode_bytenet_persistent(Tensor projected, Tensor token_embeddings, Tens
                       maybe_noise ? in<float>(noise) : nullptr,
                       out<int64_t>(tokens),
                       words(vectors),
-                      words(votes),
+                      words(choices),
                       int(V),
                       int(end_id),
                       int(pad_id),
                       carry};
-    Arena layer{nullptr}, voter{nullptr};
+    Arena layer{nullptr}, classifier{nullptr};
     shape.shared(layer, threads / 32, false);
-    shape.shared(voter, threads / 32, true);
+    shape.shared(classifier, threads / 32, true);
     launch_cooperative(projected, decode<S, COLUMNS>, split.groups * shape.blocks(), threads,
-                       std::max(layer.used, voter.used), shape, d);
+                       std::max(layer.used, classifier.used), shape, d);
   });
   return tokens;
 }

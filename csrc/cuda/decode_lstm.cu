@@ -1,14 +1,14 @@
 // Decoding with a LayerNorm-LSTM in one launch. Equations: fastvae/ops/decode_lstm.py.
 //
-// Choosing symbol y of step t − 1 and the norm of step t need one exchange together: with a = u + E_y, u = x_t + W h,
+// Choosing token y of step t − 1 and the norm of step t need one exchange together: with a = u + E_y, u = x_t + W h,
 //   mean(a) = mean(u) + mean(E_y),   Σ (a − mean)² = Σ (u − mean)² + 2 u·Ẽ_y + |Ẽ_y|²,   Ẽ_y = E_y − mean(E_y),
-// and u·Ẽ_y = x_t·Ẽ_y + (Ẽ W h)_y is a product with h like a logit. So every block offers, with its best symbol, that
-// symbol's part of the squares ("cross"), and the step passes two exchanges: these offers, and h.
+// and u·Ẽ_y = x_t·Ẽ_y + (Ẽ W h)_y is a product with h like a logit. So every block publishes, with its best
+// token, that token's part of the squares ("cross"), and a step passes two exchanges: these choices, and h.
 #include "launch.cuh"
-#include "offer.cuh"
+#include "argmax.cuh"
 
 namespace {
-constexpr int OFFER = 8;  // words: mean, Σ squares, logit, symbol, cross, and three unused: a sector of memory
+constexpr int CHOICE_WORDS = 8;  // mean, Σ squares, logit, token, cross, and three unused: a sector of memory
 
 template <class T>
 struct Decoding : LstmTensors<T> {
@@ -26,7 +26,7 @@ constexpr int PARTS = sizeof(T) == 2 ? 2 : 1;
 template <class T, int N>
 struct DecodeShared : Lstm<T, N>::Shared {
   float *logit, *cross;  // [candidates, N]
-  int *symbol, *ended;   // [N], [share]
+  int *token, *ended;    // [N], [group_batch]
 };
 
 template <class T, int N>
@@ -35,41 +35,41 @@ HOST_DEVICE DecodeShared<T, N> carve(Arena& arena, const Lstm<T, N>& shape, int 
   static_cast<typename Lstm<T, N>::Shared&>(s) = shape.shared(arena, warps);
   s.logit = arena.take<float>(candidates * N);
   s.cross = arena.take<float>(candidates * N);
-  s.symbol = arena.take<int>(N);
-  s.ended = arena.take<int>(shape.share);
+  s.token = arena.take<int>(N);
+  s.ended = arena.take<int>(shape.group_batch);
   return s;
 }
 
 template <class T, int N>
 struct DecodeBlock : LstmBlock<T, N> {
   using Base = LstmBlock<T, N>;
-  using Base::first, Base::in_slice, Base::member, Base::shape;
+  using Base::first, Base::in_slice, Base::rank, Base::shape;
   Decoding<T> d;
   DecodeShared<T, N> own;
-  int candidates;  // of each member, at most
+  int candidates;  // of each block, at most
 
-  DEVICE Parts symbols() const { return {d.V, shape.members, candidates}; }
+  DEVICE Parts vocabulary() const { return {d.V, shape.group_size, candidates}; }
 
   DEVICE const T* row(int r) const {
     r -= 4 * shape.units;
     if (r < 0) return Base::row(r + 4 * shape.units);
     const int part = r / candidates, v = r % candidates;
-    if (v >= symbols().count(member)) return nullptr;
-    const int64_t symbol = symbols().first(member) + v;
-    return part ? d.cross_weight + ((part - 1) * int64_t(d.V) + symbol) * shape.H
-                : d.classifier_weight + symbol * shape.H;
+    if (v >= vocabulary().count(rank)) return nullptr;
+    const int64_t token = vocabulary().first(rank) + v;
+    return part ? d.cross_weight + ((part - 1) * int64_t(d.V) + token) * shape.H
+                : d.classifier_weight + token * shape.H;
   }
 
   // What logits (of step t − 1) and crosses (of step t) are without h.
   DEVICE void take_candidates(int slice, int t) const {
     for (int i = threadIdx.x; i < candidates * N; i += blockDim.x) {
-      const int v = i / N, n = i % N, symbol = symbols().first(member) + v;
+      const int v = i / N, n = i % N, token = vocabulary().first(rank) + v;
       own.logit[i] = own.cross[i] = 0;
-      if (v >= symbols().count(member) || n >= in_slice(slice)) continue;
+      if (v >= vocabulary().count(rank) || n >= in_slice(slice)) continue;
       const int64_t b = first + slice * N + n;
-      own.logit[i] = float(d.classifier_bias[symbol]);
-      if (d.noise) own.logit[i] += d.noise[((t - 1) * int64_t(shape.B) + b) * d.V + symbol];
-      if (t < shape.steps) own.cross[i] = d.projected_cross[(t * int64_t(shape.B) + b) * d.V + symbol];
+      own.logit[i] = float(d.classifier_bias[token]);
+      if (d.noise) own.logit[i] += d.noise[((t - 1) * int64_t(shape.B) + b) * d.V + token];
+      if (t < shape.steps) own.cross[i] = d.projected_cross[(t * int64_t(shape.B) + b) * d.V + token];
     }
   }
   DEVICE void add_candidates() const {
@@ -81,9 +81,9 @@ struct DecodeBlock : LstmBlock<T, N> {
     }
   }
 
-  DEVICE uint32_t* offer(int t, int slice, int n, int m) const {
+  DEVICE uint32_t* choice_words(int t, int slice, int n, int m) const {
     const int64_t b = first + slice * N + n;
-    return d.moments + ((t * int64_t(shape.B) + b) * shape.members + m) * OFFER;
+    return d.moments + ((t * int64_t(shape.B) + b) * shape.group_size + m) * CHOICE_WORDS;
   }
 
   // A warp for each sequence: the block's moments and its best candidate.
@@ -92,29 +92,29 @@ struct DecodeBlock : LstmBlock<T, N> {
     for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
       float mean = 0, m2 = 0;
       if (t < shape.steps) this->moments(slice, n, mean, m2);
-      Offer best = Offer::none();
+      Choice best = Choice::none();
       if (t > 0) {
-        for (int v = lane; v < symbols().count(member); v += 32)
-          best.better({own.logit[v * N + n], symbols().first(member) + v, own.cross[v * N + n]});
+        for (int v = lane; v < vocabulary().count(rank); v += 32)
+          best.better({own.logit[v * N + n], vocabulary().first(rank) + v, own.cross[v * N + n]});
         best.over_warp();
       }
-      const uint32_t words[OFFER] = {__float_as_uint(mean), __float_as_uint(m2), __float_as_uint(best.logit),
-                                     uint32_t(best.symbol), __float_as_uint(best.cross)};
+      const uint32_t words[CHOICE_WORDS] = {__float_as_uint(mean), __float_as_uint(m2), __float_as_uint(best.logit),
+                                            uint32_t(best.token), __float_as_uint(best.cross)};
 #pragma unroll
-      for (int w = 0; w < OFFER; ++w)
-        if (lane == w) publish(offer(t, slice, n, member) + w, words[w]);
+      for (int w = 0; w < CHOICE_WORDS; ++w)
+        if (lane == w) publish(choice_words(t, slice, n, rank) + w, words[w]);
     }
   }
 
-  // A warp for each sequence: the symbol of step t − 1, and the norm of step t.
+  // A warp for each sequence: the token of step t − 1, and the norm of step t.
   DEVICE void choose(int slice, int t) const {
     for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
       const int64_t b = first + slice * N + n;
       float mean, m2;
-      Offer best = Offer::none();
-      this->template all_moments<OFFER>(
-          [&](int m) { return offer(t, slice, n, m); },
-          [&](int, const uint32_t (&words)[OFFER]) {
+      Choice best = Choice::none();
+      this->template all_moments<CHOICE_WORDS>(
+          [&](int m) { return choice_words(t, slice, n, m); },
+          [&](int, const uint32_t (&words)[CHOICE_WORDS]) {
             best.better({__uint_as_float(words[2]), int(words[3]), __uint_as_float(words[4])});
           },
           mean, m2);
@@ -122,13 +122,13 @@ struct DecodeBlock : LstmBlock<T, N> {
       if (t == 0) best = {0, d.V, d.start_cross[b]};
       const float squares = m2 + best.cross;
       if (threadIdx.x % 32) continue;
-      this->s.mean[n] = mean + d.row_means[best.symbol];
+      this->s.mean[n] = mean + d.row_means[best.token];
       this->s.rstd[n] = 1 / sqrtf((squares < 0 ? 0 : squares) / (4 * shape.H) + d.eps);
-      own.symbol[n] = best.symbol;
+      own.token[n] = best.token;
       if (t == 0) continue;
       int& ended = own.ended[slice * N + n];
-      if (member == 0) d.tokens[b * shape.steps + t - 1] = ended ? d.pad_id : best.symbol;
-      ended |= best.symbol == d.end_id;
+      if (rank == 0) d.tokens[b * shape.steps + t - 1] = ended ? d.pad_id : best.token;
+      ended |= best.token == d.end_id;
     }
   }
 
@@ -136,7 +136,7 @@ struct DecodeBlock : LstmBlock<T, N> {
     this->update(
         slice, t,
         [&](int r, int n, int k) {
-          return this->u(slice)[r * N + n] + float(d.token_embeddings[int64_t(own.symbol[n]) * 4 * shape.H + k]);
+          return this->u(slice)[r * N + n] + float(d.token_embeddings[int64_t(own.token[n]) * 4 * shape.H + k]);
         },
         [](int, int, const float (&)[4], float, float) {});
   }
@@ -157,7 +157,7 @@ decode(Lstm<T, N> shape, Decoding<T> d, int candidates) {
   block.join(shape, d, block.own);
   block.d = d;
   block.candidates = candidates;
-  for (int i = threadIdx.x; i < shape.share; i += blockDim.x) block.own.ended[i] = 0;
+  for (int i = threadIdx.x; i < shape.group_batch; i += blockDim.x) block.own.ended[i] = 0;
   shape.matrix().load(block.s.weights, [&](int r) { return block.row(r); });
   block.start();
   __syncthreads();
@@ -188,11 +188,11 @@ decode(Lstm<T, N> shape, Decoding<T> d, int candidates) {
 
 template <class T, int N>
 void run(const Tensor& like, Lstm<T, N> shape, const Decoding<T>& d, int groups, int threads) {
-  const int candidates = divide_up(d.V, shape.members);
+  const int candidates = divide_up(d.V, shape.group_size);
   shape.more_rows = (1 + PARTS<T>)*candidates;
   Arena arena{nullptr};
   carve(arena, shape, candidates, threads / 32);
-  launch_cooperative(like, decode<T, N>, groups * shape.members, threads, arena.used, shape, d, candidates);
+  launch_cooperative(like, decode<T, N>, groups * shape.group_size, threads, arena.used, shape, d, candidates);
 }
 
 // The plan (`groups`, `units`, `columns`, `threads`) is made by fastvae/kernels/persistent.py.
@@ -223,7 +223,7 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
                   norm_bias, classifier_weight, classifier_bias, cross_weight, h0, c0, noise);
   Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id);
   Tensor vectors = emptied(projected, T * B * exchanged(H) * int64_t(projected.element_size()) / 4);
-  Tensor moments = emptied(projected, (T + 1) * B * split.members * OFFER);
+  Tensor moments = emptied(projected, (T + 1) * B * split.group_size * CHOICE_WORDS);
   dispatch<BFloat16, float>(projected.scalar_type(), columns, [&]<class S, int N>() {
     const Decoding<S> d{{in<S>(projected), in<S>(weight_hh), in<S>(norm_weight), in<S>(norm_bias), in<S>(h0), in<S>(c0),
                          words(vectors), words(moments)},
@@ -240,7 +240,8 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
                         int(end_id),
                         int(pad_id),
                         float(eps)};
-    run<S, N>(projected, {int(T), int(B), int(H), split.members, int(units), split.share}, d, split.groups, threads);
+    const Lstm<S, N> shape{int(T), int(B), int(H), split.group_size, int(units), split.group_batch};
+    run<S, N>(projected, shape, d, split.groups, threads);
   });
   return tokens;
 }

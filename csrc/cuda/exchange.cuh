@@ -23,7 +23,7 @@ DEVICE bool complete(const uint32_t (&words)[N]) {
 // Until all N words at p, aligned to their size, are there.
 template <int N>
 DEVICE void await(const uint32_t* p, uint32_t (&words)[N]) {
-  for (int looks = 0; !complete(words); load_words(p, words)) wait_for_others(looks);
+  for (int tries = 0; !complete(words); load_words(p, words)) wait_for_others(tries);
 }
 
 // The first look at words at many places does not wait, so that a thread has several on their way:

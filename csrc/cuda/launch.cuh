@@ -14,7 +14,7 @@ using torch::headeronly::Half;
 
 // The blocks of a plan, checked: all sequences and all cells are somebody's. A small batch needs fewer groups.
 struct Split {
-  int groups, members, share;  // of a group: blocks, and sequences
+  int groups, group_size, group_batch;  // of a group: blocks, and sequences
 };
 
 inline Split check_split(int64_t size, int64_t batch, int64_t groups, int64_t units, int64_t threads) {
@@ -23,10 +23,11 @@ inline Split check_split(int64_t size, int64_t batch, int64_t groups, int64_t un
   CHECK(groups > 0, "groups must be positive, got " + std::to_string(groups));
   CHECK(threads > 0 && threads % 32 == 0 && threads <= THREADS,
         "threads must be a multiple of 32 up to " + std::to_string(THREADS) + ", got " + std::to_string(threads));
-  const int64_t members = (size - 1) / units + 1, share = (batch - 1) / groups + 1;
-  CHECK(members <= MOST_MEMBERS, "units must be larger: " + std::to_string(members) +
-                                     " blocks would share a step, of " + std::to_string(MOST_MEMBERS) + " at most");
-  return {int((batch - 1) / share + 1), int(members), int(share)};
+  const int64_t group_size = (size - 1) / units + 1, group_batch = (batch - 1) / groups + 1;
+  CHECK(group_size <= MAX_GROUP_SIZE, "units must be larger: " + std::to_string(group_size) +
+                                          " blocks would share a step, of " + std::to_string(MAX_GROUP_SIZE) +
+                                          " at most");
+  return {int((batch - 1) / group_batch + 1), int(group_size), int(group_batch)};
 }
 
 inline Tensor filled(const Tensor& like, std::initializer_list<int64_t> size, ScalarType dtype, double value) {

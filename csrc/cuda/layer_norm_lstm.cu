@@ -14,12 +14,12 @@ struct Saving : LstmTensors<T> {
 template <class T, int N>
 struct ForwardBlock : LstmBlock<T, N> {
   using Base = LstmBlock<T, N>;
-  using Base::first, Base::in_slice, Base::member, Base::shape;
+  using Base::first, Base::in_slice, Base::rank, Base::shape;
   Saving<T> d;
 
   DEVICE int64_t place(int t, int slice, int n) const { return t * int64_t(shape.B) + first + slice * N + n; }
-  DEVICE uint32_t* offer(int t, int slice, int n, int m) const {
-    return d.moments + (place(t, slice, n) * shape.members + m) * MOMENTS;
+  DEVICE uint32_t* moment_words(int t, int slice, int n, int m) const {
+    return d.moments + (place(t, slice, n) * shape.group_size + m) * MOMENTS;
   }
 
   // A warp for each sequence.
@@ -28,18 +28,18 @@ struct ForwardBlock : LstmBlock<T, N> {
       float mean, m2;
       this->moments(slice, n, mean, m2);
       const int lane = threadIdx.x % 32;
-      if (lane < MOMENTS) publish(offer(t, slice, n, member) + lane, lane ? m2 : mean);
+      if (lane < MOMENTS) publish(moment_words(t, slice, n, rank) + lane, lane ? m2 : mean);
     }
   }
   DEVICE void find_norm(int slice, int t) const {
     for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
       float mean, m2;
-      this->template all_moments<MOMENTS>([&](int m) { return offer(t, slice, n, m); },
+      this->template all_moments<MOMENTS>([&](int m) { return moment_words(t, slice, n, m); },
                                           [](int, const uint32_t (&)[MOMENTS]) {}, mean, m2);
       if (threadIdx.x % 32) continue;
       this->s.mean[n] = mean;
       this->s.rstd[n] = 1 / sqrtf(m2 / (4 * shape.H) + d.eps);
-      if (d.rstd && member == 0) d.rstd[place(t, slice, n)] = this->s.rstd[n];
+      if (d.rstd && rank == 0) d.rstd[place(t, slice, n)] = this->s.rstd[n];
     }
   }
 
@@ -104,10 +104,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(Te
   const Split split = check_split(H, B, groups, units, threads);
   make_contiguous(x, weight_hh, norm_weight, norm_bias, h0, c0);
   const int64_t kept = save ? T : 0;
-  Tensor h = empty(x, {T, B, H}), c_n = empty(x, {B, H}), c = empty(x, {kept, B, H}, wide(x));
-  Tensor normalized = empty(x, {kept, B, 4 * H}), rstd = empty(x, {kept, B}, wide(x));
+  Tensor h = empty(x, {T, B, H}), c_n = empty(x, {B, H}), c = empty(x, {kept, B, H}, opmath_dtype(x));
+  Tensor normalized = empty(x, {kept, B, 4 * H}), rstd = empty(x, {kept, B}, opmath_dtype(x));
   Tensor vectors = emptied(x, T * B * exchanged(H) * int64_t(x.element_size()) / 4);
-  Tensor moments = emptied(x, T * B * split.members * MOMENTS);
+  Tensor moments = emptied(x, T * B * split.group_size * MOMENTS);
   dispatch<BFloat16, Half>(x.scalar_type(), columns, [&]<class S, int N>() {
     const Saving<S> d{{in<S>(x), in<S>(weight_hh), in<S>(norm_weight), in<S>(norm_bias), in<S>(h0), in<S>(c0),
                        words(vectors), words(moments)},
@@ -117,14 +117,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(Te
                       save ? out<float>(c) : nullptr,
                       save ? out<float>(rstd) : nullptr,
                       float(eps)};
-    const Lstm<S, N> shape{int(T), int(B), int(H), split.members, int(units), split.share};
+    const Lstm<S, N> shape{int(T), int(B), int(H), split.group_size, int(units), split.group_batch};
     Arena arena{nullptr};
     shape.shared(arena, threads / 32);
-    launch_cooperative(x, forward<S, N>, split.groups * split.members, threads, arena.used, shape, d);
+    launch_cooperative(x, forward<S, N>, split.groups * split.group_size, threads, arena.used, shape, d);
   });
   if (save) return {h, c_n, c, normalized, rstd};
   const auto none = [&](ScalarType dtype) { return empty(x, {0}, dtype); };
-  return {h, c_n, none(wide(x)), none(x.scalar_type()), none(wide(x))};
+  return {h, c_n, none(opmath_dtype(x)), none(x.scalar_type()), none(opmath_dtype(x))};
 }
 }  // namespace
 

@@ -61,10 +61,10 @@ DEVICE void load_words(const uint32_t* p, uint32_t (&w)[8]) {
 // Whether it is so for every thread of the block, which all wait here.
 DEVICE bool all_threads(bool so) { return __syncthreads_and(so); }
 
-// Called between two looks at words that are not there yet. Blocks of a cooperative launch all run, so only a fault
+// Called between two reads of words that are not there yet. Blocks of a cooperative launch all run, so only a fault
 // can keep one waiting for half a minute: the launch fails instead of hanging.
-DEVICE void wait_for_others(int& looks) {
-  if (++looks == 1 << 25) __assert_fail("fastvae: another block's word came in time", __FILE__, __LINE__, __func__);
+DEVICE void wait_for_others(int& tries) {
+  if (++tries == 1 << 25) __assert_fail("fastvae: another block's word came in time", __FILE__, __LINE__, __func__);
 }
 #else
 #include "platform_simulator.h"

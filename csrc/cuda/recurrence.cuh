@@ -10,7 +10,7 @@
 #include "split.cuh"
 
 constexpr int THREADS = 256;       // of a block, at most
-constexpr int MOST_MEMBERS = 160;  // of a group
+constexpr int MAX_GROUP_SIZE = 160;  // blocks of a group
 
 DEVICE float warp_sum(float x) {
   for (int mask = 16; mask; mask /= 2) x += warp_xor(x, mask);
@@ -22,17 +22,17 @@ template <class T>
 struct LstmTensors {
   const T *x, *weight_hh, *norm_weight, *norm_bias, *h0, *c0;  // x [T, B, 4H]
   uint32_t* vectors;                                           // [T, B, exchanged(H)] of T: h
-  uint32_t* moments;                                           // [steps, B, members, words]
+  uint32_t* moments;                                           // [steps, B, group_size, words]
 };
 
 template <class T, int N>
 struct Lstm {
-  int steps, B, H, members, units, share;  // share: sequences of a group
+  int steps, B, H, group_size, units, group_batch;  // group_batch: sequences of a group
   int more_rows = 0;                       // of weights, below those of the cells
 
-  HOST_DEVICE Parts cells() const { return {H, members, units}; }
+  HOST_DEVICE Parts cells() const { return {H, group_size, units}; }
   HOST_DEVICE Matrix<T, N> matrix() const { return {4 * units + more_rows, H}; }
-  HOST_DEVICE int slices() const { return divide_up(share, N); }
+  HOST_DEVICE int slices() const { return divide_up(group_batch, N); }
   HOST_DEVICE int row_words() const { return exchanged(H) / PER_WORD<T>; }
 
   struct Shared {
@@ -59,15 +59,15 @@ struct LstmBlock {
   Lstm<T, N> shape;
   LstmTensors<T> tensors;
   typename Lstm<T, N>::Shared s;
-  int member, first, sequences;  // of this group: the first sequence, and how many
+  int rank, first, sequences;  // of this group: the first sequence, and how many
 
   DEVICE void join(const Lstm<T, N>& whole, const LstmTensors<T>& given, const typename Lstm<T, N>::Shared& shared) {
     shape = whole;
     tensors = given;
     s = shared;
-    member = int(blockIdx.x) % shape.members;
-    first = int(blockIdx.x) / shape.members * shape.share;
-    sequences = least(shape.share, shape.B - first);
+    rank = int(blockIdx.x) % shape.group_size;
+    first = int(blockIdx.x) / shape.group_size * shape.group_batch;
+    sequences = least(shape.group_batch, shape.B - first);
   }
 
   DEVICE int in_slice(int slice) const { return least(N, sequences - slice * N); }
@@ -76,17 +76,17 @@ struct LstmBlock {
   // Row r of the block's weights: the gates of its cells, gate by gate.
   DEVICE const T* row(int r) const {
     const int gate = r / shape.units, unit = r % shape.units;
-    return unit < shape.cells().count(member) ? tensors.weight_hh + int64_t(gate * shape.H + cell(unit)) * shape.H
+    return unit < shape.cells().count(rank) ? tensors.weight_hh + int64_t(gate * shape.H + cell(unit)) * shape.H
                                               : nullptr;
   }
-  DEVICE int cell(int unit) const { return shape.cells().first(member) + unit; }
+  DEVICE int cell(int unit) const { return shape.cells().first(rank) + unit; }
 
   DEVICE void start() const {
     shape.matrix().clear(s.columns);
     for (int slice = 0; slice < shape.slices(); ++slice)
       for (int i = threadIdx.x; i < shape.units * N; i += blockDim.x) {
         const int unit = i / N, n = i % N;
-        const bool real = unit < shape.cells().count(member) && n < in_slice(slice);
+        const bool real = unit < shape.cells().count(rank) && n < in_slice(slice);
         s.c[slice * shape.units * N + i] =
             real ? float(tensors.c0[int64_t(first + slice * N + n) * shape.H + cell(unit)]) : 0;
       }
@@ -96,7 +96,7 @@ struct LstmBlock {
   DEVICE void take_input(int slice, int t) const {
     for (int i = threadIdx.x; i < 4 * shape.units * N; i += blockDim.x) {
       const int r = i / N, n = i % N, gate = r / shape.units, unit = r % shape.units;
-      const bool real = unit < shape.cells().count(member) && n < in_slice(slice);
+      const bool real = unit < shape.cells().count(rank) && n < in_slice(slice);
       const int64_t b = first + slice * N + n;
       u(slice)[i] = real ? float(tensors.x[(t * int64_t(shape.B) + b) * 4 * shape.H + gate * shape.H + cell(unit)]) : 0;
     }
@@ -137,7 +137,7 @@ struct LstmBlock {
 
   // A warp: mean of the block's part of u for sequence n, and the squares' sum about it.
   DEVICE void moments(int slice, int n, float& mean, float& m2) const {
-    const int count = shape.cells().count(member), lane = threadIdx.x % 32;
+    const int count = shape.cells().count(rank), lane = threadIdx.x % 32;
     float sum = 0, squares = 0;
     for (int i = lane; i < 4 * count; i += 32) sum += value(slice, i, count, n);
     mean = warp_sum(sum) / (4 * count);
@@ -151,20 +151,20 @@ struct LstmBlock {
     return u(slice)[(i / count * shape.units + i % count) * N + n];
   }
 
-  // A warp: the same over all members, whose words start with the two at place(m); `also(m, words)` reads the rest of
-  // them. Every member's moments count as much as it has cells (Chan et al. 1979), so that nothing cancels.
+  // A warp: the same over all blocks of the group, whose words start with the two at place(m); `also(m, words)` reads the rest of
+  // them. Every block's moments count as much as it has cells (Chan et al. 1979), so that nothing cancels.
   template <int W, class Place, class Also>
   DEVICE void all_moments(Place place, Also also, float& mean, float& m2) const {
-    constexpr int MOST = MOST_MEMBERS / 32;
+    constexpr int MOST = MAX_GROUP_SIZE / 32;
     const int lane = threadIdx.x % 32;
     uint32_t words[MOST][W];
     float sum = 0, squares = 0;
 #pragma unroll
     for (int i = 0; i < MOST; ++i)
-      if (int m = lane + 32 * i; m < shape.members) load_words(place(m), words[i]);
+      if (int m = lane + 32 * i; m < shape.group_size) load_words(place(m), words[i]);
 #pragma unroll
     for (int i = 0; i < MOST; ++i)
-      if (int m = lane + 32 * i; m < shape.members) {
+      if (int m = lane + 32 * i; m < shape.group_size) {
         await(place(m), words[i]);
         sum += __uint_as_float(words[i][0]) * shape.cells().count(m);
         also(m, words[i]);
@@ -172,7 +172,7 @@ struct LstmBlock {
     mean = warp_sum(sum) / shape.H;
 #pragma unroll
     for (int i = 0; i < MOST; ++i)
-      if (int m = lane + 32 * i; m < shape.members) {
+      if (int m = lane + 32 * i; m < shape.group_size) {
         const float d = __uint_as_float(words[i][0]) - mean;
         squares += __uint_as_float(words[i][1]) + 4 * shape.cells().count(m) * d * d;
       }
@@ -184,8 +184,8 @@ struct LstmBlock {
   template <class A, class Keep>
   DEVICE void update(int slice, int t, A a, Keep keep) const {
     constexpr int PER = PER_WORD<T>;
-    const int H = shape.H, from = cell(0), mine = shape.cells().count(member);
-    const int to = member == shape.members - 1 ? exchanged(H) - from : shape.units, words = to / PER;
+    const int H = shape.H, from = cell(0), mine = shape.cells().count(rank);
+    const int to = rank == shape.group_size - 1 ? exchanged(H) - from : shape.units, words = to / PER;
     for (int i = threadIdx.x; i < in_slice(slice) * words; i += blockDim.x) {
       const int n = i / words, w = i % words;
       float out[PER];

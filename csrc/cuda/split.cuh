@@ -6,14 +6,14 @@ HOST_DEVICE constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
 HOST_DEVICE constexpr int round_up(int a, int b) { return divide_up(a, b) * b; }
 HOST_DEVICE constexpr int least(int a, int b) { return a < b ? a : b; }
 
-// Parts of `whole` in the hands of `members`, `each` at most: member m has count(m) from first(m) on.
+// `whole` items in `parts` parts of at most `each`: part m has count(m) items, from first(m) on.
 struct Parts {
-  int whole, members, each;
+  int whole, parts, each;
   HOST_DEVICE int first(int m) const { return least(m * each, whole); }
   HOST_DEVICE int count(int m) const { return least(each, whole - first(m)); }
 };
 
-// Vectors that blocks exchange have rows of whole 16-byte words; the last member publishes what is past the end, as 0.
+// Vectors that blocks exchange have rows of whole 16-byte words; the last block publishes what is past the end, as 0.
 HOST_DEVICE constexpr int exchanged(int size) { return round_up(size, 8); }
 
 // Hands out shared memory; without a base it measures.

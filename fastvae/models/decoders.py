@@ -1,6 +1,6 @@
 """The autoregressive decoders: teacher-forced logits for training, one op call to generate.
 
-Both read [features, one-hot(previous token)] over V + 2 symbols: after V, `start` and `dropped`.
+Both read [features, one-hot(previous token)] over V + 2 tokens: after V, `start` and `dropped`.
 Semeniuta et al. 2017, arXiv:1702.02390.
 """
 
@@ -118,7 +118,7 @@ class LSTMDecoder(Decoder):
 
     def forward(self, features: Tensor | None, previous: Tensor, state: State | None) -> Tensor:
         """features [T, B, D] or None, previous ids [T, B], h0 and c0 [B, H] -> logits [T, B, V]."""
-        y, _ = self.lstm(features, state, symbols=previous)
+        y, _ = self.lstm(features, state, tokens=previous)
         return self.classifier(y)
 
     def _weights(self, D: int, dtype: torch.dtype, mask_history: bool) -> LSTMWeights:
@@ -220,7 +220,7 @@ class ByteNetDecoder(Decoder):
 def token_embeddings(weight: Tensor, bias: Tensor, vocab_size: int, mask_history: bool) -> Tensor:
     """What the decoding ops add for each previous token, and last for start: [V + 1, N].
 
-    `mask_history`: every symbol counts as dropped.
+    `mask_history`: every token counts as dropped.
     """
     table = input_embeddings(weight, bias, vocab_size + 2)
     if not mask_history:

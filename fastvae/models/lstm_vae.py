@@ -39,7 +39,7 @@ class LSTMVAE(TextVAE):
         self.decoder = LSTMDecoder(0, vocab_size, hidden_size, **factory_kwargs)
 
     def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        _, (h_n, _) = self.encoder(None, symbols=tokens.T)
+        _, (h_n, _) = self.encoder(None, tokens=tokens.T)
         return self.posterior_linear(h_n).chunk(2, -1)
 
     def _expand(self, z: Tensor) -> tuple[None, State]:

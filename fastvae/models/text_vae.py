@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastvae import ops
 from fastvae.models.pretrained import PretrainedMixin
-from fastvae.nn import widen
+from fastvae.nn import upcast
 from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats
 from fastvae.scalars import plain
 
@@ -84,7 +84,7 @@ class TextVAE(PretrainedMixin, nn.Module):
             )
         self.check_tokens(tokens)
         self._warn_if_alone()
-        mean, logvar = map(widen, self._encode(tokens))
+        mean, logvar = map(upcast, self._encode(tokens))
         noise = torch.randn_like(mean) if noise is None else noise
         features, state = self._expand(mean + (0.5 * logvar).exp() * noise)
         kl_per_dimension = gaussian_kl(mean, logvar).mean(0)
@@ -221,10 +221,10 @@ class TextVAE(PretrainedMixin, nn.Module):
         if self.decoder is None:
             return self._head_nats(tokens, features)
         logits = self.decoder(features, self._previous(tokens, drop_mask), state)
-        return reconstruction_nats(widen(logits), tokens.T, self._ignored)
+        return reconstruction_nats(upcast(logits), tokens.T, self._ignored)
 
     def _head_nats(self, tokens: Tensor, features: Tensor) -> Tensor:
-        return reconstruction_nats(widen(self.head(features)), tokens.T, self._ignored)
+        return reconstruction_nats(upcast(self.head(features)), tokens.T, self._ignored)
 
     @property
     def _ignored(self) -> int | None:
@@ -242,7 +242,7 @@ class TextVAE(PretrainedMixin, nn.Module):
         seed = torch.randint(2**63 - 1, (1,), generator=generator, device=drawn_on).to(z.device)
         shape = self.length, z.shape[0], self.vocab_size
         noise = ops.gumbel_noise(seed, *shape, temperature)
-        return noise.to(widen(next(self.parameters())).dtype)
+        return noise.to(upcast(next(self.parameters())).dtype)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raises ValueError for tokens of another shape or dtype, or outside the vocabulary."""

@@ -1,7 +1,7 @@
 """The ops that carry the speed: each is one call for a whole sequence.
 
 Letters used throughout: B batch, T time (length L), C channels, H hidden size, D feature channels,
-V symbols, N layers, Z latent size. Sequences are time-major, as in `torch.nn.LSTM`.
+V tokens, N layers, Z latent size. Sequences are time-major, as in `torch.nn.LSTM`.
 """
 
 from fastvae.ops.decode_bytenet import decode_bytenet, decode_bytenet_pack

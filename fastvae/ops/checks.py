@@ -81,11 +81,11 @@ def check_wide(tensors: dict[str, Tensor], like: Tensor) -> None:
 
 
 def check_linear(
-    x: Tensor | None, weight: Tensor, bias: Tensor | None, symbols: Tensor | None
+    x: Tensor | None, weight: Tensor, bias: Tensor | None, tokens: Tensor | None
 ) -> tuple[int, ...]:
     """-> the leading dimensions of its output; ids are not looked at."""
-    if x is None and symbols is None:
-        raise RuntimeError("x or symbols must be given")
+    if x is None and tokens is None:
+        raise RuntimeError("x or tokens must be given")
     check_shapes(weight=(weight, 2))
     tensors = {"weight": weight, "bias": bias, "x": x}
     check_like({name: t for name, t in tensors.items() if t is not None})
@@ -93,24 +93,24 @@ def check_linear(
         raise RuntimeError("x must have shape [..., K], got []")
     K = 0 if x is None else x.shape[-1]
     S = weight.shape[1] - K
-    if (S != 0) if symbols is None else (S <= 0):
-        needed = "S = 0 without symbols" if symbols is None else "S is that of the symbols"
+    if (S != 0) if tokens is None else (S <= 0):
+        needed = "S = 0 without tokens" if tokens is None else "S is that of the tokens"
         raise RuntimeError(
             f"weight must have shape [N, K + S], where K = {K} and {needed}, "
             f"got {list(weight.shape)}"
         )
-    if symbols is not None:
-        if symbols.dtype != torch.int64:
-            raise RuntimeError(f"symbols must have dtype int64, got {_name(symbols.dtype)}")
-        check_device("symbols", symbols, "weight", weight)
-        if x is not None and symbols.shape != x.shape[:-1]:
+    if tokens is not None:
+        if tokens.dtype != torch.int64:
+            raise RuntimeError(f"tokens must have dtype int64, got {_name(tokens.dtype)}")
+        check_device("tokens", tokens, "weight", weight)
+        if x is not None and tokens.shape != x.shape[:-1]:
             raise RuntimeError(
-                "symbols must have the shape of x without its last dimension, "
-                f"{list(x.shape[:-1])}, got {list(symbols.shape)}"
+                "tokens must have the shape of x without its last dimension, "
+                f"{list(x.shape[:-1])}, got {list(tokens.shape)}"
             )
     if bias is not None:
         check_shapes(bias=(bias, (weight.shape[0],)))
-    return tuple(x.shape[:-1] if symbols is None else symbols.shape)
+    return tuple(x.shape[:-1] if tokens is None else tokens.shape)
 
 
 def check_layer_norm_lstm(
@@ -324,10 +324,10 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_gumbel_noise(seed: Tensor, steps: int, batch: int, symbols: int) -> None:
+def check_gumbel_noise(seed: Tensor, steps: int, batch: int, vocab_size: int) -> None:
     check_shapes(seed=(seed, (1,)))
     if seed.dtype != torch.int64:
         raise RuntimeError(f"seed must have dtype int64, got {_name(seed.dtype)}")
-    sizes = [steps, batch, symbols]
+    sizes = [steps, batch, vocab_size]
     if min(sizes) < 0:
-        raise RuntimeError(f"steps, batch and symbols must be 0 or more, got {sizes}")
+        raise RuntimeError(f"steps, batch and vocab_size must be 0 or more, got {sizes}")

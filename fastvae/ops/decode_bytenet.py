@@ -123,7 +123,7 @@ def bytenet_step(
     carry: bool,
     int8: bool,
 ) -> Step:
-    """One symbol, as a function that keeps each layer's previous vector; with `int8` wide."""
+    """One token, as a function that keeps each layer's previous vector; with `int8` wide."""
     make = int8_linear if int8 else linear
     project, classify = make(feature_weight), make(classifier_weight, classifier_bias)
     layers = [

@@ -10,7 +10,7 @@ from fastvae.ops.int8 import int8_linear, linear
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
 from fastvae.ops.precision import accumulate_dtype
 
-# d_t [B, D], rows of the symbols before [B, ·] -> logits [B, V]
+# d_t [B, D], rows of the tokens before [B, ·] -> logits [B, V]
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -143,7 +143,7 @@ def lstm_step(
     eps: float,
     int8: bool,
 ) -> Step:
-    """One symbol, as a function that keeps the state; with `int8` it computes wide."""
+    """One token, as a function that keeps the state; with `int8` it computes wide."""
     if int8:
         dtype = accumulate_dtype(norm_weight.dtype)
         norm_weight, norm_bias = norm_weight.to(dtype), norm_bias.to(dtype)
@@ -163,7 +163,7 @@ def lstm_step(
 def teacher_forced(
     step: Step, features: Tensor, token_embeddings: Tensor, previous: Tensor
 ) -> Tensor:
-    """Logits [T, B, V] of `step`, given features [T, B, D] and the symbols before [T, B]."""
+    """Logits [T, B, V] of `step`, given features [T, B, D] and the tokens before [T, B]."""
     rows = token_embeddings[previous]
     return torch.stack([step(d_t, rows_t) for d_t, rows_t in zip(features, rows, strict=True)])
 
@@ -176,14 +176,14 @@ def is_int8(packed: Tensor | None) -> bool:
 def decode_steps(step: Step, features, token_embeddings, noise, end_id, pad_id) -> Tensor:
     """The decoding loop in plain PyTorch."""
     T, B = features.shape[:2]
-    symbol = features.new_full((B,), len(token_embeddings) - 1, dtype=torch.int64)
-    ended = torch.zeros_like(symbol, dtype=torch.bool)
+    token = features.new_full((B,), len(token_embeddings) - 1, dtype=torch.int64)
+    ended = torch.zeros_like(token, dtype=torch.bool)
     tokens = features.new_full((B, T), pad_id, dtype=torch.int64)
     for t in range(T):
-        logits = step(features[t], token_embeddings[symbol])
-        symbol = (logits if noise is None else logits + noise[t]).argmax(-1)
-        tokens[:, t] = torch.where(ended, pad_id, symbol)
-        ended |= symbol == end_id
+        logits = step(features[t], token_embeddings[token])
+        token = (logits if noise is None else logits + noise[t]).argmax(-1)
+        tokens[:, t] = torch.where(ended, pad_id, token)
+        ended |= token == end_id
         if ended.all():
             break
     return tokens

@@ -10,8 +10,10 @@ KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 WORD = 0xFFFFFFFF
 
 
-def gumbel_noise(seed: Tensor, steps: int, batch: int, symbols: int, temperature: float) -> Tensor:
-    """seed [1] -> noise [steps, batch, symbols]: Gumbel noise times the temperature.
+def gumbel_noise(
+    seed: Tensor, steps: int, batch: int, vocab_size: int, temperature: float
+) -> Tensor:
+    """seed [1] -> noise [steps, batch, vocab_size]: Gumbel noise times the temperature.
 
         gᵢ = −temperature · log(−log(1 − uᵢ)),   uᵢ = (xᵢ + ½) / 2³²
 
@@ -23,7 +25,7 @@ def gumbel_noise(seed: Tensor, steps: int, batch: int, symbols: int, temperature
         seed: the key, [1] int64.
         steps: T.
         batch: B.
-        symbols: V.
+        vocab_size: V.
         temperature: what multiplies the noise.
 
     Returns:
@@ -32,18 +34,18 @@ def gumbel_noise(seed: Tensor, steps: int, batch: int, symbols: int, temperature
     Raises:
         RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
-    return torch.ops.fastvae.gumbel_noise(seed, steps, batch, symbols, temperature)
+    return torch.ops.fastvae.gumbel_noise(seed, steps, batch, vocab_size, temperature)
 
 
 def gumbel_noise_reference(
-    seed: Tensor, steps: int, batch: int, symbols: int, temperature: float
+    seed: Tensor, steps: int, batch: int, vocab_size: int, temperature: float
 ) -> Tensor:
     """The same function in plain PyTorch: what every kernel is tested against."""
-    count = steps * batch * symbols
+    count = steps * batch * vocab_size
     blocks = torch.arange(-(-count // 4), device=seed.device)
     words = torch.stack(_philox(blocks, seed), 1).flatten()[:count].double()
     exponential = -torch.log1p(-(words + 0.5) / 2**32)
-    return (-temperature * exponential.log()).float().view(steps, batch, symbols)
+    return (-temperature * exponential.log()).float().view(steps, batch, vocab_size)
 
 
 def _philox(counter: Tensor, seed: Tensor) -> list[Tensor]:
@@ -59,13 +61,13 @@ def _philox(counter: Tensor, seed: Tensor) -> list[Tensor]:
 
 
 @torch.library.register_fake("fastvae::gumbel_noise")
-def _fake(seed, steps, batch, symbols, temperature):
-    check_gumbel_noise(seed, steps, batch, symbols)
-    return seed.new_empty(steps, batch, symbols, dtype=torch.float32)
+def _fake(seed, steps, batch, vocab_size, temperature):
+    check_gumbel_noise(seed, steps, batch, vocab_size)
+    return seed.new_empty(steps, batch, vocab_size, dtype=torch.float32)
 
 
 # Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
 @torch.library.impl("fastvae::gumbel_noise", "CompositeExplicitAutograd")
-def _on_any_device(seed, steps, batch, symbols, temperature):
-    check_gumbel_noise(seed, steps, batch, symbols)
-    return gumbel_noise_reference(seed, steps, batch, symbols, temperature)
+def _on_any_device(seed, steps, batch, vocab_size, temperature):
+    check_gumbel_noise(seed, steps, batch, vocab_size)
+    return gumbel_noise_reference(seed, steps, batch, vocab_size, temperature)

@@ -70,11 +70,11 @@ class TrainingStep:
                 f"accumulate {config.accumulate}"
             )
         self.device = next(model.parameters()).device
-        symbols = config.batch_size * model.length
-        logits = symbols // config.accumulate // self.world * model.vocab_size
+        tokens = config.batch_size * model.length
+        logits = tokens // config.accumulate // self.world * model.vocab_size
         if self.device.type == "cpu":
             what = f"the ids and logits of a step (batch_size {config.batch_size})"
-            check_fits(8 * symbols + 2 * 4 * logits, what)
+            check_fits(8 * tokens + 2 * 4 * logits, what)
         # A graph reads the learning rate where it was at the recording.
         cuda, rate = self.device.type == "cuda", config.learning_rate
         self.optimizer = torch.optim.Adam(

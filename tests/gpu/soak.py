@@ -2,7 +2,7 @@
 
     python tests/gpu/soak.py [--seconds 60]
 
-Long sequences whose ends are drawn at random; every repetition must give the same symbols.
+Long sequences whose ends are drawn at random; every repetition must give the same tokens.
 """
 
 import argparse

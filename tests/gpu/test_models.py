@@ -68,7 +68,7 @@ def steps(model, tokens, noise):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_ten_steps_equal_those_of_the_cpu(name):
-    """The same noise and dropped symbols: as near to float64 as plain PyTorch on the CPU."""
+    """The same noise and dropped tokens: as near to float64 as plain PyTorch on the CPU."""
     case = MODELS[name]
     tokens = tokens_for(case[1], 40)
     noise = torch.randn(10, 40, 128)  # so many that one scale suffices
@@ -124,7 +124,7 @@ def test_autocast(name, precision):
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("name", MODELS)
 def test_generate(name, temperature):
-    """Where the features decide clearly, the same symbols as on the CPU."""
+    """Where the features decide clearly, the same tokens as on the CPU."""
     case = MODELS[name]
     model = ours(*case)
     for p in model.parameters():

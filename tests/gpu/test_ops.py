@@ -193,11 +193,11 @@ def test_parameters_need_no_gradient():
 
 @pytest.mark.parametrize("wrong", [-1, 4])
 def test_symbol_out_of_range_gives_nan(wrong):
-    x, weight, bias, symbols = there(linear.make())
-    want = ops.linear(x, weight, bias, symbols)
-    symbols[3] = wrong
-    got = ops.linear(x, weight, bias, symbols)
+    x, weight, bias, tokens = there(linear.make())
+    want = ops.linear(x, weight, bias, tokens)
+    tokens[3] = wrong
+    got = ops.linear(x, weight, bias, tokens)
     assert got[3].isnan().all() and torch.equal(got[4:], want[4:])
-    torch.ops.fastvae.linear_backward(torch.ones_like(got), x, weight, symbols)
+    torch.ops.fastvae.linear_backward(torch.ones_like(got), x, weight, tokens)
     torch.cuda.synchronize()
     assert F.linear(x, weight[:, :5]).isfinite().all()
