@@ -98,7 +98,7 @@ def decoder(line: str, B: int, compiled, served):
     few, int8 = inputs(B, 3, dtype_of(line)), line.endswith("int8")
     if line.startswith("fastvae"):
         packed = decode_bytenet_pack(few[1], few[3], few[5], int8=int8)
-        function = served(partial(decode_bytenet, packed=packed))
+        function = served(partial(decode_bytenet, packed=packed, int8=int8))
     else:
         function = (
             naive if line == "naive" else by_step(cell if "eager" in line else compiled(cell))

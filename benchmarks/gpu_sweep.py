@@ -94,13 +94,13 @@ def lstm_run(plan) -> Callable:
 def decode_run(plan) -> Callable:
     if plan is None:
         return ops.decode_lstm
-    return lambda *t: persistent.decode_lstm(*t, None, EPS, -1, -1, plan)
+    return lambda *t: persistent.decode_lstm(*t, None, EPS, None, None, plan)
 
 
 def bytenet_run(plan) -> Callable:
     if plan is None:
         return ops.decode_bytenet
-    return lambda *t: persistent.decode_bytenet(*t, None, True, -1, -1, plan)
+    return lambda *t: persistent.decode_bytenet(*t, None, True, None, None, plan)
 
 
 def lstm_plans(B: int, itemsize: int, machine) -> Iterator:

@@ -117,7 +117,7 @@ inline ScalarType opmath_dtype(const Tensor& t) {
 // noise [T, B, V].
 inline void check_choice(const Tensor& features, const Tensor& token_embeddings, const Tensor& classifier_weight,
                          const Tensor& classifier_bias, const std::optional<Tensor>& maybe_noise, int64_t width,
-                         int64_t hidden, int64_t end_id, int64_t pad_id) {
+                         int64_t hidden, std::optional<int64_t> end_id, std::optional<int64_t> pad_id) {
   const int64_t T = features.size(0), B = features.size(1), V = classifier_weight.size(0);
   CHECK(T > 0 && B > 0, "features must have at least one step and one sequence");
   CHECK_POSITIVE(classifier_weight);
@@ -132,8 +132,12 @@ inline void check_choice(const Tensor& features, const Tensor& token_embeddings,
     CHECK_SHAPE(noise, T, B, V);
     CHECK_WIDE(noise, features);
   }
-  CHECK(end_id < V, "end_id must be below V = " + std::to_string(V));
-  CHECK(end_id < 0 || pad_id >= 0, "pad_id must be given where end_id is");
+  if (end_id) {
+    CHECK(*end_id >= 0 && *end_id < V,
+          "end_id must be from 0 to " + std::to_string(V - 1) + ", got " + std::to_string(*end_id));
+    CHECK(pad_id.value_or(-1) >= 0, "pad_id must be 0 or more where end_id is given, got " +
+                                        (pad_id ? std::to_string(*pad_id) : std::string("None")));
+  }
 }
 
 // What the LayerNorm-LSTM is given in each of its ops: x or normalized [T, B, 4H] has been checked.

@@ -40,14 +40,15 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
       "decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor weight_hh, Tensor "
       "norm_weight, "
       "Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0, Tensor c0, Tensor? noise, "
-      "float eps, int end_id, int pad_id, Tensor? packed=None) -> Tensor");
+      "float eps, int? end_id=None, int? pad_id=None, Tensor? packed=None, bool int8=False) -> Tensor");
   m.def(
       "decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifier_weight, bool int8=False) -> "
       "Tensor");
   m.def(
       "decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor conv_weight, "
-      "Tensor conv_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor? noise, bool carry, int end_id, "
-      "int pad_id, Tensor? packed=None) -> Tensor");
+      "Tensor conv_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor? noise, bool carry, int? "
+      "end_id=None, "
+      "int? pad_id=None, Tensor? packed=None, bool int8=False) -> Tensor");
   m.def(
       "decode_bytenet_pack(Tensor feature_weight, Tensor conv_weight, Tensor classifier_weight, bool int8=False) -> "
       "Tensor");
@@ -60,11 +61,11 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
   m.def(
       "decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor start_cross, Tensor token_embeddings, "
       "Tensor row_means, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor classifier_weight, "
-      "Tensor classifier_bias, Tensor cross_weight, Tensor h0, Tensor c0, Tensor? noise, float eps, int end_id, "
-      "int pad_id, int groups, int units, int columns, int threads) -> Tensor");
+      "Tensor classifier_bias, Tensor cross_weight, Tensor h0, Tensor c0, Tensor? noise, float eps, int? end_id, "
+      "int? pad_id, int groups, int units, int columns, int threads) -> Tensor");
   m.def(
       "decode_bytenet_persistent(Tensor projected, Tensor token_embeddings, Tensor conv_weight, Tensor conv_bias, "
-      "Tensor classifier_weight, Tensor classifier_bias, Tensor? noise, bool carry, int end_id, int pad_id, "
+      "Tensor classifier_weight, Tensor classifier_bias, Tensor? noise, bool carry, int? end_id, int? pad_id, "
       "int groups, int units, int classifier_blocks, int columns, int threads) -> Tensor");
 }
 

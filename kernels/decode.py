@@ -14,12 +14,12 @@ STEPS = 32  # most of a chunk: what is decoded in vain when all sequences have e
 PROJECTED = 1 << 26  # most elements of a chunk's projected features
 
 
-def runs_plain(features: Tensor, packed: Tensor | None) -> bool:
-    """Whether plain PyTorch decodes: float64, and int8 weights, which the size of `packed` tells.
-
-    Its bytes would have to be waited for.
-    """
-    return features.dtype == torch.float64 or (packed is not None and packed.numel() > 1)
+def kernel_ids(end_id: int | None, pad_id: int | None) -> dict[str, int]:
+    """The ids as kernels take them: -1 for none."""
+    return {
+        "end_id": -1 if end_id is None else end_id,
+        "pad_id": -1 if pad_id is None else pad_id,
+    }
 
 
 def chunk_steps(T: int, B: int, width: int) -> int:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvae.kernels import persistent
-from fastvae.kernels.decode import decode_chunks, runs_plain
+from fastvae.kernels.decode import decode_chunks, kernel_ids
 from fastvae.kernels.gates import highway, rank, ranked, sigmoid, tanh
 from fastvae.kernels.highway_conv import gate
 from fastvae.kernels.products import precision
@@ -126,7 +126,7 @@ def launch(
 ) -> dict[str, int] | None:
     """What a program takes at once, rows of the batch and columns of a product, and its options.
 
-    None where one program is too little, for acc_dtype layers and for large batches, which fill the
+    None where one program is too little, for wide layers and for large batches, which fill the
     device; and on AMD, where Triton's barrier does not wait for what was stored in global memory.
     """
     if hip or LARGEST[dtype.itemsize] < C or B > 2048:
@@ -158,11 +158,12 @@ def decode_bytenet(
     classifier_bias: Tensor,
     noise: Tensor | None,
     carry: bool,
-    end_id: int,
-    pad_id: int,
+    end_id: int | None,
+    pad_id: int | None,
     packed: Tensor | None = None,
+    int8: bool = False,
 ) -> Tensor:
-    """The op on a GPU. float64 runs as plain PyTorch, and so do int8 weights in `packed`."""
+    """The op on a GPU. float64 runs as plain PyTorch, and so does int8."""
     weights = {
         "feature_weight": feature_weight,
         "token_embeddings": token_embeddings,
@@ -171,17 +172,17 @@ def decode_bytenet(
         "classifier_weight": classifier_weight,
         "classifier_bias": classifier_bias,
     }
-    ids = {"end_id": end_id, "pad_id": pad_id}
-    T, B, V = check_decode_bytenet(features, **weights, noise=noise, **ids)
+    T, B, V = check_decode_bytenet(features, **weights, noise=noise, end_id=end_id, pad_id=pad_id)
     N, _, C, _ = conv_weight.shape
-    if runs_plain(features, packed):
-        rest = noise, carry, end_id, pad_id, packed
+    if int8 or features.dtype == torch.float64:
+        rest = noise, carry, end_id, pad_id, packed, int8
         return decode_bytenet_reference(features, *weights.values(), *rest)
     if machine := persistent.serving("decode_bytenet", features, B, C):
         plan = persistent.plan_bytenet(C, N, V, B, features.dtype.itemsize, machine)
         if plan:
             rest = noise, carry, end_id, pad_id, plan
             return persistent.decode_bytenet(features, *weights.values(), *rest)
+    ids = kernel_ids(end_id, pad_id)
     options = launch(B, C, features.dtype)
     if options is None:
         state = (features.new_zeros(N, B, C),)
@@ -193,7 +194,7 @@ def decode_bytenet(
     project = F.pad(feature_weight.unflatten(0, (2, C)), (0, 0, 0, more)).flatten(0, 1)
     # For each output its weights of xₜ₋₁, then those of xₜ.
     taps = conv_weight.unflatten(1, (3, C)).transpose(3, 4)
-    tokens = features.new_full((B, T), pad_id, dtype=torch.int64)
+    tokens = features.new_full((B, T), ids["pad_id"], dtype=torch.int64)
     sequence_kernel[(triton.cdiv(B, options["ROWS"]),)](
         F.linear(features, project),
         rows.contiguous(),
@@ -209,8 +210,7 @@ def decode_bytenet(
         C + more,
         V,
         N,
-        end_id,
-        pad_id,
+        *ids.values(),
         CARRY=carry,
         NOISE=noise is not None,
         PRECISION=precision(),

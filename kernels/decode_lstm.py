@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastvae.kernels import persistent
-from fastvae.kernels.decode import decode_chunks, runs_plain
+from fastvae.kernels.decode import decode_chunks, kernel_ids
 from fastvae.kernels.gates import normalize, rank, ranked, row_launch, update
 from fastvae.kernels.products import padded
 from fastvae.ops.checks import check_decode_lstm
@@ -112,9 +112,10 @@ def decode_lstm(
     c0: Tensor,
     noise: Tensor | None,
     eps: float,
-    end_id: int,
-    pad_id: int,
+    end_id: int | None,
+    pad_id: int | None,
     packed: Tensor | None = None,
+    int8: bool = False,
 ) -> Tensor:
     """The op on a GPU. What one program cannot hold, float64, and int8 run as plain PyTorch."""
     weights = {
@@ -128,11 +129,10 @@ def decode_lstm(
         "h0": h0,
         "c0": c0,
     }
-    ids = {"end_id": end_id, "pad_id": pad_id}
-    _, B, V = check_decode_lstm(features, **weights, noise=noise, **ids)
+    _, B, V = check_decode_lstm(features, **weights, noise=noise, end_id=end_id, pad_id=pad_id)
     H = h0.shape[1]
-    if runs_plain(features, packed) or max(H, V) > LARGEST:
-        rest = noise, eps, end_id, pad_id, packed
+    if int8 or features.dtype == torch.float64 or max(H, V) > LARGEST:
+        rest = noise, eps, end_id, pad_id, packed, int8
         return decode_lstm_reference(features, *weights.values(), *rest)
     if machine := persistent.serving("decode_lstm", features, B, H):
         plan = persistent.plan_lstm(H, B, features.dtype.itemsize, machine, V)
@@ -144,7 +144,7 @@ def decode_lstm(
     stacked = padded(torch.cat([weight_hh, classifier_weight, weight_hh.new_zeros(unused, H)]))
     state = padded(h0) @ stacked.T, c0.to(accumulate_dtype(c0.dtype), copy=True)
     fixed = feature_weight, token_embeddings, stacked, norm_weight, norm_bias, classifier_bias
-    return decode_chunks(steps, features, noise, state, fixed, eps, **ids)
+    return decode_chunks(steps, features, noise, state, fixed, eps, **kernel_ids(end_id, pad_id))
 
 
 def steps(

@@ -288,17 +288,17 @@ def decode_lstm(
     c0: Tensor,
     noise: Tensor | None,
     eps: float,
-    end_id: int,
-    pad_id: int,
+    end_id: int | None,
+    pad_id: int | None,
     plan: Plan,
 ) -> Tensor:
     """The op `decode_lstm`, in launches of BATCH sequences."""
-    acc_dtype, recurrent = token_embeddings.float(), weight_hh.float()
-    means = acc_dtype.mean(1)
-    centerd = acc_dtype - means[:, None]
-    squares = centerd.square().sum(1)
+    embeddings, recurrent = token_embeddings.float(), weight_hh.float()
+    means = embeddings.mean(1)
+    centered = embeddings - means[:, None]
+    squares = centered.square().sum(1)
     # Of each token: what its choice adds to the squares of the next step, by h and by features.
-    by_state, by_features = (2 * centerd[:-1] @ w for w in (recurrent, feature_weight.float()))
+    by_state, by_features = (2 * centered[:-1] @ w for w in (recurrent, feature_weight.float()))
     cross_weight = [by_state.to(h0.dtype)]
     if h0.dtype.itemsize == 2:
         cross_weight.append((by_state - cross_weight[0].float()).to(h0.dtype))
@@ -313,7 +313,7 @@ def decode_lstm(
             torch.ops.fastvae.decode_lstm_persistent(
                 projected,
                 F.linear(d.float(), by_features, squares[:-1]),
-                2 * (before @ centerd[-1]) + squares[-1],
+                2 * (before @ centered[-1]) + squares[-1],
                 *fixed,
                 h,
                 c,
@@ -337,8 +337,8 @@ def decode_bytenet(
     classifier_bias: Tensor,
     noise: Tensor | None,
     carry: bool,
-    end_id: int,
-    pad_id: int,
+    end_id: int | None,
+    pad_id: int | None,
     plan: NetPlan,
 ) -> Tensor:
     """The op `decode_bytenet`, in launches of BATCH sequences."""

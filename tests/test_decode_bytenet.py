@@ -163,7 +163,7 @@ def test_pad_may_be_end():
 
 def test_opcheck():
     inputs, shape = make(), (6, 3, 4, 5, 7, 2)
-    for noise, end_id, pad_id in ((None, -1, -1), (gumbel(shape), 2, 0)):
+    for noise, end_id, pad_id in ((None, None, None), (gumbel(shape), 2, 0)):
         args = (*inputs, noise, True, end_id, pad_id)
         torch.library.opcheck(torch.ops.fastvae.decode_bytenet, args)
 
@@ -223,7 +223,7 @@ def test_reference_serves_devices_without_a_kernel(noisy):
     shape, key = (6, 3, 4, 5, 7, 2), torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
     inputs, noise = make(shape), gumbel(shape) if noisy else None
     op = torch.ops.fastvae.decode_bytenet.default
-    assert_best(op.redispatch(key, *inputs, noise, True, -1, -1), noise, inputs)
+    assert_best(op.redispatch(key, *inputs, noise, True, None, None), noise, inputs)
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ def triton_decode(request, kernels, monkeypatch):
     if request.param == "chunks":
         monkeypatch.setattr(kernels, "launch", lambda *_: None)
 
-    def run(inputs, noise=None, carry=True, end_id=-1, pad_id=-1, packed=None):
+    def run(inputs, noise=None, carry=True, end_id=None, pad_id=None, packed=None, int8=False):
         tensors = [t if t is None else t.to(device) for t in (*inputs, noise)]
-        return kernels.decode_bytenet(*tensors, carry, end_id, pad_id, packed).cpu()
+        return kernels.decode_bytenet(*tensors, carry, end_id, pad_id, packed, int8).cpu()
 
     return run
 
@@ -71,12 +71,24 @@ def test_triton_chooses_as_torch(triton_decode):
 @pytest.mark.parametrize("name", [*NAMES, "noise"])
 def test_triton_rejects(triton_decode, name):
     n = [*NAMES, "noise"].index(name)
-    for wrong in (lambda t: t[..., None], lambda t: torch.cat([t, t]), lambda t: t.double()):
+    # What sets a size for others is not blamed for its length itself.
+    sizes = {"features": "noise", "conv_weight": "conv_bias"}
+    sizes["classifier_weight"] = "token_embeddings"
+    for wrong, blamed in (
+        (lambda t: t[..., None], name),
+        (lambda t: torch.cat([t, t]), sizes.get(name, name)),
+        (lambda t: t.double(), "feature_weight" if name == "features" else name),
+    ):
         inputs = [*make(), gumbel((6, 3, 4, 5, 7, 2))]
         inputs[n] = wrong(inputs[n])
-        with pytest.raises(RuntimeError, match=r"\b\w+ must have"):
+        with pytest.raises(RuntimeError, match=rf"\b{blamed} must have"):
             triton_decode(inputs[:-1], inputs[-1])
-    for ids, message in (((7, 0), "end_id must be below"), ((2, -1), "pad_id must be given")):
+    for ids, message in (
+        ((7, 0), "end_id must be from 0 to 6, got 7"),
+        ((-1, 0), "end_id must be from 0 to 6, got -1"),
+        ((2, None), "pad_id must be 0 or more where end_id is given, got None"),
+        ((2, -1), "pad_id must be 0 or more where end_id is given, got -1"),
+    ):
         with pytest.raises(RuntimeError, match=message):
             triton_decode(make(), None, True, *ids)
 
@@ -86,9 +98,8 @@ def test_triton_packed(triton_decode):
     inputs = make()
     packed = pack_reference(inputs[1], inputs[3], inputs[5])
     assert torch.equal(triton_decode(inputs, packed=packed), triton_decode(inputs))
-    packed = pack_reference(inputs[1], inputs[3], inputs[5], int8=True)
-    tokens = triton_decode(inputs, packed=packed)
-    assert torch.equal(tokens, decode_bytenet_reference(*inputs, packed=packed))
+    tokens = triton_decode(inputs, int8=True)
+    assert torch.equal(tokens, decode_bytenet_reference(*inputs, int8=True))
 
 
 def test_triton_launch(kernels):
@@ -164,11 +175,11 @@ def test_triton_multiplies_as_torch_is_told(kernels, monkeypatch):
     monkeypatch.setattr(kernels, "sequence_kernel", Recording())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs = [t.to(device) for t in make()]
-    want = kernels.decode_bytenet(*inputs, None, True, -1, -1)
+    want = kernels.decode_bytenet(*inputs, None, True, None, None)
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
-        assert torch.equal(kernels.decode_bytenet(*inputs, None, True, -1, -1), want)
+        assert torch.equal(kernels.decode_bytenet(*inputs, None, True, None, None), want)
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
     assert precisions == ["ieee", "tf32"]

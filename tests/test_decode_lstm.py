@@ -82,7 +82,7 @@ def kernels(monkeypatch):
     return kernels
 
 
-def triton_decode(kernels, inputs, noise, end_id=-1, pad_id=-1):
+def triton_decode(kernels, inputs, noise, end_id=None, pad_id=None):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = [t if t is None else t.to(device) for t in (*inputs, noise)]
     return kernels.decode_lstm(*tensors, 1e-4, end_id, pad_id).cpu()
@@ -127,7 +127,7 @@ def test_triton_rejects_wrong_shape(kernels, name):
     wrong["classifier_weight"] = inputs[6][:, :-1]
     inputs[n] = wrong.get(name, inputs[n][:-1])
     with pytest.raises(RuntimeError, match=rf"\b{name} must have"):
-        kernels.decode_lstm(*inputs, 1e-4, -1, -1)
+        kernels.decode_lstm(*inputs, 1e-4, None, None)
 
 
 def test_triton_chunks():
@@ -221,7 +221,7 @@ def test_pad_may_be_end():
 
 def test_opcheck():
     inputs, shape = make(), (6, 3, 4, 5, 7)
-    for noise, end_id, pad_id in ((None, -1, -1), (gumbel(shape), 2, 0)):
+    for noise, end_id, pad_id in ((None, None, None), (gumbel(shape), 2, 0)):
         args = (*inputs, noise, 1e-4, end_id, pad_id)
         torch.library.opcheck(torch.ops.fastvae.decode_lstm, args)
 
@@ -280,7 +280,7 @@ def test_reference_serves_devices_without_a_kernel(noisy):
     shape, key = (6, 3, 4, 5, 7), torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
     inputs, noise = make(shape), gumbel(shape) if noisy else None
     op = torch.ops.fastvae.decode_lstm.default
-    assert_best(op.redispatch(key, *inputs, noise, 1e-4, -1, -1), noise, inputs)
+    assert_best(op.redispatch(key, *inputs, noise, 1e-4, None, None), noise, inputs)
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ def test_int8_equals_the_reference(op, isa, shape, dtype):
     packed = op.pack(inputs, int8=True)
     noise = -torch.empty(shape[0], shape[1], shape[4]).exponential_().log().to(torch.float64)
     for how in ({}, {"noise": noise.to(dtype if dtype == torch.float64 else torch.float32)}):
-        tokens = op.decode(*inputs, **how, packed=packed)
-        assert torch.equal(tokens, op.reference(*inputs, **how, packed=packed))
+        tokens = op.decode(*inputs, **how, packed=packed, int8=True)
+        assert torch.equal(tokens, op.reference(*inputs, **how, packed=packed, int8=True))
 
 
 def test_int8_long_sums(isa):
@@ -92,13 +92,16 @@ def test_int8_long_sums(isa):
     for n in (3, 6, 8):
         inputs[n].abs_().clamp_min_(0.5 * inputs[n].max())
     packed = op.pack(inputs, int8=True)
-    assert torch.equal(op.decode(*inputs, packed=packed), op.reference(*inputs, packed=packed))
+    assert torch.equal(
+        op.decode(*inputs, packed=packed, int8=True),
+        op.reference(*inputs, packed=packed, int8=True),
+    )
 
 
 @pytest.mark.slow
 def test_int8_of_the_paper(op):
     inputs = op.make(op.paper)
-    tokens = op.decode(*inputs, packed=op.pack(inputs, int8=True))
+    tokens = op.decode(*inputs, packed=op.pack(inputs, int8=True), int8=True)
     assert_best(tokens, lambda *t: op.logits(tokens, *t), *inputs)
 
 
@@ -106,14 +109,14 @@ def test_int8_of_the_paper(op):
 def test_int8_thread_counts(op, B, threads):
     inputs = op.make((5, B, 13, 90, 31), torch.float64)
     packed = op.pack(inputs, int8=True)
-    tokens = op.decode(*inputs, packed=packed)
-    assert torch.equal(tokens, op.reference(*inputs, packed=packed))
+    tokens = op.decode(*inputs, packed=packed, int8=True)
+    assert torch.equal(tokens, op.reference(*inputs, packed=packed, int8=True))
 
 
 def test_int8_differs(op):
     """Where noise makes many choices close, rounding turns some."""
     inputs, noise = op.make((20, 20, 4, 17, 7)), 3 * torch.randn(20, 20, 7)
-    tokens = op.decode(*inputs, noise, packed=op.pack(inputs, int8=True))
+    tokens = op.decode(*inputs, noise, packed=op.pack(inputs, int8=True), int8=True)
     assert not torch.equal(tokens, op.decode(*inputs, noise))
 
 
@@ -122,11 +125,11 @@ def test_int8_differs(op):
 def test_int8_odd_values(op, n, value):
     """As in the reference; one bad sequence harms no other."""
     inputs = op.make((5, 3, 4, 17, 7))
-    tokens = op.decode(*inputs, packed=op.pack(inputs, int8=True))
+    tokens = op.decode(*inputs, packed=op.pack(inputs, int8=True), int8=True)
     inputs[n].view(-1)[4 if n == 0 else 1] = value
     packed = op.pack(inputs, int8=True)
-    got = op.decode(*inputs, packed=packed)
-    assert torch.equal(got, op.reference(*inputs, packed=packed))
+    got = op.decode(*inputs, packed=packed, int8=True)
+    assert torch.equal(got, op.reference(*inputs, packed=packed, int8=True))
     if n == 0:
         assert torch.equal(got[[0, 2]], tokens[[0, 2]])
 
@@ -138,7 +141,10 @@ def test_int8_odd_states(n, value):
     inputs = op.make((5, 3, 4, 17, 7), torch.float64)
     inputs[n][1, 2] = value
     packed = op.pack(inputs, int8=True)
-    assert torch.equal(op.decode(*inputs, packed=packed), op.reference(*inputs, packed=packed))
+    assert torch.equal(
+        op.decode(*inputs, packed=packed, int8=True),
+        op.reference(*inputs, packed=packed, int8=True),
+    )
 
 
 def test_zero_weights(op):
@@ -147,7 +153,7 @@ def test_zero_weights(op):
         t.zero_()
     inputs[-1 if op is OPS["bytenet"] else 7][3] = 1
     for int8 in (False, True):
-        tokens = op.decode(*inputs, packed=op.pack(inputs, int8=int8))
+        tokens = op.decode(*inputs, packed=op.pack(inputs, int8=int8), int8=int8)
         assert torch.equal(tokens, torch.full((3, 6), 3))
 
 
@@ -158,15 +164,18 @@ def test_strides(op):
     for int8 in (False, True):
         packed = op.pack(strided, int8=int8)
         assert torch.equal(packed, op.pack(inputs, int8=int8))
-        assert torch.equal(op.decode(*strided, packed=packed), op.decode(*inputs, packed=packed))
+        assert torch.equal(
+            op.decode(*strided, packed=packed, int8=int8),
+            op.decode(*inputs, packed=packed, int8=int8),
+        )
 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_end_id(op, int8):
     inputs = op.make((9, 5, 4, 17, 4))
     packed = op.pack(inputs, int8=int8)
-    free = op.decode(*inputs, packed=packed)
-    ended = op.decode(*inputs, packed=packed, end_id=2, pad_id=1)
+    free = op.decode(*inputs, packed=packed, int8=int8)
+    ended = op.decode(*inputs, packed=packed, int8=int8, end_id=2, pad_id=1)
     for got, want in zip(ended.tolist(), free.tolist(), strict=True):
         length = want.index(2) + 1 if 2 in want else len(want)
         assert got == want[:length] + [1] * (len(want) - length)
@@ -185,7 +194,9 @@ def test_rejects_what_is_not_packed(op, int8):
     packed = op.pack(inputs, int8=int8)
     for tensor in wrong(packed):
         with pytest.raises(RuntimeError, match=r"packed (was made|must be)"):
-            op.decode(*inputs, packed=tensor)
+            op.decode(*inputs, packed=tensor, int8=int8)
+    with pytest.raises(RuntimeError, match="packed was made of other weights, with another int8"):
+        op.decode(*inputs, packed=packed, int8=not int8)
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -194,12 +205,14 @@ def test_rejects_other_weights(op, int8):
     for shape in ((3, 2, 5, 9, 5), (3, 2, 4, 8, 5), (3, 2, 4, 9, 6)):
         packed = op.pack(op.make(shape), int8=int8)
         with pytest.raises(RuntimeError, match="packed was made of other weights"):
-            op.decode(*inputs, packed=packed)
+            op.decode(*inputs, packed=packed, int8=int8)
     with pytest.raises(RuntimeError, match="packed was made of other weights"):
-        op.decode(*inputs, packed=op.pack(op.make((3, 2, 4, 9, 5), torch.bfloat16), int8=int8))
+        op.decode(
+            *inputs, packed=op.pack(op.make((3, 2, 4, 9, 5), torch.bfloat16), int8=int8), int8=int8
+        )
     other = next(o for o in OPS.values() if o is not op)
     with pytest.raises(RuntimeError, match="packed was made of other weights"):
-        op.decode(*inputs, packed=other.pack(other.make((3, 2, 4, 9, 5)), int8=int8))
+        op.decode(*inputs, packed=other.pack(other.make((3, 2, 4, 9, 5)), int8=int8), int8=int8)
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -211,7 +224,7 @@ def test_rejects_another_capability(op, isa, int8):
     packed = op.pack(inputs, int8=int8)
     _C.set_cpu_capability(others[0])
     with pytest.raises(RuntimeError, match="at another CPU capability: pack again"):
-        op.decode(*inputs, packed=packed)
+        op.decode(*inputs, packed=packed, int8=int8)
 
 
 @pytest.mark.parametrize("n", range(3))
@@ -234,18 +247,18 @@ def test_opcheck(op, int8):
     weights = inputs[1], inputs[3], inputs[6 if op is OPS["lstm"] else 5]
     torch.library.opcheck(op.op, (*weights, int8))
     decode = op.op._qualified_op_name.removesuffix("_pack").split("::")[1]
-    last = (None, 1e-4, -1, -1) if op is OPS["lstm"] else (None, True, -1, -1)
+    last = (None, 1e-4, None, None) if op is OPS["lstm"] else (None, True, None, None)
     torch.library.opcheck(
-        getattr(torch.ops.fastvae, decode), (*inputs, *last, op.pack(inputs, int8=int8))
+        getattr(torch.ops.fastvae, decode), (*inputs, *last, op.pack(inputs, int8=int8), int8)
     )
 
 
 def test_compile(op):
     inputs = op.make(SMALL)
     compiled = torch.compile(
-        lambda *t: op.decode(*t, packed=op.pack(t, int8=True)) + 0, fullgraph=True
+        lambda *t: op.decode(*t, packed=op.pack(t, int8=True), int8=True) + 0, fullgraph=True
     )
-    want = op.decode(*inputs, packed=op.pack(inputs, int8=True))
+    want = op.decode(*inputs, packed=op.pack(inputs, int8=True), int8=True)
     assert torch.equal(compiled(*inputs), want)
 
 
@@ -255,16 +268,20 @@ def test_reference_serves_devices_without_a_kernel(op, int8):
     inputs = op.make(SMALL, torch.float64)
     weights = inputs[1], inputs[3], inputs[6 if op is OPS["lstm"] else 5]
     packed = op.op.default.redispatch(key, *weights, int8)
-    want = op.decode(*inputs, packed=op.pack(inputs, int8=int8))
-    assert torch.equal(op.reference(*inputs, packed=packed), want)
+    want = op.decode(*inputs, packed=op.pack(inputs, int8=int8), int8=int8)
+    assert torch.equal(op.reference(*inputs, packed=packed, int8=int8), want)
 
 
 def test_python_threads(op):
     cases = [op.make((5, n, 4, 17, 7)) for n in range(1, 9)]
     packs = [op.pack(case, int8=n % 2 == 0) for n, case in enumerate(cases)]
-    want = [op.decode(*c, packed=p) for c, p in zip(cases, packs, strict=True)]
+
+    def decode(n):
+        return op.decode(*cases[n % 8], packed=packs[n % 8], int8=n % 2 == 0)
+
+    want = [decode(n) for n in range(8)]
     with ThreadPoolExecutor(4) as pool:
-        got = list(pool.map(lambda n: op.decode(*cases[n % 8], packed=packs[n % 8]), range(32)))
+        got = list(pool.map(decode, range(32)))
     assert all(torch.equal(t, want[n % 8]) for n, t in enumerate(got))
 
 

@@ -65,7 +65,7 @@ def test_eps_in_triton_decoding():
     inputs, noise = lstm.make((6, 3, 4, 7, 9)), lstm.gumbel((6, 3, 4, 7, 9))
     inputs[2] *= 0.5
     tensors = [t.to(DEVICE) for t in (*inputs, noise)]
-    found = kernels.decode_lstm(*tensors, EPS, -1, -1).cpu()
+    found = kernels.decode_lstm(*tensors, EPS, None, None).cpu()
     assert torch.equal(found, decode_lstm_reference(*inputs, noise, EPS))
 
 

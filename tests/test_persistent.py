@@ -112,7 +112,7 @@ def test_layer_norm_lstm(simulator, shape, groups, units, dtype, columns):
 def test_decode_lstm(simulator, shape, groups, units, dtype, columns, noisy):
     inputs, noise = decode.make(shape, dtype), decode.gumbel(shape) if noisy else None
     plan = Plan(groups, units, columns, THREADS)
-    run = lambda: [persistent.decode_lstm(*inputs, noise, 1e-4, -1, -1, plan)]  # noqa: E731
+    run = lambda: [persistent.decode_lstm(*inputs, noise, 1e-4, None, None, plan)]  # noqa: E731
     (tokens,) = in_every_order(simulator, run)
     decode.assert_best(tokens, noise, inputs)
     if dtype == torch.float32:
@@ -125,23 +125,23 @@ def test_decode_lstm(simulator, shape, groups, units, dtype, columns, noisy):
 def test_decode_bytenet(simulator, shape, groups, units, classifier_blocks, dtype, columns, carry):
     inputs, noise = bytenet.make(shape, dtype), bytenet.gumbel(shape) if carry else None
     plan = NetPlan(groups, units, classifier_blocks, columns, THREADS)
-    run = lambda: [persistent.decode_bytenet(*inputs, noise, carry, -1, -1, plan)]  # noqa: E731
+    run = lambda: [persistent.decode_bytenet(*inputs, noise, carry, None, None, plan)]  # noqa: E731
     (tokens,) = in_every_order(simulator, run)
     bytenet.assert_best(tokens, noise, inputs, carry)
     if dtype == torch.float32:
         assert torch.equal(tokens, decode_bytenet_reference(*inputs, noise, carry))
 
 
-def lstm_tokens(inputs, noise=None, end_id=-1, pad_id=-1):
+def lstm_tokens(inputs, noise=None, end_id=None, pad_id=None):
     return persistent.decode_lstm(*inputs, noise, 1e-4, end_id, pad_id, Plan(1, 8, 8, THREADS))
 
 
-def bytenet_tokens(inputs, noise=None, end_id=-1, pad_id=-1):
+def bytenet_tokens(inputs, noise=None, end_id=None, pad_id=None):
     plan = NetPlan(1, 8, 2, 8, THREADS)
     return persistent.decode_bytenet(*inputs, noise, True, end_id, pad_id, plan)
 
 
-def bytenet_tokens_of_many_words(inputs, noise=None, end_id=-1, pad_id=-1):
+def bytenet_tokens_of_many_words(inputs, noise=None, end_id=None, pad_id=None):
     """A thread takes words of the next slice while others have yet to see that one has stopped."""
     plan = NetPlan(1, 20, 1, 8, THREADS)
     return persistent.decode_bytenet(*inputs, noise, True, end_id, pad_id, plan)
@@ -209,8 +209,8 @@ def test_batches_of_a_launch(simulator, monkeypatch, groups):
     for batch in (8, 3):
         monkeypatch.setattr(persistent, "BATCH", batch)
         net = NetPlan(groups, 8, 2, 8, THREADS)
-        tokens = persistent.decode_lstm(*candidates, None, 1e-4, -1, -1, plan)
-        others = persistent.decode_bytenet(*nets, None, True, -1, -1, net)
+        tokens = persistent.decode_lstm(*candidates, None, 1e-4, None, None, plan)
+        others = persistent.decode_bytenet(*nets, None, True, None, None, net)
         states = persistent.layer_norm_lstm(*inputs, 1e-4, True, plan=plan)
         outputs.append((tokens, others, *states))
     assert all(map(torch.equal, *outputs))
@@ -264,7 +264,9 @@ def test_plans_fit_what_is_launched(simulator, H, B, V, itemsize, processors):
     plan = persistent.plan_lstm(H, B, itemsize, machine, V)._replace(threads=THREADS)
     group_size, group_batch = -(-H // plan.units), -(-B // plan.groups)
     assert group_size * plan.groups <= processors
-    tokens = persistent.decode_lstm(*decode.make((1, B, 2, H, V), dtype), None, 1e-4, -1, -1, plan)
+    tokens = persistent.decode_lstm(
+        *decode.make((1, B, 2, H, V), dtype), None, 1e-4, None, None, plan
+    )
     assert tokens.shape == (B, 1)
     rest = plan.columns, group_batch, itemsize, THREADS // 32
     block = persistent.lstm_block(plan.units, -(-V // group_size), H, *rest)
@@ -274,7 +276,7 @@ def test_plans_fit_what_is_launched(simulator, H, B, V, itemsize, processors):
     if net:
         net = net._replace(threads=THREADS)
         inputs = bytenet.make((1, B, 2, H, V, 2), dtype)
-        persistent.decode_bytenet(*inputs, None, True, -1, -1, net)
+        persistent.decode_bytenet(*inputs, None, True, None, None, net)
         group_size, group_batch = -(-H // net.units), -(-B // net.groups)
         assert (2 * group_size + net.classifier_blocks) * net.groups <= processors
         rest = H, net.columns, group_batch, itemsize, THREADS // 32

@@ -43,8 +43,8 @@ struct Decode {
 
 inline void check_decode(const Tensor& features, const Tensor& feature_weight, const Tensor& token_embeddings,
                          const Tensor& classifier_weight, const Tensor& classifier_bias,
-                         const std::optional<Tensor>& noise, int64_t width, int64_t hidden, int64_t end_id,
-                         int64_t pad_id) {
+                         const std::optional<Tensor>& noise, int64_t width, int64_t hidden,
+                         std::optional<int64_t> end_id, std::optional<int64_t> pad_id) {
   CHECK_SHAPE(feature_weight, width, features.size(2));
   CHECK_LIKE(feature_weight, features);
   check_choice(features, token_embeddings, classifier_weight, classifier_bias, noise, width, hidden, end_id, pad_id);
@@ -53,16 +53,17 @@ inline void check_decode(const Tensor& features, const Tensor& feature_weight, c
 // What all decoders share, made of contiguous tensors that check_decode has seen.
 template <class T, class Q>
 Decode<T, Q> shared_decode(const Tensor& features, const Tensor& token_embeddings, const Tensor& classifier_weight,
-                           const Tensor& classifier_bias, const std::optional<Tensor>& noise, int64_t end_id,
-                           int64_t pad_id, char* packed, Tensor& tokens, int threads) {
+                           const Tensor& classifier_bias, const std::optional<Tensor>& noise,
+                           std::optional<int64_t> end_id, std::optional<int64_t> pad_id, char* packed, Tensor& tokens,
+                           int threads) {
   return {.steps = features.size(0),
           .B = features.size(1),
           .D = features.size(2),
           .V = classifier_weight.size(0),
           .width = token_embeddings.size(1),
           .hidden = classifier_weight.size(1),
-          .end_id = end_id,
-          .pad_id = pad_id,
+          .end_id = end_id.value_or(-1),
+          .pad_id = pad_id.value_or(-1),
           .features = in<T>(features),
           .token_embeddings = in<T>(token_embeddings),
           .classifier_bias = in<T>(classifier_bias),
@@ -85,7 +86,7 @@ Weight<T> weight(const Tensor& w) {
 
 // The start of a tensor of packed weights: what follows can be read by a decoder that expects the same.
 struct PackedHeader {
-  uint8_t int8;  // first, where the reference reads it
+  uint8_t int8;
   char magic[7];
   int64_t isa, type, sizes[5];
 };
@@ -96,16 +97,6 @@ inline PackedHeader packed_header(Isa isa, const Tensor& weight, bool int8, std:
   PackedHeader header{int8, {'f', 'a', 's', 't', 'v', 'a', 'e'}, int64_t(isa), int64_t(weight.scalar_type()), {}};
   std::copy(sizes.begin(), sizes.end(), header.sizes);
   return header;
-}
-
-// Whether weights are packed as int8_t. Reads no more than a header.
-inline bool is_int8(const std::optional<Tensor>& maybe_packed) {
-  if (!maybe_packed) return false;
-  const Tensor& packed = *maybe_packed;
-  CHECK(
-      packed.scalar_type() == ScalarType::Byte && packed.is_cpu() && packed.is_contiguous() && packed.numel() >= HEADER,
-      "packed must be what the op's pack function returns");
-  return in<uint8_t>(packed)[0] == 1;
 }
 
 // f<T, Q>() for tensors of `type`, multiplied as they are or as int8_t.

@@ -60,7 +60,8 @@ Tensor decode_bytenet_pack(Tensor feature_weight, Tensor conv_weight, Tensor cla
 
 Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor conv_weight,
                       Tensor conv_bias, Tensor classifier_weight, Tensor classifier_bias, std::optional<Tensor> noise,
-                      bool carry, int64_t end_id, int64_t pad_id, std::optional<Tensor> packed) {
+                      bool carry, std::optional<int64_t> end_id, std::optional<int64_t> pad_id,
+                      std::optional<Tensor> packed, bool int8) {
   CHECK_DIM(features, 3, "[T, B, D]");
   CHECK_DIM(conv_weight, 4, "[N, 3C, C, 2]");
   CHECK_DIM(classifier_weight, 2, "[V, C]");
@@ -74,7 +75,6 @@ Tensor decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embed
   make_contiguous(features, token_embeddings, conv_bias, classifier_bias);
   if (noise) make_contiguous(*noise);
   const Isa isa = current_isa.load();
-  const bool int8 = is_int8(packed);
   const PackedHeader header = bytenet_header(isa, feature_weight, conv_weight, classifier_weight, int8);
   Tensor tokens = empty(features, {B, steps}, ScalarType::Long);
   with_operands(features.scalar_type(), int8, [&]<class T, class Q>() {

@@ -69,8 +69,8 @@ Tensor decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifi
 
 Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor weight_hh,
                    Tensor norm_weight, Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0,
-                   Tensor c0, std::optional<Tensor> noise, double eps, int64_t end_id, int64_t pad_id,
-                   std::optional<Tensor> packed) {
+                   Tensor c0, std::optional<Tensor> noise, double eps, std::optional<int64_t> end_id,
+                   std::optional<int64_t> pad_id, std::optional<Tensor> packed, bool int8) {
   CHECK_DIM(features, 3, "[T, B, D]");
   CHECK_DIM(h0, 2, "[B, H]");
   CHECK_DIM(classifier_weight, 2, "[V, H]");
@@ -81,7 +81,6 @@ Tensor decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddin
   make_contiguous(features, token_embeddings, norm_weight, norm_bias, classifier_bias, h0, c0);
   if (noise) make_contiguous(*noise);
   const Isa isa = current_isa.load();
-  const bool int8 = is_int8(packed);
   const PackedHeader header = lstm_header(isa, feature_weight, weight_hh, classifier_weight, int8);
   Tensor tokens = empty(features, {B, steps}, ScalarType::Long);
   with_operands(features.scalar_type(), int8, [&]<class T, class Q>() {

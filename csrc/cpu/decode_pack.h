@@ -25,8 +25,11 @@ Tensor pack(const PackedHeader& header, const Tensor& like, const W& weights) {
 template <class W>
 char* find_packed(std::optional<Tensor>& packed, const PackedHeader& header, const Tensor& like, const W& weights) {
   if (!packed) packed = pack(header, like, weights);
+  CHECK(packed->scalar_type() == ScalarType::Byte && packed->is_cpu() && packed->is_contiguous() &&
+            packed->numel() >= HEADER,
+        "packed must be what the op's pack function returns");
   char* data = static_cast<char*>(packed->data_ptr());
   CHECK(std::memcmp(data, &header, HEADER) == 0 && packed->numel() == packed_size(Isa(header.isa), weights),
-        "packed was made of other weights or at another CPU capability: pack again");
+        "packed was made of other weights, with another int8 or at another CPU capability: pack again");
   return data + HEADER;
 }

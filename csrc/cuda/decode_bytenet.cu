@@ -288,7 +288,8 @@ decode(Net<T, N> shape, Layers<T> d) {
 // The plan (`groups`, `units`, `classifier_blocks`, `columns`, `threads`) is made by fastvae/kernels/persistent.py.
 Tensor decode_bytenet_persistent(Tensor projected, Tensor token_embeddings, Tensor conv_weight, Tensor conv_bias,
                                  Tensor classifier_weight, Tensor classifier_bias, std::optional<Tensor> maybe_noise,
-                                 bool carry, int64_t end_id, int64_t pad_id, int64_t groups, int64_t units,
+                                 bool carry, std::optional<int64_t> end_id, std::optional<int64_t> pad_id,
+                                 int64_t groups, int64_t units,
                                  int64_t classifier_blocks, int64_t columns, int64_t threads) {
   CHECK_DIM(projected, 3, "[T, B, 2C]");
   CHECK_DIM(conv_weight, 4, "[N, 2, 3C, C]");
@@ -310,7 +311,7 @@ Tensor decode_bytenet_persistent(Tensor projected, Tensor token_embeddings, Tens
             " and leave each block a token, got " + std::to_string(classifier_blocks));
   Tensor noise = maybe_noise ? *maybe_noise : classifier_bias;
   make_contiguous(projected, token_embeddings, conv_weight, conv_bias, classifier_weight, classifier_bias, noise);
-  Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id);
+  Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id.value_or(-1));
   Tensor vectors = emptied(projected, N * T * B * exchanged(C) * int64_t(projected.element_size()) / 4);
   Tensor choices = emptied(projected, T * B * classifier_blocks * CHOICE_WORDS);
   dispatch<BFloat16, float>(projected.scalar_type(), columns, [&]<class S, int COLUMNS>() {
@@ -334,8 +335,8 @@ Tensor decode_bytenet_persistent(Tensor projected, Tensor token_embeddings, Tens
                       words(vectors),
                       words(choices),
                       int(V),
-                      int(end_id),
-                      int(pad_id),
+                      int(end_id.value_or(-1)),
+                      int(pad_id.value_or(-1)),
                       carry};
     Arena layer{nullptr}, classifier{nullptr};
     shape.shared(layer, threads / 32, false);

@@ -199,7 +199,8 @@ void run(const Tensor& like, Lstm<T, N> shape, const Decoding<T>& d, int groups,
 Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor start_cross, Tensor token_embeddings,
                               Tensor row_means, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias,
                               Tensor classifier_weight, Tensor classifier_bias, Tensor cross_weight, Tensor h0,
-                              Tensor c0, std::optional<Tensor> maybe_noise, double eps, int64_t end_id, int64_t pad_id,
+                              Tensor c0, std::optional<Tensor> maybe_noise, double eps,
+                              std::optional<int64_t> end_id, std::optional<int64_t> pad_id,
                               int64_t groups, int64_t units, int64_t columns, int64_t threads) {
   CHECK_DIM(projected, 3, "[T, B, 4H]");
   CHECK_DIM(h0, 2, "[B, H]");
@@ -221,7 +222,7 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
   Tensor noise = maybe_noise ? *maybe_noise : start_cross;
   make_contiguous(projected, projected_cross, start_cross, token_embeddings, row_means, weight_hh, norm_weight,
                   norm_bias, classifier_weight, classifier_bias, cross_weight, h0, c0, noise);
-  Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id);
+  Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id.value_or(-1));
   Tensor vectors = emptied(projected, T * B * exchanged(H) * int64_t(projected.element_size()) / 4);
   Tensor moments = emptied(projected, (T + 1) * B * split.group_size * CHOICE_WORDS);
   dispatch<BFloat16, float>(projected.scalar_type(), columns, [&]<class S, int N>() {
@@ -237,8 +238,8 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
                         maybe_noise ? in<float>(noise) : nullptr,
                         out<int64_t>(tokens),
                         int(V),
-                        int(end_id),
-                        int(pad_id),
+                        int(end_id.value_or(-1)),
+                        int(pad_id.value_or(-1)),
                         float(eps)};
     const Lstm<S, N> shape{int(T), int(B), int(H), split.group_size, int(units), split.group_batch};
     run<S, N>(projected, shape, d, split.groups, threads);

@@ -74,7 +74,7 @@ class Decoder(nn.Module):
         """
         D, dtype = features.shape[-1], features.dtype
         weights, packed = self.weight_cache.get(self, self._packed, D, dtype, mask_history, int8)
-        return self._decode(features, weights, state, noise, end_id, pad_id, packed)
+        return self._decode(features, weights, state, noise, end_id, pad_id, packed, int8)
 
     def int8_logits(
         self, features: Tensor, previous: Tensor, state: State | None, mask_history: bool
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
     def _pack(self, weights, int8: bool) -> Tensor:
         raise NotImplementedError
 
-    def _decode(self, features, weights, state, noise, end_id, pad_id, packed) -> Tensor:
+    def _decode(self, features, weights, state, noise, end_id, pad_id, packed, int8) -> Tensor:
         """The op's call -> tokens [B, T]."""
         raise NotImplementedError
 
@@ -142,11 +142,12 @@ class LSTMDecoder(Decoder):
         )
 
     def _decode(
-        self, features, weights: LSTMWeights, state, noise, end_id, pad_id, packed
+        self, features, weights: LSTMWeights, state, noise, end_id, pad_id, packed, int8
     ) -> Tensor:
         h0, c0 = self._state(features, state)
         eps = self.lstm.eps
-        return ops.decode_lstm(features, *weights, h0, c0, noise, eps, end_id, pad_id, packed)
+        rest = noise, eps, end_id, pad_id, packed, int8
+        return ops.decode_lstm(features, *weights, h0, c0, *rest)
 
     def _step(self, features: Tensor, weights: LSTMWeights, state: State | None) -> Step:
         feature_weight, _, *others = weights
@@ -208,9 +209,10 @@ class ByteNetDecoder(Decoder):
         )
 
     def _decode(
-        self, features, weights: ByteNetWeights, state, noise, end_id, pad_id, packed
+        self, features, weights: ByteNetWeights, state, noise, end_id, pad_id, packed, int8
     ) -> Tensor:
-        return ops.decode_bytenet(features, *weights, noise, self.carry, end_id, pad_id, packed)
+        rest = noise, self.carry, end_id, pad_id, packed, int8
+        return ops.decode_bytenet(features, *weights, *rest)
 
     def _step(self, features: Tensor, weights: ByteNetWeights, state: None) -> Step:
         feature_weight, _, *others = weights

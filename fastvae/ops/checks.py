@@ -183,8 +183,8 @@ def check_decode(
     classifier_weight: Tensor,
     classifier_bias: Tensor,
     noise: Tensor | None,
-    end_id: int,
-    pad_id: int,
+    end_id: int | None,
+    pad_id: int | None,
     hidden: int,
     gates: int,
     **layers: Tensor,
@@ -210,10 +210,11 @@ def check_decode(
     if noise is not None:
         check_wide({"noise": noise}, features)
         check_shapes(noise=(noise, (T, B, V)))
-    if end_id >= V:
-        raise RuntimeError(f"end_id must be below V = {V}")
-    if end_id >= 0 > pad_id:
-        raise RuntimeError("pad_id must be given where end_id is")
+    if end_id is not None:
+        if not 0 <= end_id < V:
+            raise RuntimeError(f"end_id must be from 0 to {V - 1}, got {end_id}")
+        if pad_id is None or pad_id < 0:
+            raise RuntimeError(f"pad_id must be 0 or more where end_id is given, got {pad_id}")
     return T, B, V
 
 
@@ -229,8 +230,8 @@ def check_decode_lstm(
     h0: Tensor,
     c0: Tensor,
     noise: Tensor | None,
-    end_id: int,
-    pad_id: int,
+    end_id: int | None,
+    pad_id: int | None,
 ) -> tuple[int, int, int]:
     """-> T, B, V."""
     ((_, H),) = check_shapes(h0=(h0, 2))
@@ -269,8 +270,8 @@ def check_decode_bytenet(
     classifier_weight: Tensor,
     classifier_bias: Tensor,
     noise: Tensor | None,
-    end_id: int,
-    pad_id: int,
+    end_id: int | None,
+    pad_id: int | None,
 ) -> tuple[int, int, int]:
     """-> T, B, V."""
     ((N, _, C, _),) = check_shapes(empty=True, conv_weight=(conv_weight, 4))

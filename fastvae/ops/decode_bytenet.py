@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastvae.ops.checks import check_decode_bytenet, check_decode_bytenet_pack
-from fastvae.ops.decode_lstm import Step, decode_steps, fake_packed, is_int8, pack_reference
+from fastvae.ops.decode_lstm import Step, decode_steps, fake_packed, pack_reference
 from fastvae.ops.int8 import int8_linear, linear
 
 
@@ -21,6 +21,7 @@ def decode_bytenet(
     end_id: int | None = None,
     pad_id: int | None = None,
     packed: Tensor | None = None,
+    int8: bool = False,
 ) -> Tensor:
     """features d [T, B, D] and a ByteNet decoder's weights -> tokens [B, T], in one call.
 
@@ -44,8 +45,9 @@ def decode_bytenet(
         carry: whether the highway layers carry their input on.
         end_id: the token after which a sequence is `pad_id`; work stops once all have ended.
         pad_id: what fills a sequence after `end_id`.
-        packed: what `decode_bytenet_pack` made of the weights, which saves packing them again; if
-            it holds integers, decoding multiplies by these.
+        packed: what `decode_bytenet_pack` made of the weights with the same `int8`, which saves
+            packing them again.
+        int8: round weights and what they multiply to integers: `fastvae.ops.int8`.
 
     Returns:
         tokens, [B, T] int64.
@@ -65,9 +67,10 @@ def decode_bytenet(
         classifier_bias,
         noise,
         carry,
-        -1 if end_id is None else end_id,
-        -1 if pad_id is None else pad_id,
+        end_id,
+        pad_id,
         packed,
+        int8,
     )
 
 
@@ -104,13 +107,14 @@ def decode_bytenet_reference(
     classifier_bias: Tensor,
     noise: Tensor | None = None,
     carry: bool = True,
-    end_id: int = -1,
-    pad_id: int = -1,
+    end_id: int | None = None,
+    pad_id: int | None = None,
     packed: Tensor | None = None,
+    int8: bool = False,
 ) -> Tensor:
-    """The same function in plain PyTorch, -1 for no id: what every kernel is tested against."""
+    """The same function in plain PyTorch: what every kernel is tested against."""
     weights = feature_weight, conv_weight, conv_bias, classifier_weight, classifier_bias
-    step = bytenet_step(*weights, carry, is_int8(packed))
+    step = bytenet_step(*weights, carry, int8)
     return decode_steps(step, features, token_embeddings, noise, end_id, pad_id)
 
 
@@ -157,7 +161,7 @@ def _fake_pack(feature_weight, conv_weight, classifier_weight, int8=False):
 
 
 @torch.library.register_fake("fastvae::decode_bytenet")
-def _fake(features, *weights):
-    *others, noise, _, end_id, pad_id = weights[:10]
+def _fake(features, *rest):
+    *others, noise, _, end_id, pad_id = (*rest, None, None)[:10]  # None at the end is left out
     T, B, _ = check_decode_bytenet(features, *others, noise, end_id, pad_id)
     return features.new_empty(B, T, dtype=torch.int64)

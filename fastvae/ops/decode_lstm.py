@@ -30,6 +30,7 @@ def decode_lstm(
     end_id: int | None = None,
     pad_id: int | None = None,
     packed: Tensor | None = None,
+    int8: bool = False,
 ) -> Tensor:
     """features d [T, B, D] and an LSTM decoder's weights -> tokens [B, T], in one call.
 
@@ -56,8 +57,9 @@ def decode_lstm(
         eps: of the norm.
         end_id: the token after which a sequence is `pad_id`; work stops once all have ended.
         pad_id: what fills a sequence after `end_id`.
-        packed: what `decode_lstm_pack` made of the weights, which saves packing them again; if it
-            holds integers, decoding multiplies by these.
+        packed: what `decode_lstm_pack` made of the weights with the same `int8`, which saves
+            packing them again.
+        int8: round weights and what they multiply to integers: `fastvae.ops.int8`.
 
     Returns:
         tokens, [B, T] int64.
@@ -80,9 +82,10 @@ def decode_lstm(
         c0,
         noise,
         eps,
-        -1 if end_id is None else end_id,
-        -1 if pad_id is None else pad_id,
+        end_id,
+        pad_id,
         packed,
+        int8,
     )
 
 
@@ -121,13 +124,14 @@ def decode_lstm_reference(
     c0: Tensor,
     noise: Tensor | None = None,
     eps: float = 1e-4,
-    end_id: int = -1,
-    pad_id: int = -1,
+    end_id: int | None = None,
+    pad_id: int | None = None,
     packed: Tensor | None = None,
+    int8: bool = False,
 ) -> Tensor:
-    """The same function in plain PyTorch, -1 for no id: what every kernel is tested against."""
+    """The same function in plain PyTorch: what every kernel is tested against."""
     weights = feature_weight, weight_hh, norm_weight, norm_bias, classifier_weight, classifier_bias
-    step = lstm_step(*weights, h0, c0, eps, is_int8(packed))
+    step = lstm_step(*weights, h0, c0, eps, int8)
     return decode_steps(step, features, token_embeddings, noise, end_id, pad_id)
 
 
@@ -168,33 +172,27 @@ def teacher_forced(
     return torch.stack([step(d_t, rows_t) for d_t, rows_t in zip(features, rows, strict=True)])
 
 
-def is_int8(packed: Tensor | None) -> bool:
-    """Whether `packed` weights are integers: its first byte tells, on every device."""
-    return packed is not None and bool(packed[0] == 1)
-
-
 def decode_steps(step: Step, features, token_embeddings, noise, end_id, pad_id) -> Tensor:
     """The decoding loop in plain PyTorch."""
     T, B = features.shape[:2]
     token = features.new_full((B,), len(token_embeddings) - 1, dtype=torch.int64)
     ended = torch.zeros_like(token, dtype=torch.bool)
-    tokens = features.new_full((B, T), pad_id, dtype=torch.int64)
+    pad = 0 if pad_id is None else pad_id
+    tokens = features.new_full((B, T), pad, dtype=torch.int64)
     for t in range(T):
         logits = step(features[t], token_embeddings[token])
         token = (logits if noise is None else logits + noise[t]).argmax(-1)
-        tokens[:, t] = torch.where(ended, pad_id, token)
-        ended |= token == end_id
-        if ended.all():
-            break
+        tokens[:, t] = torch.where(ended, pad, token)
+        if end_id is not None:
+            ended |= token == end_id
+            if ended.all():
+                break
     return tokens
 
 
 def pack_reference(first: Tensor, _second: Tensor, _third: Tensor, int8: bool = False) -> Tensor:
-    """Where the reference decodes, packed weights say no more than how to multiply.
-
-    Their size says it too, for which nobody has to wait.
-    """
-    return torch.full((1 + int8,), int8, dtype=torch.uint8, device=first.device)
+    """Nothing: where the reference decodes, it reads the weights themselves."""
+    return first.new_empty(0, dtype=torch.uint8)
 
 
 # Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
@@ -216,7 +214,7 @@ def fake_packed(weight: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("fastvae::decode_lstm")
-def _fake(features, *weights_and_state):
-    *others, noise, _, end_id, pad_id = weights_and_state[:13]
+def _fake(features, *rest):
+    *others, noise, _, end_id, pad_id = (*rest, None, None)[:13]  # None at the end is left out
     T, B, _ = check_decode_lstm(features, *others, noise, end_id, pad_id)
     return features.new_empty(B, T, dtype=torch.int64)

@@ -319,9 +319,9 @@ def too_many_blocks():
     x = there(lstm.make((2, 16, 640), torch.bfloat16))
     yield lambda: persistent.layer_norm_lstm(*x, 1e-4, False, plan=plan)
     d = there(decode.make((2, 16, 0, 640, 5)))
-    yield lambda: persistent.decode_lstm(*d, None, 1e-4, -1, -1, plan)
+    yield lambda: persistent.decode_lstm(*d, None, 1e-4, None, None, plan)
     n = there(bytenet.make((2, 16, 0, 512, 5, 2)))
-    yield lambda: persistent.decode_bytenet(*n, None, True, -1, -1, net)
+    yield lambda: persistent.decode_bytenet(*n, None, True, None, None, net)
 
 
 def test_plans_that_do_not_fit_are_clear_errors():
