@@ -55,7 +55,7 @@ def check(name: str, arguments: dict, low: bool) -> None:
             torch.bfloat16,
             enabled=low and noise.dtype == torch.float32,
         ):
-            return model(tokens, 0.5, noise=noise, drop_mask=drop_mask).loss
+            return model(tokens, 0.5, eps=noise, drop_mask=drop_mask).loss
 
     noise = torch.randn(4, model.latent_size)
     assert_accurate(lambda n: loss(n, model), lambda n: loss(n, reference_modules[n.dtype]), noise)

@@ -44,14 +44,14 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
-def progress() -> Progress:
-    """A progress bar on standard error that vanishes when done; nothing where it is no terminal."""
-    shown = console(stderr=True)
+def progress(shown: Console | None = None) -> Progress:
+    """A progress bar on standard error that vanishes when done; none where it is no terminal."""
+    shown = shown or console(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
         console=shown,
         transient=True,
         disable=not shown.is_terminal,

@@ -5,6 +5,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+class AcrossProcesses:
+    """A module whose statistics are those of all processes of `process_group`; None: its own."""
+
+    process_group = None
+
+
 class _AllReduce(torch.autograd.Function):
     # torch.distributed.nn's is deprecated; its successor has no gradient in some torch we serve.
     @staticmethod

@@ -42,7 +42,7 @@ def evaluate(
     with torch.no_grad(), evaluating(model):
         for tokens in batches:
             tokens = tokens.to(parameter.device)
-            out = model(tokens, kl_weight, noise=_row_noise(model, tokens, generator).to(parameter))
+            out = model(tokens, kl_weight, eps=_row_noise(model, tokens, generator).to(parameter))
             terms = (out.loss, out.reconstruction, out.kl, out.auxiliary)
             sums += torch.stack(terms).cpu().double() * len(tokens)
             means.append(model.posterior(tokens)[0].float().cpu())

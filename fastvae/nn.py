@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvae import ops
-from fastvae.distributed import combine_statistics
-from fastvae.ops.linear import known
+from fastvae.distributed import AcrossProcesses, combine_statistics
+from fastvae.ops.linear import mark_unknown
 from fastvae.ops.precision import accumulate_dtype
 from fastvae.scalars import plain
 
@@ -35,7 +35,7 @@ def upcast(x: Tensor) -> Tensor:
 def input_embeddings(weight: Tensor, bias: Tensor, tokens: int) -> Tensor:
     """What each one-hot input adds, bias included: weight [N, I], bias [N] -> [tokens, N].
 
-    The tokens' columns are the last ones of `weight`. Wide: what is added up must not be rounded.
+    The tokens' columns are the last ones of `weight`. Upcast: what is added up must not be rounded.
     """
     return upcast(weight[:, weight.shape[1] - tokens :]).T + upcast(bias)
 
@@ -73,27 +73,26 @@ class _Composite(nn.Module):
                 module.reset_parameters()
 
 
-class BatchNorm(nn.BatchNorm1d):
+class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
     """Batch norm over [N, C] or [B, C, T], eps 1e-4, momentum 0.1.
 
-    `group`, set by `set_process_group`, makes the batch that of all its processes, on any backend
-    (`torch.nn.SyncBatchNorm` refuses CPU tensors).
+    `process_group`, set by `set_process_group`, makes the batch that of all its processes, on any
+    backend (`torch.nn.SyncBatchNorm` refuses CPU tensors).
     """
 
     def __init__(self, channels: int, *, device=None, dtype=None) -> None:
         super().__init__(channels, eps=1e-4, momentum=0.1, device=device, dtype=dtype)
-        self.group = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C] or [B, C, T] -> the same shape."""
-        if self.group is None or not self.training:
+        if self.process_group is None or not self.training:
             return super().forward(x)
-        wide, over = upcast(x), [0, *range(2, x.dim())]
-        var, mean = torch.var_mean(wide, over, correction=0)
+        a, over = upcast(x), [0, *range(2, x.dim())]
+        var, mean = torch.var_mean(a, over, correction=0)
         count = x.numel() // x.shape[1]
         mean, scale, shift = self.from_statistics(count, mean, var * count)
         shape = (-1, *[1] * (x.dim() - 2))
-        y = (wide - mean.view(shape)) * scale.view(shape) + shift.view(shape)
+        y = (a - mean.view(shape)) * scale.view(shape) + shift.view(shape)
         return y.to(x.dtype)
 
     def from_statistics(
@@ -103,9 +102,9 @@ class BatchNorm(nn.BatchNorm1d):
 
         `mean` and `m2` = Σ (a − mean)² [C], wide, are those of this process's `count` values.
         """
-        if count == 1 and self.group is None:
+        if count == 1 and self.process_group is None:
             raise ValueError("batch statistics need more than 1 value per channel: use eval mode")
-        total, mean, m2 = combine_statistics(count, mean, m2, self.group)
+        total, mean, m2 = combine_statistics(count, mean, m2, self.process_group)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             dtype = self.running_mean.dtype
@@ -129,8 +128,8 @@ def set_process_group(model: nn.Module, group) -> None:
     before you wrap a model in `DistributedDataParallel`, which averages gradients and nothing else.
     """
     for module in model.modules():
-        if hasattr(module, "group"):
-            module.group = group
+        if isinstance(module, AcrossProcesses):
+            module.process_group = group
 
 
 class LayerNormLSTM(nn.Module):
@@ -349,7 +348,7 @@ class ConvEncoder(_Composite):
         # [3, V + 1, C]: each tap's rows, then zeros for the position before the text.
         table = F.pad(upcast(conv.weight).permute(2, 1, 0), (0, 0, 0, 1))
         if tokens.device.type != "cpu":  # which raises; elsewhere a wrong id would stop the device
-            tokens = known(tokens, self.vocab_size)
+            tokens = mark_unknown(tokens, self.vocab_size)
             tokens = tokens + (tokens == self.vocab_size)
             table = F.pad(table, (0, 0, 0, 1), value=float("nan"))
         windows = F.pad(tokens, (1, 0), value=self.vocab_size).unfold(1, 3, 2)

@@ -215,13 +215,11 @@ class TextVAE(nn.Module):
         self.head: nn.Linear | None = None
         self.decoder: nn.Module | None = None
 
-    def forward(
-        self, tokens, kl_weight=1.0, *, free_bits=0.0, noise=None, drop_mask=None
-    ) -> Output:
-        """tokens [B, L], noise [B, Z], drop_mask [B, L] -> terms of J, nats per sample."""
+    def forward(self, tokens, kl_weight=1.0, *, free_bits=0.0, eps=None, drop_mask=None) -> Output:
+        """tokens [B, L], eps [B, Z], drop_mask [B, L] -> terms of J, nats per sample."""
         mean, logvar = self.posterior(tokens)
-        noise = torch.randn_like(mean) if noise is None else noise
-        z = mean + torch.exp(0.5 * logvar) * noise
+        eps = torch.randn_like(mean) if eps is None else eps
+        z = mean + torch.exp(0.5 * logvar) * eps
         if drop_mask is None and self.training and 0 < self.word_dropout < 1:
             drop_mask = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
         logits, head_logits = self.logits(tokens, z, drop_mask)

@@ -153,7 +153,7 @@ def test_evaluate_is_the_mean_over_samples():
     noise = torch.stack([torch.randn(3, generator=generator) for _ in tokens])
     model.eval()
     with torch.no_grad():
-        out = model(tokens, 0.3, noise=noise)
+        out = model(tokens, 0.3, eps=noise)
     for name in ("loss", "reconstruction", "kl", "auxiliary"):
         assert found[name] == pytest.approx(getattr(out, name).item())
     bound = (out.reconstruction + out.kl).item()

@@ -254,7 +254,7 @@ def global_batch():
 
 
 def step(model, tokens, noise):
-    output = model(tokens, 0.7, free_bits=0.02, noise=noise)
+    output = model(tokens, 0.7, free_bits=0.02, eps=noise)
     output.loss.backward()
     return output
 

@@ -122,7 +122,7 @@ def training(make, state, tokens, drop_mask, free_bits=0.0):
                 tokens[step],
                 0.1 * (step + 1),
                 free_bits=free_bits,
-                noise=noise[step],
+                eps=noise[step],
                 drop_mask=drop_mask[step],
             )
             adam.zero_grad()
@@ -169,7 +169,7 @@ def test_gradients_and_statistics_of_one_step(name):
 
     def step(make, noise, n):
         model = build(make, state, noise.dtype, training=True)
-        model(tokens[n], noise=noise[n], drop_mask=drop_mask[n]).loss.backward()
+        model(tokens[n], eps=noise[n], drop_mask=drop_mask[n]).loss.backward()
         results = {key: buffer.to(noise.dtype) for key, buffer in model.named_buffers()}
         for key, parameter in model.named_parameters():
             bias = key.endswith("bias") and "norm" not in key
@@ -207,7 +207,7 @@ def test_evaluation(name):
         def run(noise):
             model, results = build(make, state, noise.dtype), []
             for batch, drawn in zip(tokens, noise, strict=True):
-                terms = *model(batch, 0.7, noise=drawn), *model.posterior(batch)
+                terms = *model(batch, 0.7, eps=drawn), *model.posterior(batch)
                 results.append((*terms, model.log_likelihood(batch, drawn)))
             assert all(map(torch.equal, model.buffers(), map(state.get, buffers)))
             return tuple(map(torch.stack, zip(*results, strict=True)))
@@ -226,7 +226,7 @@ def test_log_likelihood_is_the_reconstruction(name):
     state, (tokens, _, _) = lively_state(reference_model), batches(1)
     for make in (ours, reference_model):
         model = build(make, state, torch.float64)
-        output = model(tokens[0], noise=torch.zeros(B, Z, dtype=torch.float64))
+        output = model(tokens[0], eps=torch.zeros(B, Z, dtype=torch.float64))
         mean, _ = model.posterior(tokens[0])
         likelihood = model.log_likelihood(tokens[0], mean).mean()
         torch.testing.assert_close(-likelihood, output.reconstruction)

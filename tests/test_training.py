@@ -154,7 +154,7 @@ def test_records_are_means_of_the_steps_terms(tmp_path):
         noise = torch.randn(4, 3, generator=generator)
         drop_mask = torch.rand(4, 8, generator=generator) < 0.3
         optimizer.param_groups[0]["lr"] = 1e-3 * 0.9 ** (step // 5)
-        out = model(tokens, min(max(step - 2, 0) / 10, 1.0), noise=noise, drop_mask=drop_mask)
+        out = model(tokens, min(max(step - 2, 0) / 10, 1.0), eps=noise, drop_mask=drop_mask)
         optimizer.zero_grad()
         out.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -8,12 +8,11 @@ from statistics import median
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 from torch import Tensor, nn
 
 from fastvae import reference
-from fastvae.console import escape, table
+from fastvae.console import escape, progress, table
 from fastvae.models.hybrid import HybridVAE
 from fastvae.plots import learning_curves, read_metrics
 from fastvae.text import SyntheticCorpus
@@ -92,9 +91,8 @@ def _train(
     fresh = SyntheticCorpus(LENGTH, seed=seed + 1, samples=512)
     quiet, ends = Console(quiet=True), sorted({steps * n // ROWS or 1 for n in range(1, ROWS + 1)})
     console.print(Text("   step  reconstruction     KL  bound  above the entropy", style="bold"))
-    columns, hidden = (TextColumn("training"), BarColumn()), not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        for end in bar.track(ends):
+    with progress(console) as bar:
+        for end in bar.track(ends, description="training"):
             part = replace(config, steps=end, eval_every=end)
             result = train(
                 model, corpus, part, folder, validation=fresh, resume=end > ends[0], console=quiet
@@ -111,7 +109,7 @@ def _train(
 
 def _show_samples(model: HybridVAE, corpus: SyntheticCorpus, seed: int, console: Console) -> None:
     generator = torch.Generator().manual_seed(seed)
-    texts = _decode(corpus, model.sample(200, generator=generator))
+    texts = corpus.vocabulary.batch_decode(model.sample(200, generator=generator))
     right = sum(corpus.describe(text) is not None for text in texts)
     console.print(Text("Samples from the prior, greedy", style="bold"))
     for text in texts[:SHOWN]:
@@ -124,7 +122,8 @@ def _show_reconstructions(
     model: HybridVAE, corpus: SyntheticCorpus, seed: int, console: Console
 ) -> None:
     tokens = corpus.batch(200, torch.Generator().manual_seed(seed + 2))
-    texts, copies = _decode(corpus, tokens), _decode(corpus, model.generate(model.encode(tokens)))
+    copied = model.generate(model.encode(tokens))
+    texts, copies = map(corpus.vocabulary.batch_decode, (tokens, copied))
     console.print(Text("Fresh lines, and below each its reconstruction from z", style="bold"))
     for text, copy in list(zip(texts, copies, strict=True))[:SHOWN]:
         console.print(f"    {escape(text)}")
@@ -147,7 +146,7 @@ def _show_interpolation(
 ) -> None:
     ends = model.encode(corpus.batch(2, torch.Generator().manual_seed(seed + 3)))
     console.print(Text("From one line to another in seven points of z", style="bold"))
-    for n, text in enumerate(_decode(corpus, model.interpolate(*ends, 7))):
+    for n, text in enumerate(corpus.vocabulary.batch_decode(model.interpolate(*ends, 7))):
         console.print(Text(f"    {escape(text)}", style="bold" if n in (0, 6) else ""))
     console.print("")
 
@@ -205,7 +204,3 @@ def _medians(ours: Callable, plain: Callable, device: torch.device) -> tuple[flo
             if turn:  # the first warms up
                 found.append(time.perf_counter() - begin)
     return median(times[0]), median(times[1])
-
-
-def _decode(corpus: SyntheticCorpus, tokens: Tensor) -> list[str]:
-    return [corpus.vocabulary.decode(row) for row in tokens.tolist()]

@@ -20,7 +20,7 @@ from fastvae.metrics import variety
 from fastvae.models.text_vae import TextVAE
 from fastvae.plots import read_metrics
 from fastvae.presets import Preset, build_model, open_corpus
-from fastvae.text import Corpus, Vocabulary
+from fastvae.text import Corpus
 from fastvae.training import train
 from fastvae.training.config import TrainingConfig
 from fastvae.training.run_directory import METRICS
@@ -98,7 +98,8 @@ def _measure(
     }
     words = corpora["valid"].vocabulary
     generator = torch.Generator().manual_seed(config.seed)
-    texts = _decode(words, torch.cat([_sample(model, generator) for _ in range(SAMPLES // 100)]))
+    samples = torch.cat([_sample(model, generator) for _ in range(SAMPLES // 100)])
+    texts = words.batch_decode(samples)
     first = next(corpora["valid"].batches(SAMPLES, SAMPLES))
     ends = torch.randn(INTERPOLATIONS, 2, model.latent_size, generator=generator, device="cpu")
     ends = ends.to(next(model.parameters()))
@@ -115,18 +116,14 @@ def _measure(
         **measured,
         "variety": {**variety(texts), "texts": len(texts)},
         "text": {split: corpus.counts() for split, corpus in corpora.items()},
-        "variety_of_held_out": {**variety(_decode(words, first)), "texts": len(first)},
+        "variety_of_held_out": {**variety(words.batch_decode(first)), "texts": len(first)},
         "samples": texts[:SHOWN],
-        "interpolations": [_decode(words, model.interpolate(a, b, 7)) for a, b in ends],
+        "interpolations": [words.batch_decode(model.interpolate(a, b, 7)) for a, b in ends],
     }
 
 
 def _sample(model: TextVAE, generator: torch.Generator) -> Tensor:
     return model.sample(100, generator=generator).cpu()
-
-
-def _decode(vocabulary: Vocabulary, tokens: Tensor) -> list[str]:
-    return [vocabulary.decode(row) for row in tokens.tolist()]
 
 
 def _device(model: TextVAE) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
+from fastvae.console import progress
 from fastvae.experiments.point import Job
 from fastvae.signals import stop_signals
 from fastvae.training.run_directory import METRICS
@@ -51,24 +52,23 @@ def run_jobs(
     waiting, working, failed = deque(jobs), [], {}
     slots = deque(range(max(1, min(at_once, len(jobs)))))
     share = max(1, _cores() // len(slots))
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
-    progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    bars = progress(console)
     total = sum(job.preset.training["steps"] for job in jobs)
-    with progress, stop_signals(patient=False) as stop:
-        whole = progress.add_task("all steps", total=total)
+    with bars, stop_signals(patient=False) as stop:
+        whole = bars.add_task("all steps", total=total)
         told, spoken = False, time.monotonic()
         try:
             while working or (waiting and not stop.is_set()):
                 while waiting and slots and not stop.is_set():
                     job, slot = replace(waiting.popleft(), threads=share), slots.popleft()
-                    working.append(_start(job, slot, device, progress))
+                    working.append(_start(job, slot, device, bars))
                 time.sleep(POLL)
                 if stop.is_set() and not told:
                     told = True
                     for worker in working:
                         worker.process.send_signal(signal.SIGINT)
                 for worker in list(working):
-                    _show(worker, progress)
+                    _show(worker, bars)
                     status = worker.process.poll()
                     if status is None:
                         continue
@@ -79,8 +79,8 @@ def run_jobs(
                     if outcome == "failed":
                         failed[name] = _last_line(worker.job) or f"ended with status {status}"
                     console.print(f"{outcome}: {name}", soft_wrap=True)
-                done = sum(task.completed for task in progress.tasks[1:])
-                progress.update(whole, completed=done)
+                done = sum(task.completed for task in bars.tasks[1:])
+                bars.update(whole, completed=done)
                 if not console.is_terminal and time.monotonic() - spoken > SPEAK:
                     console.print(f"{done:,.0f} of {total:,} steps", soft_wrap=True)
                     spoken = time.monotonic()
@@ -91,7 +91,7 @@ def run_jobs(
     return failed, stop.is_set()
 
 
-def _start(job: Job, slot: int, device: str | None, progress: Progress) -> _Worker:
+def _start(job: Job, slot: int, device: str | None, bars: Progress) -> _Worker:
     job.folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads)}
     if device is None and torch.cuda.is_available():
@@ -110,7 +110,7 @@ def _start(job: Job, slot: int, device: str | None, progress: Progress) -> _Work
     process.stdin.write(job.to_json())
     process.stdin.close()
     steps = job.preset.training["steps"]
-    return _Worker(job, process, progress.add_task(job.folder.name, total=steps), slot)
+    return _Worker(job, process, bars.add_task(job.folder.name, total=steps), slot)
 
 
 def _visible_gpu(slot: int) -> str:
@@ -119,14 +119,14 @@ def _visible_gpu(slot: int) -> str:
     return names[slot % len(names)]
 
 
-def _show(worker: _Worker, progress: Progress) -> None:
+def _show(worker: _Worker, bars: Progress) -> None:
     step = _last_step(worker.job)
     steps = worker.job.preset.training["steps"]
     doing = "  measuring" if step >= steps else ""
     if worker.process.poll() is None:
-        progress.update(worker.task, completed=step, description=worker.job.folder.name + doing)
+        bars.update(worker.task, completed=step, description=worker.job.folder.name + doing)
     else:
-        progress.update(worker.task, completed=step, visible=False)
+        bars.update(worker.task, completed=step, visible=False)
 
 
 def _last_step(job: Job) -> int:

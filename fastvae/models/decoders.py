@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         """As forward, in plain PyTorch, with the quantized weights of `generate`."""
         weights = self._weights(features.shape[-1], features.dtype, mask_history)
         step = self._step(features, weights, state)
-        rows = known(previous, self.vocab_size)
+        rows = embedding_rows(previous, self.vocab_size)
         return teacher_forced(step, features, weights.token_embeddings, rows)
 
     def _packed(self, D: int, dtype: torch.dtype, mask_history: bool, int8: bool):
@@ -230,6 +230,6 @@ def token_embeddings(weight: Tensor, bias: Tensor, vocab_size: int, mask_history
     return torch.cat([table[-1:].expand(vocab_size, -1), table[-2:-1]])
 
 
-def known(previous: Tensor, vocab_size: int) -> Tensor:
+def embedding_rows(previous: Tensor, vocab_size: int) -> Tensor:
     """Ids of the rows of `token_embeddings`: where dropped tokens occur, all rows are theirs."""
     return previous.masked_fill(previous > vocab_size, 0)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastvae import ops
+from fastvae.distributed import AcrossProcesses
 from fastvae.models.pretrained import PretrainedMixin
 from fastvae.nn import upcast
 from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats
@@ -24,7 +25,7 @@ _ALONE = (
 )
 
 
-class TextVAE(PretrainedMixin, nn.Module):
+class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
     """A VAE over sequences of L symbols of V; start = V and dropped = V + 1 exist only as inputs.
 
     A model defines `_encode` and `_expand`, and sets `decoder` (None: the head is the model) and
@@ -41,8 +42,6 @@ class TextVAE(PretrainedMixin, nn.Module):
         self.pad_id, self.end_id = config["pad_id"], config["end_id"]
         self.mask_pad = config["mask_pad"]
         self.aux_weight = config.get("aux_weight", 0.0)
-        self.group = None  # of processes, for free bits: see fastvae.nn.set_process_group
-        self.trusts_tokens = False  # see `trusting`
         self.decoder: nn.Module | None = None
         self.head: nn.Module | None = None
 
@@ -68,25 +67,27 @@ class TextVAE(PretrainedMixin, nn.Module):
         kl_weight: float | Tensor = 1.0,
         *,
         free_bits: float = 0.0,
-        noise: Tensor | None = None,
+        eps: Tensor | None = None,
         drop_mask: Tensor | None = None,
+        validate: bool = True,
     ) -> VAEOutput:
         """tokens [B, L] int64 -> the loss and its terms, nats per sample.
 
-        `noise` [B, Z], standard normal, and `drop_mask` [B, L], bool, make a step repeatable; None
+        `eps` [B, Z], standard normal, and `drop_mask` [B, L], bool, make a step repeatable; None
         draws them. drop_mask[b, t] hides the token before position t from the decoder; the start
         token, at t = 0, is never hidden. `free_bits` is the least KL that counts per dimension.
-        Raises ValueError for tokens of another shape or dtype, or outside the vocabulary.
+        Raises ValueError for tokens of another shape or dtype, or outside the vocabulary; a caller
+        who has checked the ids passes `validate=False`, which on a GPU saves waiting for them.
         """
         if torch.jit.is_tracing():
             raise RuntimeError(
                 "torch.jit.trace does not work here: use torch.export or torch.compile"
             )
-        self.check_tokens(tokens)
+        self.check_tokens(tokens, ids=validate)
         self._warn_if_alone()
         mean, logvar = map(upcast, self._encode(tokens))
-        noise = torch.randn_like(mean) if noise is None else noise
-        features, state = self._expand(mean + (0.5 * logvar).exp() * noise)
+        eps = torch.randn_like(mean) if eps is None else eps
+        features, state = self._expand(mean + (0.5 * logvar).exp() * eps)
         kl_per_dimension = gaussian_kl(mean, logvar).mean(0)
         reconstruction = self._nats(tokens, features, state, drop_mask).mean()
         auxiliary = torch.zeros_like(reconstruction)
@@ -95,7 +96,7 @@ class TextVAE(PretrainedMixin, nn.Module):
         # A head of weight 0 stays in the graph: DistributedDataParallel waits for its gradient.
         loss = (
             reconstruction
-            + kl_weight * free_bits_kl(kl_per_dimension, free_bits, self.group)
+            + kl_weight * free_bits_kl(kl_per_dimension, free_bits, self.process_group)
             + self.aux_weight * auxiliary
         )
         return VAEOutput(loss, reconstruction, kl_per_dimension.sum(), auxiliary, kl_per_dimension)
@@ -244,14 +245,14 @@ class TextVAE(PretrainedMixin, nn.Module):
         noise = ops.gumbel_noise(seed, *shape, temperature)
         return noise.to(upcast(next(self.parameters())).dtype)
 
-    def check_tokens(self, tokens: Tensor) -> None:
-        """Raises ValueError for tokens of another shape or dtype, or outside the vocabulary."""
+    def check_tokens(self, tokens: Tensor, *, ids: bool = True) -> None:
+        """Raises ValueError for tokens of another shape or dtype, or with ids that do not exist."""
         if tokens.dim() != 2 or tokens.shape[1] != self.length or tokens.dtype != torch.int64:
             raise ValueError(
                 f"tokens must be int64 of shape [B, {self.length}], "
                 f"got {tokens.dtype} of shape {list(tokens.shape)}"
             )
-        if self.trusts_tokens or not _readable(tokens):
+        if not ids or not _readable(tokens):
             return
         low, high = torch.stack(tokens.aminmax()).tolist()
         if low < 0 or high >= self.vocab_size:
@@ -262,7 +263,7 @@ class TextVAE(PretrainedMixin, nn.Module):
 
     def _warn_if_alone(self) -> None:
         """Once, where processes train together and batch statistics are each process's own."""
-        if not self.training or self.group is not None or torch.compiler.is_compiling():
+        if not self.training or self.process_group is not None or torch.compiler.is_compiling():
             return
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             warnings.warn(_ALONE, stacklevel=3)
@@ -296,17 +297,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextmanager
-def trusting(model: TextVAE, tokens: Tensor) -> Iterator[None]:
-    """Checks the tokens where they are; inside, the model does not: on a GPU it waits for them."""
-    model.check_tokens(tokens)
-    model.trusts_tokens = True
-    try:
-        yield
-    finally:
-        model.trusts_tokens = False
 
 
 def _readable(tokens: Tensor) -> bool:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastvae.ops.checks import check_decode_bytenet, check_decode_bytenet_pack
 from fastvae.ops.decode_lstm import Step, decode_steps, fake_packed, pack_reference
-from fastvae.ops.int8 import int8_linear, linear
+from fastvae.ops.int8 import float_linear, int8_linear
 
 
 def decode_bytenet(
@@ -127,8 +127,8 @@ def bytenet_step(
     carry: bool,
     int8: bool,
 ) -> Step:
-    """One token, as a function that keeps each layer's previous vector; with `int8` wide."""
-    make = int8_linear if int8 else linear
+    """One token, as a function that keeps each layer's previous vector; with `int8` it upcasts."""
+    make = int8_linear if int8 else float_linear
     project, classify = make(feature_weight), make(classifier_weight, classifier_bias)
     layers = [
         (make(weight[..., 0]), make(weight[..., 1], bias))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastvae.ops.checks import check_decode_lstm, check_decode_lstm_pack
-from fastvae.ops.int8 import int8_linear, linear
+from fastvae.ops.int8 import float_linear, int8_linear
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
 from fastvae.ops.precision import accumulate_dtype
 
@@ -147,11 +147,11 @@ def lstm_step(
     eps: float,
     int8: bool,
 ) -> Step:
-    """One token, as a function that keeps the state; with `int8` it computes wide."""
+    """One token, as a function that keeps the state; with `int8` it upcasts."""
     if int8:
         dtype = accumulate_dtype(norm_weight.dtype)
         norm_weight, norm_bias = norm_weight.to(dtype), norm_bias.to(dtype)
-    make, scale = int8_linear if int8 else linear, {"scale": 1 / 127}
+    make, scale = int8_linear if int8 else float_linear, {"scale": 1 / 127}
     project, recur = make(feature_weight), make(weight_hh, **scale)
     classify = make(classifier_weight, classifier_bias, **scale)
 

@@ -32,7 +32,7 @@ def round_rows(x: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
     return (x / divisor).clamp(-127, 127).nan_to_num(0.0).round().double(), scales
 
 
-def linear(weight: Tensor, bias: Tensor | None = None, **_) -> Callable[[Tensor], Tensor]:
+def float_linear(weight: Tensor, bias: Tensor | None = None, **_) -> Callable[[Tensor], Tensor]:
     """`torch.nn.functional.linear` of weight [N, K] and bias [N], as a function of x [..., K]."""
     return lambda x: F.linear(x, weight, bias)
 
@@ -40,7 +40,7 @@ def linear(weight: Tensor, bias: Tensor | None = None, **_) -> Callable[[Tensor]
 def int8_linear(
     weight: Tensor, bias: Tensor | None = None, *, scale: float | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """The same with weight and x rounded, x by `scale` where it is given; the result is wide."""
+    """The same with weight and x rounded, x by `scale` where it is given; the result is upcast."""
     w, w_scale = round_rows(weight)
 
     def product(x: Tensor) -> Tensor:

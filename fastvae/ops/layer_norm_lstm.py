@@ -53,7 +53,12 @@ def layer_norm_lstm_cell(
     a: Tensor, c: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """One step in plain PyTorch: pre-activations a [B, 4H], cell c [B, H] -> h, c [B, H]."""
-    i, f, g, o = F.layer_norm(a, a.shape[-1:], norm_weight, norm_bias, eps).chunk(4, -1)
+    return lstm_gates(F.layer_norm(a, a.shape[-1:], norm_weight, norm_bias, eps), c)
+
+
+def lstm_gates(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalized pre-activations z [B, 4H], cell c [B, H] -> h, c [B, H]."""
+    i, f, g, o = z.chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 
@@ -106,9 +111,8 @@ def layer_norm_lstm_loop(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save
     for x_t in x:
         a = x_t + h @ weight_hh.T
         normalized, _, rstd = torch.native_layer_norm(a, a.shape[-1:], None, None, eps)
-        i, f, g, o = (normalized * norm_weight + norm_bias).chunk(4, -1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = (o.sigmoid() * c.tanh()).to(x.dtype)
+        h, c = lstm_gates(normalized * norm_weight + norm_bias, c)
+        h = h.to(x.dtype)
         steps.append((h, c, normalized, rstd.squeeze(-1).to(saved)))
     outputs = [
         torch.stack(step) for step in zip(*(steps if save else [s[:1] for s in steps]), strict=True)

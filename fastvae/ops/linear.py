@@ -43,7 +43,7 @@ def linear_reference(
     if tokens is None:
         return F.linear(x, weight, bias)
     dense = 0 if x is None else x.shape[-1]
-    # Wide: the backward of a lookup adds up its gradients in the table's dtype.
+    # Upcast: the backward of a lookup adds up its gradients in the table's dtype.
     table = weight[:, dense:].to(accumulate_dtype(weight.dtype)).T + bias
     rows = F.embedding(tokens, table)
     if x is not None:
@@ -66,7 +66,7 @@ def _fake_backward(da, x, weight, tokens):
     return dx, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
-def known(tokens: Tensor, count: int) -> Tensor:
+def mark_unknown(tokens: Tensor, count: int) -> Tensor:
     """The tokens, with `count` for those outside 0 to count − 1."""
     return tokens.masked_fill((tokens < 0) | (tokens >= count), count)
 
@@ -75,14 +75,14 @@ def known(tokens: Tensor, count: int) -> Tensor:
 @torch.library.impl("fastvae::linear", "CompositeExplicitAutograd")
 def _on_any_device(x, weight, bias, tokens):
     if tokens is not None:
-        tokens = known(tokens, weight.shape[1] - (0 if x is None else x.shape[-1]))
+        tokens = mark_unknown(tokens, weight.shape[1] - (0 if x is None else x.shape[-1]))
         weight = F.pad(weight, (0, 1), value=float("nan"))
     return linear_reference(x, weight, bias, tokens)
 
 
 @torch.library.impl("fastvae::linear_backward", "CompositeExplicitAutograd")
 def _backward_reference(da, x, weight, tokens):
-    flat, wide = da.flatten(0, -2), accumulate_dtype(da.dtype)
+    flat, acc_dtype = da.flatten(0, -2), accumulate_dtype(da.dtype)
     dense = 0 if x is None else x.shape[-1]
     dx = da.new_empty(0) if x is None else da @ weight[:, :dense]
     columns = [] if x is None else [flat.T @ x.flatten(0, -2)]
@@ -90,10 +90,10 @@ def _backward_reference(da, x, weight, tokens):
         S = weight.shape[1] - dense
         # Unlike index_add_ it sums a token's rows in parts, which loses less.
         rows = torch.ops.aten.embedding_dense_backward(
-            flat.to(wide), known(tokens, S).flatten(), S + 1, -1, False
+            flat.to(acc_dtype), mark_unknown(tokens, S).flatten(), S + 1, -1, False
         )
         columns.append(rows[:S].T.to(da.dtype))
-    return dx, torch.cat(columns, 1), flat.sum(0, dtype=wide).to(da.dtype)
+    return dx, torch.cat(columns, 1), flat.sum(0, dtype=acc_dtype).to(da.dtype)
 
 
 def _setup(ctx, inputs, output):

@@ -59,6 +59,10 @@ class Vocabulary:
         """Text of the ids up to the end token, without pads. ValueError if one is out of range."""
         raise NotImplementedError
 
+    def batch_decode(self, rows: Iterable[Iterable[int]]) -> list[str]:
+        """Rows of ids, such as tokens [B, L], each decoded."""
+        return [self.decode(row) for row in rows]
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The same as exact bytes."""
         return self.decode(ids).encode("utf-8", "surrogatepass")

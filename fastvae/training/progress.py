@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastvae.console import console as make_console
-from fastvae.console import escape
+from fastvae.console import escape, progress
 
 
 class TrainingDisplay:
@@ -20,9 +19,7 @@ class TrainingDisplay:
         self.steps, self.spoken, self.kl_target = steps, time.monotonic(), kl_target
         self.bar = None
         if self.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            text = TextColumn("{task.description}", markup=False)
-            self.bar = Progress(*columns, text, console=self.console, transient=True)
+            self.bar = progress(self.console)
             self.task = self.bar.add_task("", total=steps)
 
     def __enter__(self) -> Self:

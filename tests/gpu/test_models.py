@@ -9,7 +9,6 @@ import torch
 
 import fastvae
 from fastvae import reference
-from fastvae.models.text_vae import trusting
 from fastvae.testing import assert_accurate
 
 if not torch.cuda.is_available():
@@ -57,7 +56,7 @@ def steps(model, tokens, noise):
     drop_mask = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.3
     model.train()
     for row in noise.to(where, dtype):
-        loss = model(tokens, 0.5, noise=row, drop_mask=drop_mask.to(where)).loss
+        loss = model(tokens, 0.5, eps=row, drop_mask=drop_mask.to(where)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -92,7 +91,7 @@ def test_terms_and_gradients_equal_the_reference_model(name):
 
     def terms(model, noise):
         model.zero_grad()
-        out = model(tokens, 0.5, noise=noise, drop_mask=drop_mask)
+        out = model(tokens, 0.5, eps=noise, drop_mask=drop_mask)
         out.loss.backward()
         largest = {k: p.grad.abs().max() for k, p in model.named_parameters() if p.grad is not None}
         weights = torch.stack([largest[k] for k in sorted(largest)])
@@ -112,9 +111,9 @@ def test_autocast(name, precision):
     model, tokens = ours(*case, device="cuda"), tokens_for(case[1], 6).cuda()
     noise = torch.randn(6, 128, device="cuda")
     nothing = torch.zeros_like(tokens, dtype=torch.bool)
-    want = model(tokens, noise=noise, drop_mask=nothing).loss
+    want = model(tokens, eps=noise, drop_mask=nothing).loss
     with torch.autocast("cuda", precision):
-        loss = model(tokens, noise=noise, drop_mask=nothing).loss
+        loss = model(tokens, eps=noise, drop_mask=nothing).loss
     loss.backward()
     assert loss.dtype == torch.float32
     assert (loss - want).abs() < 20 * torch.finfo(precision).eps * want.abs()
@@ -151,13 +150,11 @@ def test_token_out_of_range_is_a_clear_error_and_no_fault(name, wrong):
     for call in (model, model.posterior, lambda t: model.log_likelihood(t, z)):
         with pytest.raises(ValueError, match=message):
             call(tokens)
-    with pytest.raises(ValueError, match=message), trusting(model, tokens.cpu()):
-        pass
-    model.trusts_tokens = True  # as in a compiled model, which cannot look at them
-    out = model(tokens)
+    with pytest.raises(ValueError, match=message):
+        model.check_tokens(tokens.cpu())
+    out = model(tokens, validate=False)  # as in a compiled model, which cannot look at them
     out.loss.backward()
     assert out.loss.isnan()
-    model.trusts_tokens = False
     assert model(good).loss.isfinite()
     torch.cuda.synchronize()
 
