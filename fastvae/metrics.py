@@ -84,10 +84,10 @@ def int8_loss(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0) -> 
     """What `quantization="int8"` costs on batches of tokens [B, L], with noise fixed by `seed`.
 
     Keys: bpc_loss, bits per character that the bound grows by; token_agreement, the share of
-    symbols, pads left out, for which both find the same one likeliest after the same text;
-    greedy_agreement, the share of equal symbols in what both write from the same z, where one
+    tokens, pads left out, for which both find the same one likeliest after the same text;
+    greedy_agreement, the share of equal tokens in what both generate from the same z, where one
     difference leads to others; texts.
-    Raises ValueError for a model without a decoder of symbols, and where there is no batch.
+    Raises ValueError for a model without a decoder, and where there is no batch.
     """
     generator = torch.Generator().manual_seed(seed)
     parameter, pad = next(model.parameters()), -1 if model.pad_id is None else model.pad_id

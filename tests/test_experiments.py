@@ -1,4 +1,4 @@
-"""The paper's exhibits: settings of every point, shortened runs, grids that go on, their pages."""
+"""The paper's experiments: settings of configurations, shortened and resumed runs, their pages."""
 
 import io
 import json
@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 
 from fastvae import cli
-from fastvae.experiments import EXHIBITS, NAMES, Options, experiment
+from fastvae.experiments import EXPERIMENTS, NAMES, Options, experiment
 from fastvae.experiments.fig3 import EQUAL_SIZE
-from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Point, pick, runs, shortened
+from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Configuration, pick, runs, shortened
 from fastvae.experiments.report import code, in_mode, markdown, rows_of, trace
 from fastvae.experiments.runner import _last_step
 from fastvae.presets import CHARACTERS, PRESETS, TWEETS, build_model
@@ -32,11 +32,11 @@ TINY = {
 }
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
 FIG6 = ["experiment", "fig6", "--steps=200", "--points=2", "--jobs=2", *FLAGS]
-GRIDS = [(name, text) for name, exhibit in EXHIBITS.items() for text in exhibit.grids]
+GRIDS = [(name, text) for name, experiment in EXPERIMENTS.items() for text in experiment.grids]
 
 
-def points(name, text=None):
-    grids = EXHIBITS[name].grids
+def configurations(name, text=None):
+    grids = EXPERIMENTS[name].grids
     return grids[text or next(iter(grids))]
 
 
@@ -45,18 +45,18 @@ def built(preset):
         return build_model(preset, ByteVocabulary() if preset.text == TWEETS else PTB)
 
 
-def size(point):
-    return sum(p.numel() for p in built(point.settings).parameters())
+def size(configuration):
+    return sum(p.numel() for p in built(configuration.settings).parameters())
 
 
-def config(point):
-    return TrainingConfig(**point.settings.training)
+def config(configuration):
+    return TrainingConfig(**configuration.settings.training)
 
 
 @pytest.mark.parametrize(("name", "text"), GRIDS)
 def test_every_point_is_a_model_of_its_own(name, text):
-    grid = points(name, text)
-    assert len({point.name for point in grid}) == len(grid)
+    grid = configurations(name, text)
+    assert len({configuration.name for configuration in grid}) == len(grid)
     assert len({(p.series, p.x, p.mode) for p in grid}) == len(grid)
     for run in runs(grid, 200, 1, {}):
         assert run.preset.text == text
@@ -68,10 +68,10 @@ def test_grids_are_those_of_the_paper():
     """Figures 3 to 6 and table 3: lengths, dropout rates, weights and layers, by series."""
     from fastvae.experiments import fig3, fig4, fig5, fig6, table3
 
-    def axes(exhibit, text=CHARACTERS):
+    def axes(experiment, text=CHARACTERS):
         found = {}
-        for point in exhibit.EXHIBIT.grids[text]:
-            found.setdefault(point.series, set()).add(point.x)
+        for configuration in experiment.EXPERIMENT.grids[text]:
+            found.setdefault(configuration.series, set()).add(configuration.x)
         return found
 
     lengths = {12, 24, 36, 48, 60}
@@ -85,26 +85,29 @@ def test_grids_are_those_of_the_paper():
     layers = {1, 2, 3, 5, 7, 10}
     assert axes(fig6) == {f"α = {a}": layers for a in (0, 0.2, 0.5)}
     assert axes(table3, TWEETS).keys() == rates | {"hybrid, α = 0.2", "feed-forward"}
-    for point in fig4.EXHIBIT.grids[CHARACTERS]:
-        assert point.changes["length"] == point.x
-    for point in fig6.EXHIBIT.grids[CHARACTERS]:
-        alpha = float(point.series.removeprefix("α = "))
-        assert (point.changes["conv_layers"], point.changes["aux_weight"]) == (point.x, alpha)
+    for configuration in fig4.EXPERIMENT.grids[CHARACTERS]:
+        assert configuration.changes["length"] == configuration.x
+    for configuration in fig6.EXPERIMENT.grids[CHARACTERS]:
+        alpha = float(configuration.series.removeprefix("α = "))
+        assert (configuration.changes["conv_layers"], configuration.changes["aux_weight"]) == (
+            configuration.x,
+            alpha,
+        )
 
 
 def test_figure_3_trains_autoencoders_without_history():
-    for point in points("fig3"):
-        schedule = config(point).kl_schedule
+    for configuration in configurations("fig3"):
+        schedule = config(configuration).kl_schedule
         assert {schedule(step) for step in (0, 1, 10_000, 99_999)} == {0.0}
-        model = built(point.settings)
+        model = built(configuration.settings)
         assert model.decoder is None or model.word_dropout == 1
         assert model.latent_size == 100
-    assert {p.x for p in points("fig3")} == {20, 32, 52, 100}
+    assert {p.x for p in configurations("fig3")} == {20, 32, 52, 100}
 
 
 @pytest.mark.parametrize("length", EQUAL_SIZE)
 def test_figure_3_matched_models_are_of_equal_size(length):
-    at = [p for p in points("fig3") if p.x == length]
+    at = [p for p in configurations("fig3") if p.x == length]
     conv, released, matched = (size(p) for p in at)
     assert [p.mode for p in at] == [BOTH, RELEASED, MATCHED]
     assert matched == pytest.approx(conv, rel=0.01)
@@ -114,12 +117,16 @@ def test_figure_3_matched_models_are_of_equal_size(length):
 @pytest.mark.parametrize(("name", "hybrid"), [("fig4", "ptb-lstm"), ("table3", "tweets")])
 def test_matched_baselines_are_trained_as_the_hybrid(name, hybrid):
     own = PRESETS[hybrid]
-    for point in points(name):
-        preset, c, wanted = point.settings, config(point), TrainingConfig(**own.training)
-        if point.mode == RELEASED:
+    for configuration in configurations(name):
+        preset, c, wanted = (
+            configuration.settings,
+            config(configuration),
+            TrainingConfig(**own.training),
+        )
+        if configuration.mode == RELEASED:
             assert preset.model_arguments["latent_size"] == 100
             assert (c.kl_floor, c.kl_start, c.kl_end, c.lr_decay) == (0, 10_000, 17_000, 1)
-            assert c.clip_norm == (None if "conv" in point.preset else 100)
+            assert c.clip_norm == (None if "conv" in configuration.preset else 100)
             continue
         assert preset.model_arguments["latent_size"] == own.model_arguments["latent_size"]
         for step in (0, 1000, 5000, 8000, 55_000, 60_000, 99_999):
@@ -129,11 +136,13 @@ def test_matched_baselines_are_trained_as_the_hybrid(name, hybrid):
 
 
 def test_figure_5_anneals_or_does_not():
-    for point in points("fig5"):
-        schedule = config(point).kl_schedule
+    for configuration in configurations("fig5"):
+        schedule = config(configuration).kl_schedule
         weights = schedule(0), schedule(999), schedule(8000)
-        assert weights == ((1, 1, 1) if point.series == "not annealed" else (0.001, 0.001, 1))
-        assert point.settings.length == 52
+        assert weights == (
+            (1, 1, 1) if configuration.series == "not annealed" else (0.001, 0.001, 1)
+        )
+        assert configuration.settings.length == 52
 
 
 def test_shorter_runs_keep_the_annealing_and_shrink_the_decay():
@@ -159,14 +168,16 @@ def test_shorter_runs_keep_the_annealing_and_shrink_the_decay():
 
 def test_every_point_of_a_comparison_decays_alike():
     """Whether it anneals or not: another learning rate would be another cause."""
-    short = [TrainingConfig(**shortened(p.settings, 12_000).training) for p in points("fig5")]
+    short = [
+        TrainingConfig(**shortened(p.settings, 12_000).training) for p in configurations("fig5")
+    ]
     assert len({tuple(c.learning_rate_at(n) for n in range(0, 12_000, 50)) for c in short}) == 1
 
 
 def test_runs_are_seed_by_seed_and_named_by_their_settings():
-    grid = points("fig6")[:2]
+    grid = configurations("fig6")[:2]
     found = runs(grid, 50, 2, {"hidden_size": "16"})
-    assert [(r.point, r.seed) for r in found] == [(p, s) for s in (0, 1) for p in grid]
+    assert [(r.configuration, r.seed) for r in found] == [(p, s) for s in (0, 1) for p in grid]
     assert [r.preset.training["seed"] for r in found] == [0, 0, 1, 1]
     assert found[3].name == (
         "ptb-bytenet_conv-layers-1_aux-weight-0.2_hidden-size-16_steps-50_seed-1"
@@ -176,25 +187,27 @@ def test_runs_are_seed_by_seed_and_named_by_their_settings():
 
 def test_a_run_is_the_same_in_whatever_order_its_fields_are_given():
     given = {"hidden_size": "16", "precision": "bf16"}, {"precision": "bf16", "hidden_size": "16"}
-    one, other = (runs(points("fig6")[:1], 50, 1, overrides) for overrides in given)
+    one, other = (runs(configurations("fig6")[:1], 50, 1, overrides) for overrides in given)
     assert one == other
 
 
 def test_overrides_are_not_shortened():
-    (run,) = runs(points("fig4")[:1], 9000, 1, {"eval_every": "50", "lr_decay_every": "900"})
+    (run,) = runs(
+        configurations("fig4")[:1], 9000, 1, {"eval_every": "50", "lr_decay_every": "900"}
+    )
     assert run.preset.training["eval_every"] == 50
     assert run.preset.training["lr_decay_every"] == 900
-    (run,) = runs(points("fig4")[:1], 9000, 1, {"kl_end": "1500"})
+    (run,) = runs(configurations("fig4")[:1], 9000, 1, {"kl_end": "1500"})
     assert run.preset.training["lr_decay_start"] == 1800
 
 
 def test_points_are_picked_by_number_or_name():
-    grid = points("fig6")
+    grid = configurations("fig6")
     assert pick(grid, None) == list(grid)
     assert pick(grid, "3") == list(grid[:3])
     whole, longer = "ptb-lstm_length-52_aux-weight-0.2", "aux-weight-0.2_kl-floor"
-    assert [p.name for p in pick(points("fig5"), whole)] == [whole]
-    assert [p.name for p in pick(points("fig5"), longer)] == [f"{whole}_kl-floor-1.0"]
+    assert [p.name for p in pick(configurations("fig5"), whole)] == [whole]
+    assert [p.name for p in pick(configurations("fig5"), longer)] == [f"{whole}_kl-floor-1.0"]
     picked = pick(grid, "layers-10_aux-weight-0.0, layers-2_")
     assert [(p.x, p.series) for p in picked] == [
         (2, "α = 0"), (2, "α = 0.2"), (2, "α = 0.5"), (10, "α = 0")
@@ -204,9 +217,15 @@ def test_points_are_picked_by_number_or_name():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"points": "layers-4"}, r"no point is named like 'layers-4': there are ptb-bytenet_conv-"),
+        (
+            {"points": "layers-4"},
+            r"no configuration is named like 'layers-4': there are ptb-bytenet_conv-",
+        ),
         ({"points": "0"}, "at least 1"),
-        ({"overrides": {"speed": "1"}}, r"no point has a field 'speed': there are length, "),
+        (
+            {"overrides": {"speed": "1"}},
+            r"no configuration has a field 'speed': there are length, ",
+        ),
         ({"overrides": {"conv_layers": "1"}}, r"conv_layers is set by the grid: .*--points"),
         ({"overrides": {"kl_end": "soon"}}, r"kl_end = 'soon': expected a whole number"),
         ({"text": "tweets"}, r"fig6 is not about tweets: there are characters"),
@@ -219,14 +238,14 @@ def test_senseless_options_are_refused(tmp_path, options, message):
 
 
 def test_an_override_reaches_the_points_that_have_it():
-    found = runs(points("fig4"), 50, 1, {"encoder_channels": "8,8"})
+    found = runs(configurations("fig4"), 50, 1, {"encoder_channels": "8,8"})
     for run in found:
-        has = run.point.preset != "ptb-lstm-vae"
+        has = run.configuration.preset != "ptb-lstm-vae"
         assert ("encoder-channels-8-8" in run.name) == has
         assert (run.preset.model_arguments.get("encoder_channels") == (8, 8)) == has
 
 
-def fake(point, seed, kl):
+def fake(configuration, seed, kl):
     measured = {
         "reconstruction": 30.0, "kl": kl, "bound": 30.0 + kl, "bpc": (30 + kl) / 40,
         "active_units": 3, "mutual_information": 1.0, "mutual_information_texts": 9,
@@ -237,7 +256,8 @@ def fake(point, seed, kl):
     variety |= {"unique_share": 0.9, "most_common_share": 0.1, "texts": 10}
     record = {"step": 1, "reconstruction": 30.0, "kl": kl, "bound": 30.0 + kl, "bpc": 1.0}
     return {
-        "series": point.series, "x": point.x, "mode": point.mode, "seed": seed, "unit": "byte",
+        "series": configuration.series, "x": configuration.x, "mode": configuration.mode,
+        "seed": seed, "unit": "byte",
         "valid": {**measured, "kl": 99.0}, "test": measured, "variety": variety,
         "variety_of_held_out": variety, "parameters": 5, "kl_weight": 1.0, "steps_per_second": 2.0,
         "samples": ["a|b", "*c*"], "interpolations": [["`x`", "b", "c"]],
@@ -246,7 +266,7 @@ def fake(point, seed, kl):
 
 
 def test_rows_are_means_over_seeds_of_the_test_file():
-    one, other = Point("a", 2, "small"), Point("b", 2, "small")
+    one, other = Configuration("a", 2, "small"), Configuration("b", 2, "small")
     rows = rows_of([fake(one, 0, 4.0), fake(other, 0, 9.0), fake(one, 1, 6.0)])
     assert [(r.series, len(r.results)) for r in rows] == [("a", 2), ("b", 1)]
     assert rows[0]["kl"] == 5 and rows[0].text("kl") == "5.00 ± 1.00"
@@ -259,38 +279,40 @@ def test_rows_are_means_over_seeds_of_the_test_file():
 
 
 def test_units_of_two_seeds_keep_their_half():
-    results = [fake(Point("a", 2, "small"), seed, 4.0) for seed in (0, 1)]
+    results = [fake(Configuration("a", 2, "small"), seed, 4.0) for seed in (0, 1)]
     results[1]["test"] = {**results[1]["test"], "active_units": 4}
-    assert "| 3.5 ± 0.5 |" in markdown(EXHIBITS["fig4"], rows_of(results), [], {}, None)
+    assert "| 3.5 ± 0.5 |" in markdown(EXPERIMENTS["fig4"], rows_of(results), [], {}, None)
 
 
 @pytest.mark.parametrize(("name", "text"), GRIDS)
-def test_every_exhibit_has_its_page_and_figure(name, text, tmp_path):
-    exhibit = EXHIBITS[name]
-    results = [fake(p, s, 10.0 + n) for n, p in enumerate(points(name, text)) for s in (0, 1)]
+def test_every_experiment_has_its_page_and_figure(name, text, tmp_path):
+    experiment = EXPERIMENTS[name]
+    results = [
+        fake(p, s, 10.0 + n) for n, p in enumerate(configurations(name, text)) for s in (0, 1)
+    ]
     rows = rows_of(results)
-    page = markdown(exhibit, rows, ["a note"], {"run": "out of `luck`"}, None)
+    page = markdown(experiment, rows, ["a note"], {"run": "out of `luck`"}, None)
     assert "not run" not in page
-    assert all(claim.text in page for claim in exhibit.claims)
-    if any(point.mode == MATCHED for point in points(name, text)):
+    assert all(claim.text in page for claim in experiment.claims)
+    if any(configuration.mode == MATCHED for configuration in configurations(name, text)):
         assert "| ours, as released | ours, matched |" in page
     assert "- run: `` out of `luck` ``" in page
-    if exhibit.draw:
-        exhibit.draw(rows, tmp_path / "figure.png", unit="byte", axis=exhibit.axis)
+    if experiment.draw:
+        experiment.draw(rows, tmp_path / "figure.png", unit="byte", axis=experiment.axis)
         assert (tmp_path / "figure.png").stat().st_size > 10_000
-    empty = markdown(exhibit, [], [], {}, None)
+    empty = markdown(experiment, [], [], {}, None)
     assert all("not run" in line or "---" in line or "ours" in line
                for line in empty.splitlines() if line.startswith("|"))  # fmt: skip
 
 
 def test_claims_tell_the_comparisons_and_series_apart():
-    p = {p.mode: p for p in points("fig4") if p.series == "LSTM VAE, p = 0.2" and p.x == 48}
+    p = {p.mode: p for p in configurations("fig4") if p.series == "LSTM VAE, p = 0.2" and p.x == 48}
     rows = rows_of([fake(p[RELEASED], 0, 1.0), fake(p[MATCHED], 0, 2.0)])
-    page = markdown(EXHIBITS["fig4"], rows, [], {}, None)
+    page = markdown(EXPERIMENTS["fig4"], rows, [], {}, None)
     line = next(x for x in page.splitlines() if "falls to 0" in x)
     assert "(p = 0.2) 48: 1.0; (p = 0.5) not run" in line and "(p = 0.2) 48: 2.0" in line
     assert line.index("48: 1.0") < line.index("48: 2.0")
-    alphas = rows_of([fake(Point(f"α = {a:g}", 1, "small"), 0, a) for a in (0.0, 0.2)])
+    alphas = rows_of([fake(Configuration(f"α = {a:g}", 1, "small"), 0, a) for a in (0.0, 0.2)])
     assert trace(alphas, "kl", series="α = 0") == "1: 0.0"
     assert in_mode(rows, MATCHED) == rows[1:]
 
@@ -341,7 +363,7 @@ def test_smoke(fastvae, tmp_path):
     assert "synthetic text" in page and "200 of the paper's 100,000 steps" in page
     assert "before their annealing does" in page
 
-    # Again: nothing is trained; another number of points keeps what is there.
+    # Again: nothing is trained; another number of configurations keeps what is there.
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
     assert fastvae(*FIG6, "--limit=64", "--out", tmp_path, "--points=1")[0] == 0
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/result.json")}
@@ -376,7 +398,7 @@ def test_ctrl_c_stops_all_runs_and_the_same_command_goes_on(tmp_path):
 def test_a_failed_run_is_told_and_leaves_the_others(fastvae, tmp_path):
     blocked = "ptb-bytenet_conv-layers-1_aux-weight-0.0"
     arguments = [*FIG6, "--steps=2", "--limit=8", "--out", tmp_path]
-    run = runs(points("fig6")[:1], 2, 1, TINY)[0]
+    run = runs(configurations("fig6")[:1], 2, 1, TINY)[0]
     (tmp_path / "runs" / run.name).mkdir(parents=True)
     (tmp_path / "runs" / run.name / "metrics.jsonl").write_text("")
     status, _, err = fastvae(*arguments)

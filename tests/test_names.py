@@ -22,6 +22,8 @@ GONE = {
     "voters": "classifier_blocks",
     "MOST_MEMBERS": "MAX_GROUP_SIZE",
     "Offer": "Choice",
+    "Exhibit": "Experiment",
+    "symbols": "tokens",
     "RunFolder": "RunDirectory",
 }
 

@@ -84,7 +84,7 @@ def tell(notes: Iterable[str]) -> None:
 class LineTokens:
     """Number and tokens of lines of a file, or of standard input where `path` is None.
 
-    Windows of L symbols take the first L of a line; `cut` counts the lines that have more. Empty
+    Windows of L tokens take the first L of a line; `cut` counts the lines that have more. Empty
     lines and others that are too long are left out, but with `every_line` an empty line has tokens
     and one that is too long has None. With `strict`, one that is too long raises ValueError.
     Iterate once.
@@ -135,27 +135,27 @@ class LineTokens:
 
     def encode(self, line: bytes, name: str) -> np.ndarray | None:
         """Tokens [L] of a text that is normalized already and that errors call `name`."""
-        symbols = line
+        content = line
         if not isinstance(self.vocabulary, ByteVocabulary):
             try:  # a line of a MiB may have been cut within a character
-                symbols, _ = codecs.utf_8_decode(line, "strict", len(line) < CHUNK)
+                content, _ = codecs.utf_8_decode(line, "strict", len(line) < CHUNK)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{name} is not UTF-8 at byte {error.start}") from None
-        if len(symbols) > self.room:
+        if len(content) > self.room:
             if self.reading.kind == WINDOWS:
                 self.cut += 1
-                symbols = symbols[: self.room]
+                content = content[: self.room]
             elif self.strict:
                 raise ValueError(
-                    f"{name} has {len(symbols)} {self.vocabulary.unit}s, more than the {self.room} "
-                    f"that fit: {symbols[:40]!r}"
+                    f"{name} has {len(content)} {self.vocabulary.unit}s, more than the {self.room} "
+                    f"that fit: {content[:40]!r}"
                 )
             else:
                 return None
-        if isinstance(symbols, str):
-            ids = self.vocabulary.encode_array(symbols, source=name)
+        if isinstance(content, str):
+            ids = self.vocabulary.encode_array(content, source=name)
         else:
-            ids = self.vocabulary.encode_bytes(symbols)
+            ids = self.vocabulary.encode_bytes(content)
         row = np.full(self.length, self.vocabulary.pad_id, np.int64)
         row[: len(ids)] = ids
         if self.end_id is not None:

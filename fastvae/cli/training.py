@@ -1,4 +1,4 @@
-"""Commands that train: a demonstration, a run, an exhibit of the paper."""
+"""Commands that train: a demonstration, a run, an experiment of the paper."""
 
 import itertools
 import os
@@ -151,20 +151,20 @@ def experiment(
         "experiments"
     ),
     text: Annotated[
-        str | None, typer.Option(help="characters or tweets, where an exhibit has both.")
+        str | None, typer.Option(help="characters or tweets, where an experiment has both.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's 100,000 steps.")] = False,
     points: Annotated[
-        str | None, typer.Option(help="How many points, or their names or parts of names.")
+        str | None, typer.Option(help="How many configurations, or their names or parts of names.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each point.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each configuration.")] = 1,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first held-out texts.")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Run an exhibit of the paper: its grid of models, table and figure.
+    """Run an experiment of the paper: its grid of models, table and figure.
 
     Without --data it runs on a synthetic text, to see that it works. --steps scales the run and its
     decay; the annealing keeps its steps. Every field of models and training is an option too.

@@ -1,4 +1,4 @@
-"""The paper's exhibits: grids of runs, their results as JSON, a Markdown page and a figure."""
+"""The paper's experiments: grids of runs, their results as JSON, a Markdown page and a figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,34 +21,34 @@ from fastvae.experiments import (
     speed,
     table3,
 )
-from fastvae.experiments.grid import STEPS, Exhibit, Point, Run, pick, runs
-from fastvae.experiments.point import Job, finished
+from fastvae.experiments.configuration import Job, finished
+from fastvae.experiments.grid import STEPS, Configuration, Experiment, Run, pick, runs
 from fastvae.experiments.report import LONG, markdown, rows_of
 from fastvae.experiments.runner import default_jobs, run_jobs
 from fastvae.text import SyntheticCorpus
 
-EXHIBITS: dict[str, Exhibit] = {
-    "fig3": fig3.EXHIBIT,
-    "fig4": fig4.EXHIBIT,
-    "fig5": fig5.EXHIBIT,
-    "fig6": fig6.EXHIBIT,
-    "table3": table3.EXHIBIT,
-    "samples": samples.EXHIBIT,
-    "interpolations": interpolations.EXHIBIT,
-    "equal-kl": equal_kl.EXHIBIT,
+EXPERIMENTS: dict[str, Experiment] = {
+    "fig3": fig3.EXPERIMENT,
+    "fig4": fig4.EXPERIMENT,
+    "fig5": fig5.EXPERIMENT,
+    "fig6": fig6.EXPERIMENT,
+    "table3": table3.EXPERIMENT,
+    "samples": samples.EXPERIMENT,
+    "interpolations": interpolations.EXPERIMENT,
+    "equal-kl": equal_kl.EXPERIMENT,
 }
-NAMES = (*EXHIBITS, "speed")
+NAMES = (*EXPERIMENTS, "speed")
 PAPER_STEPS = 100_000
 SYNTHETIC_LINES = {"train": 20_000, "valid": 2000, "test": 2000}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to run an exhibit; None takes the exhibit's own.
+    """How to run an experiment; None takes the experiment's own.
 
     files: split (train, valid, perhaps test) -> path; without any a synthetic text is made.
     overrides: fields of models and training by name, their values as text. limit: texts of each
-    held-out pass. points: a number, or comma-separated patterns of names.
+    held-out pass. configurations: a number, or comma-separated patterns of names.
     """
 
     out: Path
@@ -64,15 +64,15 @@ class Options:
 
 
 def experiment(name: str, options: Options, console: Console) -> dict[str, Any]:
-    """Run or go on with an exhibit and write NAME.json, NAME.md and NAME.png to `options.out`.
+    """Run or resume an experiment and write NAME.json, NAME.md and NAME.png to `options.out`.
 
-    They are NAME-TEXT.json and so on for a text that is not the exhibit's first.
+    They are NAME-TEXT.json and so on for a text that is not the experiment's first.
     -> the written paths, `failed` (run -> why), `left` (runs not finished) and `interrupted`.
-    Raises ValueError for a name, point or field that there is not.
+    Raises ValueError for a name, configuration or field that does not exist.
     """
     if name not in NAMES:
-        raise ValueError(f"no exhibit {name!r}: there are {', '.join(NAMES)}")
-    grids = speed.POINTS if name == "speed" else EXHIBITS[name].grids
+        raise ValueError(f"no experiment {name!r}: there are {', '.join(NAMES)}")
+    grids = speed.CONFIGURATIONS if name == "speed" else EXPERIMENTS[name].grids
     text = options.text or next(iter(grids))
     if text not in grids:
         raise ValueError(f"{name} is not about {text}: there are {', '.join(grids)}")
@@ -80,22 +80,24 @@ def experiment(name: str, options: Options, console: Console) -> dict[str, Any]:
     stem = name if text == next(iter(grids)) else f"{name}-{text}"
     if name == "speed":
         return _speed(stem, options, text)
-    return _grid(stem, EXHIBITS[name], options, text, console)
+    return _grid(stem, EXPERIMENTS[name], options, text, console)
 
 
 def _grid(
     stem: str,
-    exhibit: Exhibit,
+    experiment: Experiment,
     options: Options,
     text: str,
     console: Console,
 ) -> dict[str, Any]:
-    points, steps = exhibit.grids[text], options.steps or STEPS[text]
+    configurations, steps = experiment.grids[text], options.steps or STEPS[text]
 
-    def named(points: Sequence[Point]) -> dict[str, Run]:
-        return {run.name: run for run in runs(points, steps, options.seeds, options.overrides)}
+    def named(configurations: Sequence[Configuration]) -> dict[str, Run]:
+        return {
+            run.name: run for run in runs(configurations, steps, options.seeds, options.overrides)
+        }
 
-    picked, every = named(pick(points, options.points)), named(points)
+    picked, every = named(pick(configurations, options.points)), named(configurations)
     files = _files(options)
     jobs = [(run, _job(run, options, files)) for run in every.values()]
     todo = [job for run, job in jobs if run.name in picked and not finished(job)]
@@ -104,8 +106,8 @@ def _grid(
         at_once = options.jobs or default_jobs(options.device)
         failed, interrupted = run_jobs(todo, at_once, options.device, console)
     results = [_labelled(run, result) for run, job in jobs if (result := finished(job))]
-    written = _write(stem, exhibit, options, steps, files, results, failed)
-    left = len(points) * options.seeds - len(results)
+    written = _write(stem, experiment, options, steps, files, results, failed)
+    left = len(configurations) * options.seeds - len(results)
     return {"written": written, "failed": failed, "left": left, "interrupted": interrupted}
 
 
@@ -121,14 +123,14 @@ def _job(run: Run, options: Options, files: dict[str, str]) -> Job:
 
 
 def _labelled(run: Run, result: dict[str, Any]) -> dict[str, Any]:
-    point = run.point
-    label = {"series": point.series, "x": point.x, "mode": point.mode}
+    configuration = run.configuration
+    label = {"series": configuration.series, "x": configuration.x, "mode": configuration.mode}
     return {"run": run.name, **label, "seed": run.seed, **result}
 
 
 def _write(
     stem: str,
-    exhibit: Exhibit,
+    experiment: Experiment,
     options: Options,
     steps: int,
     files: dict[str, str],
@@ -137,18 +139,18 @@ def _write(
 ) -> list[str]:
     rows, out = rows_of(results), options.out
     written = [out / f"{stem}.json", out / f"{stem}.md"]
-    if rows and exhibit.draw:
+    if rows and experiment.draw:
         written.append(out / f"{stem}.png")
         unit = results[0]["unit"]
-        exhibit.draw(rows, written[-1], unit=unit, axis=exhibit.axis)
-    left_out = {*LONG} - {exhibit.shows}
+        experiment.draw(rows, written[-1], unit=unit, axis=experiment.axis)
+    left_out = {*LONG} - {experiment.shows}
     kept = [{k: v for k, v in r.items() if k not in left_out} for r in results]
     notes = _notes(options, files, f"{steps:,} of the paper's {PAPER_STEPS:,} steps")
     if any(result["kl_weight"] < 1 for result in results if result["kl_weight"]):
         notes.append("some runs end before their annealing does: see the KL's weight")
-    document = {"exhibit": stem, "title": exhibit.title, "notes": notes, "results": kept}
+    document = {"exhibit": stem, "title": experiment.title, "notes": notes, "results": kept}
     write_json(written[0], document)
-    page = markdown(exhibit, rows, notes, failed, f"{stem}.png" if len(written) > 2 else None)
+    page = markdown(experiment, rows, notes, failed, f"{stem}.png" if len(written) > 2 else None)
     write_bytes(written[1], page.encode())
     return [str(path) for path in written]
 

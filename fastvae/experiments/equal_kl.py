@@ -5,7 +5,7 @@ The auxiliary loss (weight α), free bits (nats a dimension that cost nothing) a
 """
 
 from fastvae.experiments.figures import bound_at_kl
-from fastvae.experiments.grid import Claim, Exhibit, Point
+from fastvae.experiments.grid import Claim, Configuration, Experiment
 from fastvae.experiments.report import Row
 from fastvae.presets import CHARACTERS
 
@@ -18,22 +18,24 @@ def _pairs(rows: list[Row]) -> str:
     return "; ".join(found) or "not run"
 
 
-def _cyclical(cycles: int) -> Point:
+def _cyclical(cycles: int) -> Configuration:
     changes = {**BASE, "aux_weight": 0.0, "kl_cycles": cycles, "kl_rise": 0.5}
-    return Point(CYCLES, cycles, "ptb-lstm", changes)
+    return Configuration(CYCLES, cycles, "ptb-lstm", changes)
 
 
-EXHIBIT = Exhibit(
+EXPERIMENT = Experiment(
     title="Beyond the paper: the cost of a KL that stays",
     claims=(Claim("(not in the paper) KL and bits of each way", _pairs),),
     grids={
         CHARACTERS: (
             *(
-                Point(AUXILIARY, weight, "ptb-lstm", {**BASE, "aux_weight": weight})
+                Configuration(AUXILIARY, weight, "ptb-lstm", {**BASE, "aux_weight": weight})
                 for weight in (0.0, 0.1, 0.2, 0.5)
             ),
             *(
-                Point(FREE_BITS, bits, "ptb-lstm", {**BASE, "aux_weight": 0.0, "free_bits": bits})
+                Configuration(
+                    FREE_BITS, bits, "ptb-lstm", {**BASE, "aux_weight": 0.0, "free_bits": bits}
+                )
                 for bits in (0.1, 0.2, 0.4, 0.8)
             ),
             *map(_cyclical, (2, 4, 8)),

@@ -5,7 +5,7 @@ and comes near the other's size only at the largest length; matched, it is as la
 """
 
 from fastvae.experiments.figures import curves
-from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Claim, Exhibit, Point
+from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Claim, Configuration, Experiment
 from fastvae.experiments.report import trace
 from fastvae.presets import CHARACTERS
 
@@ -15,18 +15,18 @@ EQUAL_SIZE = {20: 244, 32: 288, 52: 352, 100: 476}
 CONV, LSTM = "feed-forward", "LSTM"
 
 
-def _points(length: int) -> tuple[Point, ...]:
+def _configurations(length: int) -> tuple[Configuration, ...]:
     setting = {"length": length, **AUTOENCODER}
     lstm = {"word_dropout": 1.0, **setting}
     same_size = {"hidden_size": EQUAL_SIZE[length], **lstm}
     return (
-        Point(CONV, length, "ptb-conv", setting, BOTH),
-        Point(LSTM, length, "ptb-lstm-vae", lstm, RELEASED),
-        Point(LSTM, length, "ptb-lstm-vae", same_size, MATCHED, match="ptb-conv"),
+        Configuration(CONV, length, "ptb-conv", setting, BOTH),
+        Configuration(LSTM, length, "ptb-lstm-vae", lstm, RELEASED),
+        Configuration(LSTM, length, "ptb-lstm-vae", same_size, MATCHED, match="ptb-conv"),
     )
 
 
-EXHIBIT = Exhibit(
+EXPERIMENT = Experiment(
     title="Figure 3: training curves of autoencoders",
     claims=(
         Claim(
@@ -44,7 +44,7 @@ EXHIBIT = Exhibit(
             ),
         ),
     ),
-    grids={CHARACTERS: tuple(p for length in EQUAL_SIZE for p in _points(length))},
+    grids={CHARACTERS: tuple(p for length in EQUAL_SIZE for p in _configurations(length))},
     axis="length",
     draw=curves,
     shows="curves",

@@ -5,7 +5,7 @@ baselines besides.
 """
 
 from fastvae.experiments.figures import costs
-from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Claim, Exhibit, Point
+from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Claim, Configuration, Experiment
 from fastvae.experiments.report import Row, trace
 from fastvae.presets import CHARACTERS
 
@@ -13,23 +13,26 @@ LENGTHS = (12, 24, 36, 48, 60)
 HYBRID, CONV = "hybrid, α = 0.2", "feed-forward"
 
 
-def _lstm(length: int, dropout: float, mode: str) -> Point:
+def _lstm(length: int, dropout: float, mode: str) -> Configuration:
     name = f"LSTM VAE, p = {dropout:g}"
     changes = {"length": length, "word_dropout": dropout}
     match = "ptb-lstm" if mode == MATCHED else None
-    return Point(name, length, "ptb-lstm-vae", changes, mode, match)
+    return Configuration(name, length, "ptb-lstm-vae", changes, mode, match)
 
 
-def _conv(length: int, mode: str) -> Point:
+def _conv(length: int, mode: str) -> Configuration:
     match = "ptb-lstm" if mode == MATCHED else None
-    return Point(CONV, length, "ptb-conv", {"length": length}, mode, match)
+    return Configuration(CONV, length, "ptb-conv", {"length": length}, mode, match)
 
 
-def _points() -> tuple[Point, ...]:
+def _configurations() -> tuple[Configuration, ...]:
     """The paper's first, then the same matched, then the other baselines."""
     both = RELEASED, MATCHED
     return (
-        *(Point(HYBRID, n, "ptb-lstm", {"length": n, "aux_weight": 0.2}, BOTH) for n in LENGTHS),
+        *(
+            Configuration(HYBRID, n, "ptb-lstm", {"length": n, "aux_weight": 0.2}, BOTH)
+            for n in LENGTHS
+        ),
         *(_lstm(n, p, mode) for mode in both for p in (0.2, 0.5) for n in LENGTHS),
         *(_lstm(n, p, mode) for mode in both for p in (0.8, 1.0) for n in LENGTHS),
         *(_conv(n, mode) for mode in both for n in LENGTHS),
@@ -43,7 +46,7 @@ def _lstms(rows: list[Row]) -> str:
     )
 
 
-EXHIBIT = Exhibit(
+EXPERIMENT = Experiment(
     title="Figure 4: cost and KL against length",
     claims=(
         Claim(
@@ -54,7 +57,7 @@ EXHIBIT = Exhibit(
         ),
         Claim("the LSTM VAE's KL falls to 0 past a length of 48", _lstms),
     ),
-    grids={CHARACTERS: _points()},
+    grids={CHARACTERS: _configurations()},
     axis="length",
     draw=costs,
 )

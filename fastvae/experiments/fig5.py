@@ -1,7 +1,7 @@
 """Figure 5: cost and KL against the auxiliary loss's weight α, with and without annealing."""
 
 from fastvae.experiments.figures import costs
-from fastvae.experiments.grid import Claim, Exhibit, Point
+from fastvae.experiments.grid import Claim, Configuration, Experiment
 from fastvae.experiments.report import trace
 from fastvae.presets import CHARACTERS
 
@@ -10,15 +10,15 @@ AT_ONCE = {"kl_floor": 1.0}  # the whole weight of the KL from the first step
 ANNEALED, CONSTANT = "annealed", "not annealed"
 
 
-def _points(weight: float) -> tuple[Point, ...]:
+def _configurations(weight: float) -> tuple[Configuration, ...]:
     changes = {"length": 52, "aux_weight": weight}
     return (
-        Point(ANNEALED, weight, "ptb-lstm", changes),
-        Point(CONSTANT, weight, "ptb-lstm", {**changes, **AT_ONCE}),
+        Configuration(ANNEALED, weight, "ptb-lstm", changes),
+        Configuration(CONSTANT, weight, "ptb-lstm", {**changes, **AT_ONCE}),
     )
 
 
-EXHIBIT = Exhibit(
+EXPERIMENT = Experiment(
     title="Figure 5: cost and KL against the weight of the auxiliary loss",
     claims=(
         Claim(
@@ -37,7 +37,7 @@ EXHIBIT = Exhibit(
             ),
         ),
     ),
-    grids={CHARACTERS: tuple(p for weight in WEIGHTS for p in _points(weight))},
+    grids={CHARACTERS: tuple(p for weight in WEIGHTS for p in _configurations(weight))},
     axis="α",
     draw=costs,
 )

@@ -1,4 +1,4 @@
-"""Figures in the paper's form: cost against what the points differ in, and training curves."""
+"""Figures in the paper's form: cost against what configurations differ in, and training curves."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ def costs(rows: Sequence[Row], path: Path, *, unit: str, axis: str) -> None:
 
 
 def bound_at_kl(rows: Sequence[Row], path: Path, *, unit: str, axis: str) -> None:
-    """The bound's bits per character against the KL; each point is labelled with its x."""
+    """The bound's bits per character against the KL; each configuration is labelled with its x."""
     with _figure(path, 1, f"KL, nats (labels: {axis})", f"bits per {unit} of the bound") as panels:
         for series, color in _colors(rows).items():
             points = [(r["kl"], r["bpc"], r.x) for r in rows if r.series == series]

@@ -1,6 +1,6 @@
-"""An exhibit of the paper as data: the points of its grid, and how their runs are shortened.
+"""An experiment of the paper as data: its grid of configurations, and how runs are shortened.
 
-A point is a preset with some fields changed; a run is a point at a number of steps and a seed.
+A configuration is a preset with some fields changed; a run adds a number of steps and a seed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ STEPS = {CHARACTERS: 20_000, TWEETS: 70_000}
 
 
 @dataclass(frozen=True)
-class Point:
+class Configuration:
     """One model of a grid: a preset with `changes`, at `x` of the line `series` of a figure.
 
     mode: the comparison that it stands in, "as released", "matched" or both. match: the preset
@@ -43,7 +43,7 @@ class Point:
 
     @property
     def settings(self) -> Preset:
-        """The paper's settings of this point, with the paper's number of steps."""
+        """The paper's settings of this configuration, with the paper's number of steps."""
         preset = PRESETS[self.preset]
         if self.match:
             other = PRESETS[self.match]
@@ -63,8 +63,8 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """A figure or table of the paper: kinds of text -> points, the first kind by default.
+class Experiment:
+    """A figure or table of the paper: kinds of text -> configurations, the first kind by default.
 
     draw(rows, path, unit=, axis=) makes the figure; details(results) adds Markdown made of texts.
     shows: the long part of results that these need.
@@ -72,7 +72,7 @@ class Exhibit:
 
     title: str
     claims: tuple[Claim, ...]
-    grids: Mapping[str, tuple[Point, ...]]
+    grids: Mapping[str, tuple[Configuration, ...]]
     axis: str = ""
     draw: Callable[..., None] | None = None
     details: Callable[[Sequence[dict[str, Any]]], str] | None = None
@@ -81,9 +81,9 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class Run:
-    """A point to be trained: all that its folder's name and its training follow from."""
+    """A configuration to be trained: all that its folder's name and its training follow from."""
 
-    point: Point
+    configuration: Configuration
     preset: Preset
     seed: int
     name: str
@@ -94,30 +94,32 @@ class Run:
 
 
 def runs(
-    points: Sequence[Point], steps: int, seeds: int, overrides: Mapping[str, str]
+    configurations: Sequence[Configuration], steps: int, seeds: int, overrides: Mapping[str, str]
 ) -> list[Run]:
-    """Every point with seed 0, then with seed 1 and so on.
+    """Every configuration with seed 0, then with seed 1 and so on.
 
-    `overrides` are fields by name with their values as text; each reaches the points that have it,
-    and is not shortened.
-    Raises ValueError for a field that no point has, and for one that the points differ in.
+    `overrides` are fields by name with their values as text; each reaches the configurations that
+    have it, and is not shortened. Raises ValueError for a field that no configuration has, and for
+    one that configurations differ in.
     """
-    _check_overrides(points, overrides)
+    _check_overrides(configurations, overrides)
     found = []
-    for point in points:
-        kinds = field_types(point.settings)
+    for configuration in configurations:
+        kinds = field_types(configuration.settings)
         values = {k: parse(k, v, kinds[k]) for k, v in sorted(overrides.items()) if k in kinds}
-        preset = changed(shortened(changed(point.settings, values), steps), values)
-        found.append((point, preset, f"{point.name}{_suffix(values)}_steps-{steps}"))
+        preset = changed(shortened(changed(configuration.settings, values), steps), values)
+        found.append(
+            (configuration, preset, f"{configuration.name}{_suffix(values)}_steps-{steps}")
+        )
     return [
         Run(
-            point,
+            configuration,
             changed(preset, {"seed": seed}),
             seed,
             f"{name}_seed-{seed}",
         )
         for seed in range(seeds)
-        for point, preset, name in found
+        for configuration, preset, name in found
     ]
 
 
@@ -144,34 +146,38 @@ def shortened(preset: Preset, steps: int) -> Preset:
     return replace(preset, training=training)
 
 
-def pick(points: Sequence[Point], wanted: str | None) -> list[Point]:
-    """The first N points, or those that comma-separated names, or patterns in names, pick.
+def pick(configurations: Sequence[Configuration], wanted: str | None) -> list[Configuration]:
+    """The first N, or those that comma-separated names, or patterns in names, pick.
 
-    A whole name picks its point alone, not those whose names begin with it.
+    A whole name picks its configuration alone, not those whose names begin with it.
     """
     if wanted is None:
-        return list(points)
+        return list(configurations)
     if wanted.isdecimal():
         if int(wanted) < 1:
             raise ValueError("--points must be at least 1")
-        return list(points[: int(wanted)])
-    names = [point.name for point in points]
+        return list(configurations[: int(wanted)])
+    names = [configuration.name for configuration in configurations]
     picked = set()
     for part in map(str.strip, wanted.split(",")):
         found = [n for n in names if n == part] or [n for n in names if fnmatchcase(n, f"*{part}*")]
         if not found:
-            raise ValueError(f"no point is named like {part!r}: there are {', '.join(names)}")
+            raise ValueError(
+                f"no configuration is named like {part!r}: there are {', '.join(names)}"
+            )
         picked.update(found)
-    return [point for point in points if point.name in picked]
+    return [configuration for configuration in configurations if configuration.name in picked]
 
 
-def _check_overrides(points: Sequence[Point], overrides: Mapping[str, str]) -> None:
-    known = dict.fromkeys(name for p in points for name in field_types(p.settings))
+def _check_overrides(configurations: Sequence[Configuration], overrides: Mapping[str, str]) -> None:
+    known = dict.fromkeys(name for p in configurations for name in field_types(p.settings))
     for name in overrides:
         if name not in known:
-            raise ValueError(f"no point has a field {name!r}: there are {', '.join(known)}")
-        if name in ("steps", "seed") or any(name in p.changes for p in points):
-            raise ValueError(f"{name} is set by the grid: choose among its points with --points")
+            raise ValueError(f"no configuration has a field {name!r}: there are {', '.join(known)}")
+        if name in ("steps", "seed") or any(name in p.changes for p in configurations):
+            raise ValueError(
+                f"{name} is set by the grid: choose among its configurations with --points"
+            )
 
 
 def _suffix(values: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastvae.experiments import samples
-from fastvae.experiments.grid import BOTH, Claim, Exhibit
+from fastvae.experiments.grid import BOTH, Claim, Experiment
 from fastvae.experiments.report import Row, code
 
 
@@ -27,12 +27,12 @@ def _distinct(rows: list[Row]) -> str:
     return f"{mean:.1f} different texts of {len(paths[0])} on a line, mean of {len(paths)} lines"
 
 
-EXHIBIT = Exhibit(
+EXPERIMENT = Experiment(
     title="Table 6: interpolations",
     claims=(Claim("the text changes step by step from one end to the other", _distinct),),
     grids={
-        text: tuple(point for point in points if point.mode == BOTH)
-        for text, points in samples.EXHIBIT.grids.items()
+        text: tuple(configuration for configuration in configurations if configuration.mode == BOTH)
+        for text, configurations in samples.EXPERIMENT.grids.items()
     },
     details=_paths,
     shows="interpolations",

@@ -6,16 +6,16 @@ from statistics import fmean
 from typing import Any
 
 from fastvae.console import escape
-from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Exhibit
+from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Experiment
 from fastvae.metrics import bits_per_character
 
-# Parts of a result that are long: documents keep them only where their exhibit shows them.
+# Parts of a result that are long: documents keep them only where their experiment shows them.
 LONG = ("curves", "samples", "interpolations")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A point and the results of its seeds; `row[key]` is the mean over them.
+    """A configuration and the results of its seeds; `row[key]` is the mean over them.
 
     Keys are those of a result, of its test pass (of its valid pass without one), of its variety,
     and kl_share, the KL's part of the bound, kl_bpc and reconstruction_bpc, in bits per character.
@@ -41,7 +41,7 @@ class Row:
 
 
 def rows_of(results: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Results with their point's series, x and mode, in order -> rows, in order of their points."""
+    """Results with their configuration's series, x and mode -> rows, in order of configurations."""
     groups: dict[tuple, list] = {}
     for result in results:
         groups.setdefault((result["series"], result["x"], result["mode"]), []).append(result)
@@ -71,37 +71,37 @@ def compare(rows: Sequence[Row], key: str, form: str = ".1f") -> str:
 
 
 def markdown(
-    exhibit: Exhibit,
+    experiment: Experiment,
     rows: Sequence[Row],
     notes: Sequence[str],
     failed: Mapping[str, str],
     figure: str | None,
 ) -> str:
-    """The exhibit's page: the claims beside ours, the table of all points, what was changed."""
-    parts = [f"# {exhibit.title}", "\n".join(f"- {note}" for note in notes)]
+    """The experiment's page: claims beside ours, the table of configurations, what was changed."""
+    parts = [f"# {experiment.title}", "\n".join(f"- {note}" for note in notes)]
     if figure:
-        parts.append(f"![{exhibit.title}]({figure})")
-    parts.append(_claims(exhibit, rows))
+        parts.append(f"![{experiment.title}]({figure})")
+    parts.append(_claims(experiment, rows))
     if rows:
-        parts.append(_measures(exhibit, rows))
-    if exhibit.details:
-        parts.append(exhibit.details([result for row in rows for result in row.results]))
+        parts.append(_measures(experiment, rows))
+    if experiment.details:
+        parts.append(experiment.details([result for row in rows for result in row.results]))
     if failed:
         lines = [f"- {name}: {code(error)}" for name, error in failed.items()]
         parts.append("## Failed\n\n" + "\n".join(lines))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _claims(exhibit: Exhibit, rows: Sequence[Row]) -> str:
+def _claims(experiment: Experiment, rows: Sequence[Row]) -> str:
     modes = modes_of(rows)
     names = ["ours"] if modes == [BOTH] else [f"ours, {mode}" for mode in modes]
     return _table(
         ["the paper", *names],
-        [[c.text, *(c.ours(in_mode(rows, mode)) for mode in modes)] for c in exhibit.claims],
+        [[c.text, *(c.ours(in_mode(rows, mode)) for mode in modes)] for c in experiment.claims],
     )
 
 
-def _measures(exhibit: Exhibit, rows: Sequence[Row]) -> str:
+def _measures(experiment: Experiment, rows: Sequence[Row]) -> str:
     unit = rows[0].results[0]["unit"]
     columns = {
         "reconstruction": ".2f",
@@ -119,7 +119,7 @@ def _measures(exhibit: Exhibit, rows: Sequence[Row]) -> str:
     shown = {"kl": "KL", "bpc": f"bits per {unit}", "kl_weight": "KL weight at the end"}
     head = [
         "model",
-        exhibit.axis,
+        experiment.axis,
         "compared",
         *(shown.get(k, k.replace("_", " ")) for k in columns),
     ]
@@ -127,7 +127,7 @@ def _measures(exhibit: Exhibit, rows: Sequence[Row]) -> str:
         [row.series, f"{row.x:g}", row.mode, *(row.text(k, form) for k, form in columns.items())]
         for row in rows
     ]
-    left_out = {1} if not exhibit.axis else set()
+    left_out = {1} if not experiment.axis else set()
     if modes_of(rows) == [BOTH]:
         left_out.add(2)
     head, *lines = (

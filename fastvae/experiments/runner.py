@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fastvae.console import progress
-from fastvae.experiments.point import Job
+from fastvae.experiments.configuration import Job
 from fastvae.signals import stop_signals
 from fastvae.training.run_directory import METRICS
 
@@ -99,7 +99,12 @@ def _start(job: Job, slot: int, device: str | None, bars: Progress) -> _Worker:
     with open(job.folder / LOG, "a", encoding="utf-8") as log:
         # In its own session: a terminal's Ctrl-C reaches this process alone, which hands it on.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from fastvae.experiments.point import main; main()"],
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                "from fastvae.experiments.configuration import main; main()",
+            ],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastvae.experiments import fig4, table3
-from fastvae.experiments.grid import Claim, Exhibit
+from fastvae.experiments.grid import Claim, Experiment
 from fastvae.experiments.report import Row, code, compare
 from fastvae.presets import CHARACTERS, TWEETS
 
@@ -47,12 +47,12 @@ def _ours(rows: list[Row]) -> str:
     )
 
 
-EXHIBIT = Exhibit(
+EXPERIMENT = Experiment(
     title="Tables 1, 2, 4, 5: samples from the prior",
     claims=(Claim("the hybrid's samples are more diverse than the LSTM VAE's", _ours),),
     grids={
-        TWEETS: table3.EXHIBIT.grids[TWEETS],
-        CHARACTERS: tuple(p for p in fig4.EXHIBIT.grids[CHARACTERS] if p.x == LENGTH),
+        TWEETS: table3.EXPERIMENT.grids[TWEETS],
+        CHARACTERS: tuple(p for p in fig4.EXPERIMENT.grids[CHARACTERS] if p.x == LENGTH),
     },
     details=variety_table,
     shows="samples",

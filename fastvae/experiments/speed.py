@@ -13,18 +13,18 @@ from fastvae import reference
 from fastvae.console import track
 from fastvae.device import find_device
 from fastvae.experiments import fig4, table3
-from fastvae.experiments.grid import RELEASED, Point, runs
+from fastvae.experiments.grid import RELEASED, Configuration, runs
 from fastvae.presets import CHARACTERS, TWEETS, build_model, open_corpus
 
 TITLE = "Speed: training steps a second"
 CLAIM = "the hybrid trains about 2x faster than the LSTM VAE"
 STEPS = 20
-POINTS: dict[str, tuple[Point, ...]] = {
+CONFIGURATIONS: dict[str, tuple[Configuration, ...]] = {
     TWEETS: (table3.HYBRID, table3.lstm(0.5, RELEASED)),
     CHARACTERS: tuple(
-        point
-        for point in fig4.EXHIBIT.grids[CHARACTERS]
-        if point.x == 48 and point.series in (fig4.HYBRID, "LSTM VAE, p = 0.5")
+        configuration
+        for configuration in fig4.EXPERIMENT.grids[CHARACTERS]
+        if configuration.x == 48 and configuration.series in (fig4.HYBRID, "LSTM VAE, p = 0.5")
     )[:2],
 }
 
@@ -35,7 +35,7 @@ def measure_speed(
     """Median seconds of `steps` steps of each model, ours and plain PyTorch's, taken in turns."""
     where = find_device(device)
     trainers, sizes = {}, {}
-    for run in runs(POINTS[text], steps, 1, overrides):
+    for run in runs(CONFIGURATIONS[text], steps, 1, overrides):
         corpus = open_corpus(Path(data), run.preset.length, text=text, cache=cache)
         torch.manual_seed(0)
         model = build_model(run.preset, corpus.vocabulary).to(where)
@@ -43,9 +43,9 @@ def measure_speed(
         reference_model.load_state_dict(model.state_dict())
         batch = run.preset.training["batch_size"]
         tokens = corpus.batch(batch, torch.Generator().manual_seed(0)).to(where)
-        trainers[run.point.series, "fastvae"] = _trainer(model, tokens)
-        trainers[run.point.series, "plain PyTorch"] = _trainer(reference_model, tokens)
-        sizes[run.point.series] = sum(p.numel() for p in model.parameters())
+        trainers[run.configuration.series, "fastvae"] = _trainer(model, tokens)
+        trainers[run.configuration.series, "plain PyTorch"] = _trainer(reference_model, tokens)
+        sizes[run.configuration.series] = sum(p.numel() for p in model.parameters())
     times: dict[tuple[str, str], list[float]] = {key: [] for key in trainers}
     for turn in track(range(steps + 1), "steps in turns", steps + 1):
         for key, step in trainers.items():

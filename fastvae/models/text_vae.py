@@ -26,7 +26,7 @@ _ALONE = (
 
 
 class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
-    """A VAE over sequences of L symbols of V; start = V and dropped = V + 1 exist only as inputs.
+    """A VAE over sequences of L tokens of V; start = V and dropped = V + 1 exist only as inputs.
 
     A model defines `_encode` and `_expand`, and sets `decoder` (None: the head is the model) and
     `head` (None: no auxiliary term). `config` holds its constructor's arguments. Before you wrap a
@@ -126,7 +126,7 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return -self._nats(tokens, *self._expand(z), nothing)
 
     def logits(self, tokens: Tensor, z: Tensor, *, quantization: str | None = None) -> Tensor:
-        """Of each symbol, given z [B, Z] and the tokens before it, none dropped: [L, B, V].
+        """Of each token, given z [B, Z] and the tokens before it, none dropped: [L, B, V].
 
         In the module's mode; `quantization` as in `generate`, in plain PyTorch. Raises ValueError
         as forward does, for z of another shape and for unknown `quantization`.
@@ -206,7 +206,7 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return self.generate(torch.lerp(z0, z1, share.unsqueeze(1)), quantization=quantization)
 
     def _previous(self, tokens: Tensor, drop_mask: Tensor | None) -> Tensor:
-        """The decoder's inputs, time-major: start, then each symbol or `dropped` -> [L, B]."""
+        """The decoder's inputs, time-major: start, then each token or `dropped` -> [L, B]."""
         before = tokens.T[:-1]
         if self.word_dropout == 1:
             before = torch.full_like(before, self.vocab_size + 1)

@@ -147,7 +147,7 @@ def _remove(folder: Path, owner: int) -> None:
 
 
 class WindowCorpus(Corpus):
-    """Windows of L symbols of one stream, lines crossed, line ends ordinary symbols.
+    """Windows of L tokens of one stream, across lines; line ends are ordinary tokens.
 
     source: a path (gzip is unpacked), or the text itself if it is a `str` with a newline in it
     (`from_text` takes any text). vocabulary: by default the file's characters in order of first
@@ -193,14 +193,14 @@ class WindowCorpus(Corpus):
 
     def _open_file(self, path: Path, vocabulary: Vocabulary | None, cache: PathLike | None) -> None:
         def write(folder: Path) -> dict:
-            symbols = vocabulary or CharVocabulary.from_file(path)
-            dtype = np.min_scalar_type(symbols.size - 1).newbyteorder("<")
+            used = vocabulary or CharVocabulary.from_file(path)
+            dtype = np.min_scalar_type(used.size - 1).newbyteorder("<")
             with open(folder / "ids", "wb") as file:
-                for ids in _encoded(path, symbols):
+                for ids in _encoded(path, used):
                     file.write(ids.astype(dtype).tobytes())
                 if not file.tell():
                     raise ValueError(f"{path} is empty")
-            return {"vocabulary": symbols.to_dict(), "dtype": dtype.str}
+            return {"vocabulary": used.to_dict(), "dtype": dtype.str}
 
         settings = {"windows": vocabulary and vocabulary.to_dict()}
         locate, notes = stored(path, self._cache_folder(cache), settings, write)

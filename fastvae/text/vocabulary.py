@@ -19,7 +19,7 @@ class Vocabulary:
     `start_id` = V and `dropped_id` = V + 1 exist only on a decoder's input side.
     """
 
-    unit: str  # what one symbol is: "character" or "byte"
+    unit: str  # what one token is: "character" or "byte"
     size: int
     pad_id: int
     unk_id: int | None = None
@@ -38,7 +38,7 @@ class Vocabulary:
         raise NotImplementedError
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, nothing added. Raises ValueError naming a symbol it does not have."""
+        """Ids of the text, nothing added. Raises ValueError naming a character it does not have."""
         return self.encode_array(text).tolist()
 
     def encode_sample(self, text: str, length: int) -> list[int]:
