@@ -22,10 +22,25 @@ def measure(
     seed: int = 0,
     track: Callable[[Iterable, str, int], Iterable] = lambda values, description, total: values,
 ) -> dict[str, Any]:
-    """The keys of `metrics.evaluate` on the fixed pass, or its first `limit` texts, and more.
+    """Everything measured of a model on a corpus: `metrics.evaluate` and measures of the latents.
 
-    mutual_information and importance_weighted_nll are of the first texts; their numbers stand
-    beside them, and 0 leaves either out. `track(values, description, total)` may show progress.
+    Args:
+        model: a `HybridVAE` or `LSTMVAE`.
+        corpus: the data; their fixed pass is used.
+        limit: texts of the pass that are used; None all.
+        nll_texts: first texts whose importance-weighted NLL is measured; 0 leaves it out.
+        nll_samples: latent vectors for each.
+        mi_texts: first texts whose mutual information is measured; 0 leaves it out.
+        batch_size: texts at a time.
+        seed: of the latent noise.
+        track: (values, description, total) -> the same values, to show progress.
+
+    Returns:
+        the keys of `metrics.evaluate`, and mutual_information, mutual_information_texts,
+        importance_weighted_nll, importance_weighted_nll_texts, importance_weighted_nll_samples.
+
+    Raises:
+        ValueError: there is no sample.
     """
     count = min(len(corpus), limit or len(corpus))
     batches = track(corpus.batches(batch_size, count), "bound", -(-count // batch_size))

@@ -23,18 +23,34 @@ _NOTHING = "there is nothing to evaluate: the data give no sample of the model's
 
 
 def bits_per_character(nats_per_sample: float, characters_per_sample: float) -> float:
-    """Nats per sample -> bits per character (on bytes: bits per byte)."""
+    """Nats per sample -> bits per character; of texts in bytes, bits per byte.
+
+    Args:
+        nats_per_sample: such as a bound.
+        characters_per_sample: how many characters or bytes it covers.
+    """
     return nats_per_sample / (characters_per_sample * math.log(2))
 
 
 def evaluate(
     model: nn.Module, batches: Iterable[Tensor], *, kl_weight: float = 1.0, seed: int = 0
 ) -> dict[str, float]:
-    """Batches of tokens [B, L] -> means over all samples, nats per sample, noise fixed by `seed`.
+    """Batches of tokens [B, L] -> the bound and its terms, means over all samples, nats per sample.
 
-    Keys: loss (at `kl_weight`), reconstruction, kl, auxiliary, bound (reconstruction + kl), bpc,
-    active_units, samples. Leaves the model's mode and the global generators as they were. Raises
-    ValueError where there is nothing to evaluate.
+    Leaves the model's mode and torch's global generators as they were.
+
+    Args:
+        model: a `HybridVAE` or `LSTMVAE`.
+        batches: tokens [B, L] int64 each, on any device.
+        kl_weight: weight of the KL in `loss`.
+        seed: of the latent noise.
+
+    Returns:
+        loss, reconstruction, kl, auxiliary; bound, reconstruction + kl; bpc, its bits per
+        character; active_units, a count; samples, how many there were.
+
+    Raises:
+        ValueError: there is no sample.
     """
     generator = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters())
@@ -65,9 +81,14 @@ def evaluate(
 
 @torch.no_grad()
 def terms_per_text(model: nn.Module, tokens: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Tokens [B, L] -> reconstruction [B] of one z each and the closed-form KL [B], float64 nats.
+    """Tokens [B, L] -> reconstruction [B] with one z each and the closed-form KL [B], float64 nats.
 
-    Their means are those of `evaluate`; singly they give the errors of differences between texts.
+    Their means are those of `evaluate`; the values of single texts give errors of differences.
+
+    Args:
+        model: a `HybridVAE` or `LSTMVAE`.
+        tokens: [B, L] int64, on any device.
+        seed: of the latent noise.
     """
     generator = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters())
@@ -81,13 +102,20 @@ def terms_per_text(model: nn.Module, tokens: Tensor, *, seed: int = 0) -> tuple[
 
 @torch.no_grad()
 def int8_loss(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0) -> dict[str, float]:
-    """What `quantization="int8"` costs on batches of tokens [B, L], with noise fixed by `seed`.
+    """Batches of tokens [B, L] -> what `quantization="int8"` costs.
 
-    Keys: bpc_loss, bits per character that the bound grows by; token_agreement, the share of
-    tokens, pads left out, for which both find the same one likeliest after the same text;
-    greedy_agreement, the share of equal tokens in what both generate from the same z, where one
-    difference leads to others; texts.
-    Raises ValueError for a model without a decoder, and where there is no batch.
+    Args:
+        model: a model with a decoder.
+        batches: tokens [B, L] int64 each, on any device.
+        seed: of the latent noise.
+
+    Returns:
+        bpc_loss: bits per character by which the bound grows. token_agreement: top-1 agreement,
+        teacher-forced, pads left out. greedy_agreement: share of equal tokens in what both generate
+        from the same z; one difference leads to others. texts: how many there were.
+
+    Raises:
+        ValueError: the model has no decoder, or there is no batch.
     """
     generator = torch.Generator().manual_seed(seed)
     parameter, pad = next(model.parameters()), -1 if model.pad_id is None else model.pad_id
@@ -118,7 +146,12 @@ def int8_loss(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0) -> 
 
 
 def count_characters(model: nn.Module, tokens: Tensor) -> int:
-    """Symbols of the batch [B, L] that the model's loss counts: pads too, unless it masks them."""
+    """Tokens [B, L] -> how many of them the model's loss counts; pads too, unless it masks them.
+
+    Args:
+        model: a `HybridVAE` or `LSTMVAE`.
+        tokens: [B, L] int64.
+    """
     return int((tokens != model.pad_id).sum()) if model.mask_pad else tokens.numel()
 
 
@@ -136,10 +169,15 @@ def active_units(mean: Tensor) -> int:
 def mutual_information(
     mean: Tensor, logvar: Tensor, *, generator: torch.Generator | None = None, chunk: int = 1024
 ) -> float:
-    """Posteriors mean, logvar [N, Z] -> I(x; z) in nats under their mixture, one z from each.
+    """Posteriors mean, logvar [N, Z] -> I(x; z), nats, under their mixture, from one z each.
 
-    At most log N, which N posteriors far apart reach; `chunk` rows of the [N, N] densities exist at
-    a time.
+    It is at most log N, which N posteriors far apart reach.
+
+    Args:
+        mean: of the posteriors, [N, Z].
+        logvar: their log-variances, [N, Z].
+        generator: draws z; None is torch's own.
+        chunk: rows of the [N, N] densities that are in memory at a time.
     """
     mean, logvar = mean.detach().cpu().double(), logvar.detach().cpu().double()
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device="cpu")
@@ -161,9 +199,16 @@ def importance_weighted_nll(
     generator: torch.Generator | None = None,
     chunk: int = 256,
 ) -> Tensor:
-    """Tokens [B, L] -> an upper bound on −log p(x) in nats, [B] float64, from `samples` z each.
+    """Tokens [B, L] -> an upper bound on −log p(x), nats, [B] float64.
 
-    Tightens as `samples` grows; at most `chunk` pairs of text and z go through the model at once.
+    It tightens with the number of samples. Burda et al. 2016, arXiv:1509.00519.
+
+    Args:
+        model: a `HybridVAE` or `LSTMVAE`.
+        tokens: [B, L] int64, on any device.
+        samples: latent vectors per text.
+        generator: draws them; None is torch's own.
+        chunk: pairs of text and latent vector that go through the model at once.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
@@ -194,7 +239,10 @@ def importance_weighted_nll(
 def distinct_n(texts: Sequence[str], n: int, *, unit: str = "word") -> float:
     """Share of distinct n-grams among all n-grams of the texts; 0 where no text has one.
 
-    `unit`: "word" (what white space separates) or "character". N-grams do not cross texts.
+    Args:
+        texts: n-grams do not cross their ends.
+        n: words or characters of an n-gram.
+        unit: "word" (separated by white space) or "character".
     """
     if unit not in ("word", "character"):
         raise ValueError(f'unit must be "word" or "character", got {unit!r}')

@@ -32,27 +32,37 @@ def upcast(x: Tensor) -> Tensor:
     return x.to(accumulate_dtype(x.dtype))
 
 
-def input_embeddings(weight: Tensor, bias: Tensor, tokens: int) -> Tensor:
-    """What each one-hot input adds, bias included: weight [N, I], bias [N] -> [tokens, N].
+def input_embeddings(weight: Tensor, bias: Tensor, count: int) -> Tensor:
+    """What each one-hot input adds to a layer: weight [N, I], bias [N] -> [count, N], upcast.
 
-    The tokens' columns are the last ones of `weight`. Upcast: what is added up must not be rounded.
+    Args:
+        weight: of the layer; the last `count` columns are those of the one-hot inputs.
+        bias: of the layer, which is added to every row.
+        count: how many one-hot inputs there are.
     """
-    return upcast(weight[:, weight.shape[1] - tokens :]).T + upcast(bias)
+    return upcast(weight[:, weight.shape[1] - count :]).T + upcast(bias)
 
 
 class _Uniform:
     """Initialization of the paper for torch's layers."""
 
     def reset_parameters(self) -> None:
+        """Initialize all parameters as U(−0.1, 0.1)."""
         for parameter in self.parameters(recurse=False):
             nn.init.uniform_(parameter, -0.1, 0.1)
 
 
 class Linear(_Uniform, nn.Linear):
-    """`torch.nn.Linear`, initialized as in the paper; its last inputs may be given as tokens."""
+    """`torch.nn.Linear`, initialized as in the paper; last inputs may be given as token ids."""
 
     def forward(self, x: Tensor | None, tokens: Tensor | None = None) -> Tensor:
-        """x [..., I'], one-hot inputs as ids `tokens` [...] -> [..., N]; either may be None."""
+        """x [..., I'], tokens [...] -> [..., N].
+
+        Args:
+            x: dense inputs, [..., I'], or None.
+            tokens: ids of one-hot inputs, [...] int64, or None; they belong to the last I − I'
+                columns.
+        """
         return ops.linear(*cast(x, self.weight, self.bias), tokens)
 
 
@@ -68,6 +78,7 @@ class _Composite(nn.Module):
     """A module without parameters of its own."""
 
     def reset_parameters(self) -> None:
+        """Initialize the modules inside anew."""
         for module in self.modules():
             if not isinstance(module, _Composite) and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -76,8 +87,13 @@ class _Composite(nn.Module):
 class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
     """Batch norm over [N, C] or [B, C, T], eps 1e-4, momentum 0.1.
 
-    `process_group`, set by `set_process_group`, makes the batch that of all its processes, on any
-    backend (`torch.nn.SyncBatchNorm` refuses CPU tensors).
+    `set_process_group` makes the batch that of all processes, on any backend;
+    `torch.nn.SyncBatchNorm` refuses CPU tensors.
+
+    Args:
+        channels: C.
+        device: where parameters are created.
+        dtype: of the parameters.
     """
 
     def __init__(self, channels: int, *, device=None, dtype=None) -> None:
@@ -98,9 +114,15 @@ class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
     def from_statistics(
         self, count: int, mean: Tensor, m2: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """mean, scale, shift [C] to normalize a batch by; moves the running statistics.
+        """Statistics of a batch -> mean, scale, shift [C]; updates the running statistics.
 
-        `mean` and `m2` = Σ (a − mean)² [C], wide, are those of this process's `count` values.
+        Args:
+            count: values per channel in this process.
+            mean: their mean, [C], in the accumulation dtype.
+            m2: Σ (a − mean)², [C], in the accumulation dtype.
+
+        Raises:
+            ValueError: there is only one value per channel.
         """
         if count == 1 and self.process_group is None:
             raise ValueError("batch statistics need more than 1 value per channel: use eval mode")
@@ -114,7 +136,12 @@ class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
         return mean, scale, upcast(self.bias)
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight [C, ...] and bias [C] of the layer before, with the running norm in them."""
+        """The layer before, with the running norm folded in -> weight [C, ...], bias [C].
+
+        Args:
+            weight: of the layer, [C, ...].
+            bias: of the layer, [C].
+        """
         scale = upcast(self.weight) * torch.rsqrt(upcast(self.running_var) + self.eps)
         folded = upcast(weight) * scale.view(-1, *[1] * (weight.dim() - 1))
         shifted = (upcast(bias) - self.running_mean) * scale + self.bias
@@ -122,10 +149,15 @@ class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
 
 
 def set_process_group(model: nn.Module, group) -> None:
-    """Make batch statistics and free bits those of all processes of `group`; None: each alone.
+    """Make batch statistics and free bits those of all processes of a group.
 
-    `fastvae.train` calls it. In a loop of your own, call it with `torch.distributed.group.WORLD`
-    before you wrap a model in `DistributedDataParallel`, which averages gradients and nothing else.
+    `fastvae.train` calls it. In a training loop of your own, call it with
+    `torch.distributed.group.WORLD` before you wrap a model in `DistributedDataParallel`, which
+    averages gradients and nothing else.
+
+    Args:
+        model: the module; everything inside that has such statistics is changed.
+        group: a process group, or None for each process alone.
     """
     for module in model.modules():
         if isinstance(module, AcrossProcesses):
@@ -133,11 +165,28 @@ def set_process_group(model: nn.Module, group) -> None:
 
 
 class LayerNormLSTM(nn.Module):
-    """LSTM with one joint layer norm over its four gates, in the order i, f, g, o.
+    """LSTM with one joint layer norm over its four gates: x [T, B, I] -> y [T, B, H].
 
-    Parameters weight_ih [4H, I], weight_hh [4H, H], bias, norm_weight, norm_bias [4H]. Equation:
-    `fastvae.ops.layer_norm_lstm`. With `batch_first`, x and y are [B, T, ·]. The other arguments of
-    `torch.nn.LSTM` are named for it alone: ValueError tells what to do instead.
+    Equation: `fastvae.ops.layer_norm_lstm`. The gates are in the order i, f, g, o. Parameters:
+        weight_ih
+    [4H, I], weight_hh [4H, H], bias [4H], norm_weight [4H], norm_bias [4H].
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        num_layers: 1; as the next arguments it exists so that `torch.nn.LSTM` can be replaced.
+        bias: True.
+        batch_first: x and y are [B, T, ·].
+        dropout: 0.
+        bidirectional: False.
+        proj_size: 0.
+        eps: of the norm.
+        device: where parameters are created.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: an argument of `torch.nn.LSTM` that is not supported; the message says what to
+            do.
     """
 
     def __init__(
@@ -171,6 +220,7 @@ class LayerNormLSTM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Initialize weights and bias as U(−0.1, 0.1), gain as 1, bias of the norm as 0."""
         for parameter in (self.weight_ih, self.weight_hh, self.bias):
             nn.init.uniform_(parameter, -0.1, 0.1)
         nn.init.ones_(self.norm_weight)
@@ -187,11 +237,16 @@ class LayerNormLSTM(nn.Module):
         *,
         tokens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x [T, B, I'], h0 and c0 [B, H] (zeros if None) -> y [T, B, H], (h_n, c_n) [B, H].
+        """x [T, B, I'], state -> y [T, B, H], (h_n, c_n) [B, H].
 
-        `tokens` [T, B]: one-hot inputs as ids, whose columns are the last I − I' of weight_ih;
-        with them x may be None. With `batch_first`, x, `tokens` and y begin with [B, T].
-        Raises ValueError for inputs and states of another shape.
+        Args:
+            x: dense inputs, [T, B, I'], or None; [B, T, I'] with `batch_first`.
+            state: (h0, c0), [B, H] each; None is zeros.
+            tokens: ids of one-hot inputs, [T, B] int64 ([B, T] with `batch_first`), or None. They
+                belong to the last I − I' columns of weight_ih.
+
+        Raises:
+            ValueError: inputs or states have another shape.
         """
         self._check(x, state, tokens)
         if self.batch_first:
@@ -255,7 +310,17 @@ def _refuse_lstm_arguments(num_layers, bias, dropout, bidirectional, proj_size) 
 
 
 class HighwayConv(nn.Module):
-    """Highway masked convolution of kernel 2 with its batch norm: `fastvae.ops.highway_conv`."""
+    """Highway masked convolution of kernel size 2 with batch norm: x [T, B, C] -> [T, B, C].
+
+    Equation: `fastvae.ops.highway_conv`. Parameters: weight [3C, C, 2], bias [3C], and those of the
+        norm.
+
+    Args:
+        channels: C.
+        carry: whether the input passes through the carry gate.
+        device: where parameters are created.
+        dtype: of the parameters.
+    """
 
     def __init__(self, channels: int, *, carry: bool = True, device=None, dtype=None) -> None:
         super().__init__()
@@ -267,6 +332,7 @@ class HighwayConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Initialize weight and bias as U(−0.1, 0.1), and the norm."""
         nn.init.uniform_(self.weight, -0.1, 0.1)
         nn.init.uniform_(self.bias, -0.1, 0.1)
         self.norm.reset_parameters()
@@ -289,7 +355,17 @@ class HighwayConv(nn.Module):
 
 
 class HighwayConvStack(_Composite):
-    """`layers` highway masked convolutions: causal, receptive field layers + 1."""
+    """Highway masked convolutions one after the other: x [T, B, C] -> [T, B, C].
+
+    They are causal: position t sees t − layers to t.
+
+    Args:
+        channels: C.
+        layers: how many.
+        carry: as in `HighwayConv`.
+        device: where parameters are created.
+        dtype: of the parameters.
+    """
 
     def __init__(
         self, channels: int, layers: int, *, carry: bool = True, device=None, dtype=None
@@ -312,7 +388,19 @@ class HighwayConvStack(_Composite):
 
 
 class ConvEncoder(_Composite):
-    """Tokens -> mean, log-variance: blocks of Conv1d, batch norm, ReLU that halve L; Linear."""
+    """Tokens [B, L] -> mean, log-variance [B, Z].
+
+    Blocks of Conv1d (kernel 3, stride 2), batch norm and ReLU halve the length; a linear layer
+    follows.
+
+    Args:
+        vocab_size: V.
+        length: L, divisible by 2 for each block.
+        latent_size: Z.
+        channels: of each block.
+        device: where parameters are created.
+        dtype: of the parameters.
+    """
 
     def __init__(
         self,
@@ -358,9 +446,18 @@ class ConvEncoder(_Composite):
 
 
 class DeconvDecoder(_Composite):
-    """z -> features: Linear, ReLU; blocks of ConvTranspose1d, batch norm, ReLU that double T.
+    """z [B, Z] -> features [T, B, D].
 
-    Mirrors an encoder of `channels`: from channels[-1] to channels[0], then feature_channels.
+    A linear layer and ReLU, then blocks of ConvTranspose1d (kernel 3, stride 2), batch norm and
+    ReLU that double the length. They mirror an encoder: from channels[-1] to channels[0], then D.
+
+    Args:
+        latent_size: Z.
+        length: T.
+        channels: of the encoder's blocks.
+        feature_channels: D.
+        device: where parameters are created.
+        dtype: of the parameters.
     """
 
     def __init__(

@@ -17,9 +17,14 @@ from fastvae.distributed import all_reduce
 
 
 class VAEOutput(NamedTuple):
-    """What a model's forward returns: the loss to minimize and its terms, in nats per sample.
+    """What a model's forward returns: the loss and its terms, nats per sample.
 
-    `kl` and `kl_per_dimension` [Z] are plain, before free bits; `auxiliary` is before its weight.
+    Args:
+        loss: what to minimize, a scalar.
+        reconstruction: −log p(x | z), a scalar.
+        kl: KL of the posterior to the prior, before free bits and weight, a scalar.
+        auxiliary: the auxiliary loss before its weight, a scalar.
+        kl_per_dimension: the parts of `kl`, [Z].
     """
 
     loss: Tensor
@@ -31,11 +36,22 @@ class VAEOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class KLSchedule:
-    """The KL term's weight at a step: from `floor` to `target`, linearly between `start` and `end`.
+    """Weight of the KL term as a function of the step.
 
-    With `cycles` > 1 the time from start to end holds that many equal cycles; each rises from floor
-    to target in the first share `rise` of its length and stays there for the rest (Fu et al. take
-    `rise` = 0.5). From `end` on the weight is `target`: without arguments it is 1 at every step.
+    It rises linearly from `floor` to `target` between the steps `start` and `end`, once or in
+    cycles, and is `target` from `end` on: without arguments it is 1 at every step. Cyclical
+    annealing: Fu et al. 2019, arXiv:1903.10145.
+
+    Args:
+        floor: the weight before `start`.
+        start: the step at which it begins to rise.
+        end: the step from which it stays.
+        cycles: how often it rises between `start` and `end`.
+        rise: the part of a cycle in which it rises; for the rest it is `target` (Fu et al.: 0.5).
+        target: the weight at the end.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
     """
 
     floor: float = 0.0
@@ -70,14 +86,25 @@ class KLSchedule:
 
 
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) ‖ N(0, 1)), nats, per dimension: mean, logvar [B, Z] -> [B, Z]."""
+    """KL(N(mean, exp(logvar)) ‖ N(0, 1)) of each dimension, nats: mean, logvar [B, Z] -> [B, Z].
+
+    Args:
+        mean: of the posterior, [B, Z].
+        logvar: its log-variance, [B, Z].
+    """
     return 0.5 * (mean.square() + logvar.expm1() - logvar)
 
 
 def free_bits_kl(kl_per_dimension: Tensor, free_bits: float, group=None) -> Tensor:
-    """Σ_z max(KL_z, free_bits): batch means KL_z [Z] -> scalar; below the threshold no gradient.
+    """Σ_z max(KL_z, free_bits): means over the batch KL_z [Z] -> scalar.
 
-    With a process `group`, KL_z are the means over its processes, whose batches count alike.
+    Dimensions below the threshold get no gradient. Kingma et al. 2016, arXiv:1606.04934.
+
+    Args:
+        kl_per_dimension: KL_z, nats, [Z].
+        free_bits: the threshold, nats.
+        group: processes over which KL_z is averaged, with batches of one size; None is this one
+            alone.
     """
     if free_bits > 0 and group is not None:
         kl_per_dimension = all_reduce(kl_per_dimension, group) / group.size()
@@ -85,7 +112,13 @@ def free_bits_kl(kl_per_dimension: Tensor, free_bits: float, group=None) -> Tens
 
 
 def reconstruction_nats(logits: Tensor, tokens: Tensor, ignored: int | None = None) -> Tensor:
-    """−log p of each sequence, nats: logits [T, B, V], tokens [T, B] -> [B]; `ignored` left out."""
+    """−log p of each sequence, nats: logits [T, B, V], tokens [T, B] -> [B].
+
+    Args:
+        logits: of each position, [T, B, V].
+        tokens: the ids, [T, B] int64.
+        ignored: an id whose positions cost nothing, or None.
+    """
     if tokens.device.type != "cpu":  # a wrong target would stop the device; its inputs are NaN
         tokens = tokens.clamp(0, logits.shape[-1] - 1)
     nats = F.cross_entropy(

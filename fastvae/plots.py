@@ -47,12 +47,19 @@ def read_metrics(path: str | Path) -> dict[str, list[dict[str, Any]]]:
 def learning_curves(
     metrics: Metrics, path: str | Path, *, entropy: float | None = None, title: str = ""
 ) -> None:
-    """Draw bound, bits per character, reconstruction and KL against steps; suffix = format.
+    """Draw bound, bits per character, reconstruction, KL and its weight against steps.
 
-    `entropy`, nats per sample where the corpus knows it, is the line that no bound can pass. The
-    KL's weight is drawn beside the KL. Frames fit what comes after the first twentieth of the
-    steps, on a logarithmic scale where that spans a factor of ten. Raises ValueError where there
-    is nothing to draw.
+    Frames fit what follows the first twentieth of the steps, on a logarithmic scale where it spans
+    a factor of ten.
+
+    Args:
+        metrics: what `read_metrics` returns.
+        path: of the picture; the suffix gives the format.
+        entropy: of a sample, nats, where it is known: a line that no bound can pass.
+        title: above the picture.
+
+    Raises:
+        ValueError: there is nothing to draw.
     """
     plt = pyplot()
     if not any(metrics.values()):

@@ -31,9 +31,15 @@ READINGS = {CHARACTERS: Reading(WINDOWS), TWEETS: Reading(LINES, "tweets")}
 
 @dataclass(frozen=True)
 class Preset:
-    """A model's class and arguments, the text it reads, and fields of `TrainingConfig`.
+    """A model's class and arguments, the text that it reads, and fields of `TrainingConfig`.
 
-    text: "characters" (windows of a file's characters) or "tweets" (lines of bytes, normalized).
+    Args:
+        description: one line for people.
+        model: the class, "HybridVAE" or "LSTMVAE".
+        length: L, tokens of a sequence.
+        model_arguments: arguments of the class that are not its defaults.
+        text: "characters" (windows of a file's characters) or "tweets" (normalized lines of bytes).
+        training: fields of `TrainingConfig` that are not its defaults.
     """
 
     description: str
@@ -206,10 +212,16 @@ def defaults(preset: Preset) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def configure(name: str, overrides: Mapping[str, str]) -> Preset:
-    """The preset with fields replaced by values given as text.
+    """The preset of this name with fields replaced by values given as text.
 
-    Fields are `length`, the model's arguments and those of `TrainingConfig`. Raises ValueError in
-    one line listing what there is, for an unknown preset or field, or naming a value that is none.
+    Args:
+        name: of the preset.
+        overrides: field -> text, such as {"steps": "500"}. Fields are `length`, arguments of the
+            model and fields of `TrainingConfig`.
+
+    Raises:
+        ValueError: no such preset or field, with the closest name; or a value that its field cannot
+            have.
     """
     preset = load(name)
     kinds = field_types(preset)
@@ -220,7 +232,12 @@ def configure(name: str, overrides: Mapping[str, str]) -> Preset:
 
 
 def changed(preset: Preset, values: Mapping[str, Any]) -> Preset:
-    """The preset with these fields: `length`, arguments of its model or of `TrainingConfig`."""
+    """The preset with these fields.
+
+    Args:
+        preset: what to begin with.
+        values: `length`, arguments of its model or fields of `TrainingConfig`, by name.
+    """
     training = {k: v for k, v in values.items() if k in _training_fields()}
     model = {k: v for k, v in values.items() if k != "length" and k not in training}
     return replace(
@@ -244,7 +261,15 @@ def open_corpus(
     text: str,
     cache: Path | None = None,
 ) -> Corpus:
-    """A file as a corpus of this kind of text; `vocabulary` None makes the file's own."""
+    """Open a file as a corpus of one kind of text.
+
+    Args:
+        path: of the file.
+        length: L, tokens of a sample.
+        vocabulary: None makes the file's own.
+        text: "characters" or "tweets".
+        cache: directory that keeps what was read for the next time; None keeps nothing.
+    """
     return read_corpus(path, length, READINGS[text], vocabulary, cache=cache)
 
 
@@ -256,7 +281,15 @@ def read_corpus(
     *,
     cache: Path | None = None,
 ) -> Corpus:
-    """A file as a corpus that reads it this way; `vocabulary` None makes the file's own."""
+    """Open a file as a corpus that is read as a run has recorded.
+
+    Args:
+        path: of the file.
+        length: L, tokens of a sample.
+        reading: how the file becomes samples.
+        vocabulary: None makes the file's own.
+        cache: directory that keeps what was read for the next time; None keeps nothing.
+    """
     if reading.kind == WINDOWS:
         return WindowCorpus(path, length, vocabulary=vocabulary, cache=cache)
     return LineCorpus(
@@ -269,9 +302,14 @@ def read_corpus(
 
 
 def build_model(preset: Preset, vocabulary: Vocabulary) -> TextVAE:
-    """The preset's model for this vocabulary, on the CPU, initialized by torch's seed.
+    """The preset's model for a vocabulary, on the CPU, initialized by torch's generator.
 
-    Raises ValueError where this machine has too little memory to train it.
+    Args:
+        preset: class and sizes.
+        vocabulary: gives V and the ids of pad and end.
+
+    Raises:
+        ValueError: this machine has too little memory to train it.
     """
     arguments = {
         "vocab_size": vocabulary.size,
@@ -300,7 +338,16 @@ def _training_fields() -> dict[str, Any]:
 
 
 def parse(name: str, text: str, hint: Any) -> Any:
-    """A value of the hinted type from its text: `12`, `0.5`, `true`, `64,128`, `none`."""
+    """Text -> value: `12`, `0.5`, `true`, `64,128`, `none`.
+
+    Args:
+        name: of the field, for the message.
+        text: its value.
+        hint: its type.
+
+    Raises:
+        ValueError: the text is no such value.
+    """
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for kind in kinds:
         try:

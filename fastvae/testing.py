@@ -9,13 +9,21 @@ from torch import Tensor
 def assert_accurate(
     fn: Callable, reference: Callable, *inputs: Tensor, factor: float = 2.0
 ) -> None:
-    """`fn` may lose at most `factor` times what plain PyTorch loses in the same dtype, plus 1 ulp.
+    """Check that `fn` loses at most `factor` times what plain PyTorch loses, plus 1 ulp.
 
-    Both are measured against `reference` in float64, as the largest absolute difference of each
-    output; an ulp is that of the output's largest value, and not below float64's own at 1. What a
-    few numbers lose is chance, so small inputs are tried at several scales, at many before they
-    fail, and the worst loss counts, on both sides. Non-finite values must stand where the
-    reference has them. Raises AssertionError naming the output that fails.
+    Both losses are the largest absolute difference of an output from `reference` in float64. The
+    ulp is that of the output's largest value, and not below float64's own at 1. Small inputs lose
+    by chance, so they are tried at several scales, at many before they fail, and the worst loss
+    counts on both sides. Non-finite values must be where the reference has them.
+
+    Args:
+        fn: the kernel, tensors -> tensor or tensors.
+        reference: the same in plain PyTorch.
+        inputs: of both.
+        factor: how many times as much `fn` may lose.
+
+    Raises:
+        AssertionError: an output loses more; the message names it.
     """
     for count in (8, 64) if sum(t.numel() for t in inputs) < 50_000 else (1,):
         scales = [1 + k / (2 * count) for k in range(count)]
@@ -32,9 +40,14 @@ def assert_accurate(
 
 
 def assert_same_non_finite(fn: Callable, reference: Callable, *inputs: Tensor) -> None:
-    """NaN, ∞ and −∞ stand in fn's outputs exactly where they do in the reference's, and only there.
+    """Check that NaN, ∞ and −∞ are in the outputs of `fn` exactly where the reference has them.
 
-    For forward; which of them a gradient is depends on the order of its operations.
+    This is for forward: which of them a gradient is depends on the order of its operations.
+
+    Args:
+        fn: the kernel.
+        reference: the same in plain PyTorch.
+        inputs: of both.
     """
     outputs = zip(_outputs(fn, inputs), _outputs(reference, inputs), strict=True)
     for n, pair in enumerate(outputs):
@@ -68,10 +81,15 @@ def _losses(fn: Callable, reference: Callable, inputs) -> list[tuple[float, floa
 
 
 def assert_best(tokens: Tensor, logits: Callable, *inputs: Tensor) -> None:
-    """tokens [B, T] are greedy: logits(*inputs) [T, B, V] are those of each step, given them.
+    """Check that tokens [B, T] are greedy: the largest logit of each step, given those before.
 
-    A logit may be off by what the accuracy rule grants it, so two that are closer than twice that
-    may change places; where the top two differ by more, exactly the largest passes.
+    A logit may be off by what the accuracy rule grants, so two that are closer than twice that may
+    change places; where the first two differ by more, only the largest passes.
+
+    Args:
+        tokens: what was decoded, [B, T].
+        logits: inputs -> logits of each step [T, B, V], given the tokens.
+        inputs: of `logits`.
     """
     gold = logits(*[t.double() if t.is_floating_point() else t for t in inputs])
     plain = logits(*inputs)

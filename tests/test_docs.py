@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from fastvae import cli, ops
+import fastvae
+from fastvae import cli, metrics, models, nn, objective, ops, presets, text, training
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("README", "docs/getting-started", "docs/training", "docs/generation", "docs/ops")
@@ -122,3 +123,41 @@ def test_help_of_an_op_tells_all(name):
     assert "->" in text.splitlines()[0] and "Returns:" in text and "RuntimeError:" in text
     for argument in inspect.signature(function).parameters:
         assert f"\n    {argument}: " in text, argument
+
+
+MODULES = (fastvae, models, nn, ops, text, training, metrics, objective, presets)
+
+
+def documented():
+    """Public functions, classes and methods of the package's own, by name."""
+    found = {}
+    for module in MODULES:
+        for name in getattr(module, "__all__", vars(module)):
+            value = getattr(module, name)
+            home = module.__name__ if not hasattr(module, "__all__") else "fastvae"
+            if name.startswith("_") or not getattr(value, "__module__", "").startswith(home):
+                continue
+            if inspect.isfunction(value):
+                found[value.__qualname__] = value
+            if inspect.isclass(value):
+                found[value.__qualname__] = value
+                for method in vars(value).values():
+                    method = getattr(method, "__func__", method)
+                    if inspect.isfunction(method) and not method.__name__.startswith("_"):
+                        found[method.__qualname__] = method
+    return found
+
+
+@pytest.mark.parametrize("name", documented())
+def test_public_names_are_documented(name):
+    """In Google style: where there is a choice of arguments, each has its line."""
+    value = documented()[name]
+    own = inspect.isfunction(value) or "__init__" in vars(value) or "__annotations__" in vars(value)
+    parameters = inspect.signature(value).parameters if own else {}
+    arguments = [p for p in parameters if p not in ("self", "cls")]
+    said = inspect.getdoc(value)
+    assert said and not said.startswith(("Args:", "\n"))
+    if len(arguments) > 1:
+        _, _, listed = said.partition("\nArgs:\n")
+        missing = [p for p in arguments if not re.search(rf"^    {re.escape(p)}: \S", listed, re.M)]
+        assert not missing, f"{name}: {missing}"

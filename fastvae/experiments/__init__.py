@@ -44,11 +44,19 @@ SYNTHETIC_LINES = {"train": 20_000, "valid": 2000, "test": 2000}
 
 @dataclass(frozen=True)
 class Options:
-    """How to run an experiment; None takes the experiment's own.
+    """How to run an experiment.
 
-    files: split (train, valid, perhaps test) -> path; without any a synthetic text is made.
-    overrides: fields of models and training by name, their values as text. limit: texts of each
-    held-out pass. configurations: a number, or comma-separated patterns of names.
+    Args:
+        out: directory of results and runs.
+        files: split (train, valid, perhaps test) -> path; without any, a synthetic text is made.
+        text: "characters" or "tweets"; None is the experiment's first.
+        steps: of each run; None is the experiment's own.
+        points: how many configurations, or comma-separated patterns of their names; None all.
+        seeds: runs of each configuration.
+        jobs: runs at a time; None is one a core or device.
+        device: of the runs; None is a GPU where there is one.
+        limit: texts of each held-out pass.
+        overrides: fields of models and training by name, their values as text.
     """
 
     out: Path
@@ -66,9 +74,18 @@ class Options:
 def experiment(name: str, options: Options, console: Console) -> dict[str, Any]:
     """Run or resume an experiment and write NAME.json, NAME.md and NAME.png to `options.out`.
 
-    They are NAME-TEXT.json and so on for a text that is not the experiment's first.
-    -> the written paths, `failed` (run -> why), `left` (runs not finished) and `interrupted`.
-    Raises ValueError for a name, configuration or field that does not exist.
+    For a text that is not the experiment's first, they are NAME-TEXT.json and so on.
+
+    Args:
+        name: of the experiment.
+        options: how to run it.
+        console: where progress is shown.
+
+    Returns:
+        the written paths; failed, run -> why; left, runs that are not finished; interrupted.
+
+    Raises:
+        ValueError: a name, configuration or field that does not exist.
     """
     if name not in NAMES:
         raise ValueError(f"no experiment {name!r}: there are {', '.join(NAMES)}")

@@ -8,13 +8,23 @@ from fastvae.models.pretrained import load_as
 from fastvae.models.text_vae import TextVAE
 from fastvae.text import Vocabulary
 
+__all__ = ["MODELS", "HybridVAE", "LSTMVAE", "TextVAE", "load"]
+
 MODELS: dict[str, type[TextVAE]] = {cls.__name__: cls for cls in (HybridVAE, LSTMVAE)}
 
 
 def load(folder: str | Path, *, best: bool = False) -> tuple[TextVAE, Vocabulary | None]:
-    """A saved folder -> (model in eval mode, vocabulary or None); the class comes from config.json.
+    """Load a saved model: its folder -> the model in eval mode, and its vocabulary or None.
 
-    `best` takes the weights of a run's best checkpoint instead of its last ones. Raises ValueError
-    where a file is not what it should be, FileNotFoundError where there is none.
+    Args:
+        folder: a run directory, or what `save_pretrained` wrote; config.json names the class.
+        best: take the weights of the run's best checkpoint instead of its last ones.
+
+    Returns:
+        the model, on the CPU, and its vocabulary, or None where none was saved.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+        ValueError: a file is damaged or not what it should be; the message names it.
     """
     return load_as(MODELS, folder, best)

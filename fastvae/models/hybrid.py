@@ -14,11 +14,35 @@ from fastvae.nn import ConvEncoder, DeconvDecoder, Linear
 
 
 class HybridVAE(TextVAE):
-    """Figure 2 of the paper; `decoder` is "lstm", "bytenet" or "none" (2a, fully feed-forward).
+    """The hybrid VAE of the paper (its figure 2): tokens [B, L] -> `fastvae.VAEOutput`.
 
-    `length` must be divisible by 2 for each encoder block. `word_dropout` = 1 hides all history,
-    when generating too. `mask_pad` leaves pads out of the loss. Raises ValueError for impossible
-    arguments.
+    A convolutional encoder gives the posterior of z, deconvolutions turn z into features, and an
+    autoregressive decoder reads them beside the tokens before. A linear head on the features gives
+    the auxiliary loss. Semeniuta et al. 2017, arXiv:1702.02390.
+
+    Args:
+        vocab_size: V, the number of token ids.
+        length: L, tokens of a sequence; divisible by 2 for each encoder block.
+        latent_size: Z.
+        encoder_channels: channels of each encoder block, which halves the length; the
+            deconvolutions mirror them.
+        feature_channels: D, features per position that the decoder reads.
+        decoder: "lstm", "bytenet" (masked convolutions) or "none" (feed-forward only, figure 2a).
+        hidden_size: units of the LSTM decoder.
+        conv_layers: layers of the ByteNet decoder, which sees that many tokens back.
+        conv_channels: channels of the ByteNet decoder.
+        carry: whether ByteNet layers pass their input on through the carry gate.
+        aux_weight: α, the weight of the auxiliary loss.
+        word_dropout: probability that training hides a token from the decoder. 1 hides all of them,
+            in generation too.
+        pad_id: the id that fills a sequence after its end, or None.
+        end_id: the id that ends a sequence, or None; requires `pad_id`.
+        mask_pad: leave pads out of the loss; requires `pad_id`.
+        device: where parameters are created.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: an argument that no model could have; the message names it.
     """
 
     def __init__(

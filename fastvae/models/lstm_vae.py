@@ -11,10 +11,26 @@ from fastvae.nn import LayerNormLSTM, Linear
 
 
 class LSTMVAE(TextVAE):
-    """The encoder's last h gives the posterior; z gives the decoder's h0 and c0 and nothing else.
+    """The baseline of the paper, two LayerNorm-LSTMs: tokens [B, L] -> `fastvae.VAEOutput`.
 
-    `word_dropout` = 1 hides all history, when generating too. `mask_pad` leaves pads out of the
-    loss. Raises ValueError for impossible arguments.
+    The last h of the encoder gives the posterior of z; z gives the decoder's h0 and c0 and nothing
+    else. Bowman et al. 2016, arXiv:1511.06349.
+
+    Args:
+        vocab_size: V, the number of token ids.
+        length: L, tokens of a sequence.
+        latent_size: Z.
+        hidden_size: units of both LSTMs.
+        word_dropout: probability that training hides a token from the decoder. 1 hides all of them,
+            in generation too.
+        pad_id: the id that fills a sequence after its end, or None.
+        end_id: the id that ends a sequence, or None; requires `pad_id`.
+        mask_pad: leave pads out of the loss; requires `pad_id`.
+        device: where parameters are created.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: an argument that no model could have; the message names it.
     """
 
     def __init__(

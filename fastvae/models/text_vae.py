@@ -49,6 +49,7 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return f"{self.vocab_size}, {self.length}, latent_size={self.latent_size}"
 
     def reset_parameters(self) -> None:
+        """Initialize all modules inside anew."""
         for module in self.modules():
             if module is not self and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -71,13 +72,21 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         drop_mask: Tensor | None = None,
         validate: bool = True,
     ) -> VAEOutput:
-        """tokens [B, L] int64 -> the loss and its terms, nats per sample.
+        """tokens [B, L] -> the loss and its terms, nats per sample.
 
-        `eps` [B, Z], standard normal, and `drop_mask` [B, L], bool, make a step repeatable; None
-        draws them. drop_mask[b, t] hides the token before position t from the decoder; the start
-        token, at t = 0, is never hidden. `free_bits` is the least KL that counts per dimension.
-        Raises ValueError for tokens of another shape or dtype, or outside the vocabulary; a caller
-        who has checked the ids passes `validate=False`, which on a GPU saves waiting for them.
+        Args:
+            tokens: ids, [B, L] int64.
+            kl_weight: weight of the KL in the loss.
+            free_bits: the least KL that counts for each latent dimension, nats.
+            eps: standard normal noise of the latent vectors, [B, Z]; None draws it.
+            drop_mask: which tokens word dropout hides, [B, L] bool; None draws it. drop_mask[b, t]
+                hides the token before position t from the decoder; the start token, at t = 0, is
+                never hidden.
+            validate: check that ids are in the vocabulary. False leaves it to the caller, which on
+                a GPU saves waiting for them.
+
+        Raises:
+            ValueError: tokens have another shape or dtype, or an id outside the vocabulary.
         """
         if torch.jit.is_tracing():
             raise RuntimeError(
@@ -102,23 +111,35 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return VAEOutput(loss, reconstruction, kl_per_dimension.sum(), auxiliary, kl_per_dimension)
 
     def posterior(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens [B, L] -> mean, log-variance [B, Z]. Raises ValueError as forward does."""
+        """tokens [B, L] -> mean, log-variance [B, Z], in the module's mode.
+
+        Raises:
+            ValueError: tokens have another shape or dtype, or an id outside the vocabulary.
+        """
         self.check_tokens(tokens)
         return self._encode(tokens)
 
     @torch.no_grad()
     def encode(self, tokens: Tensor) -> Tensor:
-        """tokens [B, L] on any device -> posterior means [B, Z]: what `generate` gives texts for.
+        """tokens [B, L] on any device -> posterior means [B, Z], which `generate` turns into texts.
 
-        Uses running statistics whatever the module's mode. Raises ValueError as forward does.
+        Uses running statistics in any mode of the module.
+
+        Raises:
+            ValueError: tokens have another shape or dtype, or an id outside the vocabulary.
         """
         with evaluating(self):
             return self.posterior(tokens.to(next(self.parameters()).device))[0]
 
     def log_likelihood(self, tokens: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z), nats: tokens [B, L], z [B, Z] -> [B]; in the module's mode, none dropped.
+        """log p(x | z), nats -> [B]; in the module's mode, no token hidden.
 
-        Raises ValueError as forward does, and for z of another shape.
+        Args:
+            tokens: ids, [B, L] int64.
+            z: latent vectors, [B, Z].
+
+        Raises:
+            ValueError: tokens or z have another shape or dtype, or an id is outside the vocabulary.
         """
         self.check_tokens(tokens)
         self._check_latent(z, tokens.shape[0])
@@ -126,10 +147,17 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return -self._nats(tokens, *self._expand(z), nothing)
 
     def logits(self, tokens: Tensor, z: Tensor, *, quantization: str | None = None) -> Tensor:
-        """Of each token, given z [B, Z] and the tokens before it, none dropped: [L, B, V].
+        """Logits, teacher-forced: tokens [B, L], z [B, Z] -> [L, B, V], in the module's mode.
 
-        In the module's mode; `quantization` as in `generate`, in plain PyTorch. Raises ValueError
-        as forward does, for z of another shape and for unknown `quantization`.
+        Args:
+            tokens: ids, [B, L] int64; none is hidden.
+            z: latent vectors, [B, Z].
+            quantization: None, or "int8", which quantizes the decoder's weights. It runs in plain
+                PyTorch.
+
+        Raises:
+            ValueError: tokens or z have another shape or dtype, an id is outside the vocabulary, or
+                `quantization` is unknown.
         """
         self.check_tokens(tokens)
         self._check_latent(z, tokens.shape[0])
@@ -153,13 +181,23 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         generator: torch.Generator | None = None,
         quantization: str | None = None,
     ) -> Tensor:
-        """z [B, Z] -> tokens [B, L]; temperature 0 is greedy; after end_id comes pad_id.
+        """z [B, Z] -> tokens [B, L], running statistics in any mode of the module.
 
-        Uses running statistics whatever the module's mode. `quantization` = "int8" quantizes the
-        decoder's weights to 8 bits, which is faster and costs what `fastvae.metrics.int8_loss`
-        measures. What is derived from weights is kept until they change.
-        Threads may share a model in evaluation mode.
-        Raises ValueError for z of another shape, a temperature below 0, or unknown `quantization`.
+        Weights derived for decoding are cached until the parameters change. Threads may share a
+        model in evaluation mode.
+
+        Args:
+            z: latent vectors, [B, Z].
+            temperature: 0 is greedy; above 0 samples from softmax(logits / temperature).
+            generator: draws these samples; None is torch's own.
+            quantization: None, or "int8", which quantizes the decoder's weights. That is faster;
+                `fastvae.metrics.int8_loss` measures what it costs.
+
+        Returns:
+            tokens, [B, L] int64; after `end_id` comes `pad_id`.
+
+        Raises:
+            ValueError: z has another shape, temperature is below 0, or `quantization` is unknown.
         """
         self._check_latent(z)
         int8 = self._check_quantization(quantization)
@@ -182,7 +220,14 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         generator: torch.Generator | None = None,
         quantization: str | None = None,
     ) -> Tensor:
-        """`count` sequences from the prior -> tokens [count, L]."""
+        """Sequences from the prior -> tokens [count, L].
+
+        Args:
+            count: how many.
+            temperature: as in `generate`.
+            generator: draws latent vectors and tokens; None is torch's own.
+            quantization: None, or "int8", which quantizes the decoder's weights.
+        """
         parameter = next(self.parameters())
         drawn_on = parameter.device if generator is None else generator.device
         z = torch.randn(count, self.latent_size, generator=generator, device=drawn_on)
@@ -194,7 +239,14 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
     def interpolate(
         self, z0: Tensor, z1: Tensor, steps: int = 7, *, quantization: str | None = None
     ) -> Tensor:
-        """Greedy sequences on the line from z0 [Z] to z1 [Z], ends included -> [steps, L]."""
+        """Greedy sequences between two latent vectors: z0, z1 [Z] -> tokens [steps, L].
+
+        Args:
+            z0: the first latent vector, [Z].
+            z1: the last one, [Z].
+            steps: vectors on the line between them, ends included.
+            quantization: None, or "int8", which quantizes the decoder's weights.
+        """
         if z0.shape != (self.latent_size,) or z1.shape != (self.latent_size,):
             raise ValueError(
                 f"z0 and z1 must have shape [{self.latent_size}], "
@@ -246,7 +298,12 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return noise.to(upcast(next(self.parameters())).dtype)
 
     def check_tokens(self, tokens: Tensor, *, ids: bool = True) -> None:
-        """Raises ValueError for tokens of another shape or dtype, or with ids that do not exist."""
+        """Raise ValueError for tokens of another shape or dtype, or with unknown ids.
+
+        Args:
+            tokens: [B, L] int64.
+            ids: check the values too.
+        """
         if tokens.dim() != 2 or tokens.shape[1] != self.length or tokens.dtype != torch.int64:
             raise ValueError(
                 f"tokens must be int64 of shape [B, {self.length}], "

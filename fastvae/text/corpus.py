@@ -66,11 +66,21 @@ class Corpus:
     name: str = "the text"
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random samples [count, L] int64, a pure function of the generator's state (CPU)."""
+        """Random samples -> [count, L] int64.
+
+        Args:
+            count: how many.
+            generator: on the CPU; its state alone decides what is drawn.
+        """
         raise NotImplementedError
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
-        """The fixed pass, or its first `limit` samples, in order: [<= batch_size, L] int64 each."""
+        """The fixed pass in order -> [<= batch_size, L] int64 each.
+
+        Args:
+            batch_size: samples at a time.
+            limit: samples in all; None the whole pass.
+        """
         for name, value in (("batch_size", batch_size), ("limit", limit)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -147,16 +157,23 @@ def _remove(folder: Path, owner: int) -> None:
 
 
 class WindowCorpus(Corpus):
-    """Windows of L tokens of one stream, across lines; line ends are ordinary tokens.
+    """Windows of L tokens of one stream; they cross lines, and line ends are ordinary tokens.
 
-    source: a path (gzip is unpacked), or the text itself if it is a `str` with a newline in it
-    (`from_text` takes any text). vocabulary: by default the file's characters in order of first
-    appearance; a ByteVocabulary reads any file. cache: folder that keeps the ids for the next run;
-    by default they go to a temporary folder. The fixed pass is the windows that follow each other
-    without overlap; what is left after the last whole one is not in it (`counts`).
-    Raises FileNotFoundError; ValueError if the text is empty, shorter than one window, not UTF-8
-    or holds a character that the given vocabulary lacks, and for a file of a known format that is
-    no text.
+    The fixed pass is the windows that follow each other without overlap. What remains after the
+    last whole one is not in it; `counts` tells how much.
+
+    Args:
+        source: a path (gzip is unpacked), or the text itself if it is a `str` with a newline in it;
+            `from_text` takes any text.
+        length: L.
+        vocabulary: None is the file's characters in order of first appearance; a `ByteVocabulary`
+            reads any file.
+        cache: directory that keeps the ids for the next run; None is a temporary one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the text is empty, shorter than one window, not UTF-8, holds a character that
+            the vocabulary lacks, or is a file of a known format that is no text.
     """
 
     reading = Reading(WINDOWS)
@@ -179,7 +196,13 @@ class WindowCorpus(Corpus):
     def from_text(
         cls, text: str, length: int, *, vocabulary: Vocabulary | None = None
     ) -> "WindowCorpus":
-        """A corpus of a text in memory."""
+        """A corpus of a text in memory.
+
+        Args:
+            text: of any length above `length`.
+            length: L.
+            vocabulary: None is the text's characters in order of first appearance.
+        """
         corpus = cls.__new__(cls)
         corpus._set_length(length)
         corpus._open_text(text, vocabulary)
@@ -236,16 +259,22 @@ class WindowCorpus(Corpus):
 
 
 class LineCorpus(Corpus):
-    """Lines as bytes: a sample is the line's bytes, the end token, pads up to L.
+    """Lines as bytes: a sample is the bytes of a line, the end token, and pads up to L.
 
-    Empty lines and lines of more than L - 1 bytes are left out; `counts` tells how many there were
-    (`left_out` those that are too long).
-    normalize: applied to each line first, e.g. `normalize_tweet`; bytes that are not UTF-8 reach it
-    as surrogate escapes. cache: folder that keeps lines and their index for the next run, where
-    `normalize` is None or `normalize_tweet`: nothing tells whether what another function calls is
-    still the same.
-    Raises FileNotFoundError; ValueError if the file is empty, no line fits, or the file is of a
-    known format that is no text.
+    Empty lines and lines of more than L − 1 bytes are left out; `counts` tells how many.
+
+    Args:
+        path: of the file; gzip is unpacked.
+        length: L.
+        vocabulary: None is a `ByteVocabulary`.
+        normalize: applied to each line first, such as `normalize_tweet`; bytes that are not UTF-8
+            reach it as surrogate escapes.
+        cache: directory that keeps lines and their index for the next run, where `normalize` is
+            None or `normalize_tweet`: whether another function still does the same cannot be known.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, no line fits, or it is of a known format that is no text.
     """
 
     def __init__(

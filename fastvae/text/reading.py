@@ -23,8 +23,9 @@ NORMALIZERS: dict[str, Callable[[str], str] | None] = {
 class Reading:
     """How a text becomes samples.
 
-    kind: "windows" of a stream, "lines", or the class of a corpus that only Python can make.
-    normalization: what each line goes through: "none", "tweets", or the name of a function.
+    Args:
+        kind: "windows" of a stream, "lines", or the class of a corpus that only Python can make.
+        normalization: what each line goes through: "none", "tweets", or the name of a function.
     """
 
     kind: str

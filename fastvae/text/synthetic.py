@@ -27,8 +27,15 @@ _CODES = math.prod(
 class SyntheticCorpus(Corpus):
     """Endless English-like lines, padded to L: `batch` draws fresh ones, `batches` a fixed set.
 
-    The pads follow from the line, so the entropy of a sample is that of its line.
-    seed, samples: of the fixed set. Raises ValueError if a line might not fit the length.
+    Pads follow from the line, so the entropy of a sample is that of its line.
+
+    Args:
+        length: L.
+        seed: of the fixed set.
+        samples: of the fixed set.
+
+    Raises:
+        ValueError: a line might not fit the length.
     """
 
     reading = Reading(LINES)
@@ -79,7 +86,12 @@ class SyntheticCorpus(Corpus):
         }
 
     def lines(self, count: int, generator: torch.Generator) -> list[str]:
-        """Fresh lines, without pads."""
+        """Fresh lines, without pads.
+
+        Args:
+            count: how many.
+            generator: on the CPU.
+        """
         return [_line(code) for code in _codes(count, generator).tolist()]
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:

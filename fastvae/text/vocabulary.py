@@ -27,14 +27,25 @@ class Vocabulary:
 
     @property
     def start_id(self) -> int:
+        """The decoder's input before the first token: V."""
         return self.size
 
     @property
     def dropped_id(self) -> int:
+        """The decoder's input for a hidden token: V + 1."""
         return self.size + 1
 
     def encode_array(self, text: str, *, offset: int = 0, source: str = "the text") -> np.ndarray:
-        """Ids of the text [n]; an error names `source` and the position, counted from offset."""
+        """Text -> ids [n], an array.
+
+        Args:
+            text: what to encode.
+            offset: position of its first character, for messages.
+            source: its name, for messages.
+
+        Raises:
+            ValueError: the vocabulary lacks a character.
+        """
         raise NotImplementedError
 
     def encode(self, text: str) -> list[int]:
@@ -42,9 +53,14 @@ class Vocabulary:
         return self.encode_array(text).tolist()
 
     def encode_sample(self, text: str, length: int) -> list[int]:
-        """Ids of the text, the end token if there is one, and pads up to `length`.
+        """Text -> list of `length` ids: those of the text, the end token if there is one, pads.
 
-        Raises ValueError if the text does not fit.
+        Args:
+            text: what to encode.
+            length: L.
+
+        Raises:
+            ValueError: the text does not fit.
         """
         ids = self.encode(text) + ([] if self.end_id is None else [self.end_id])
         if len(ids) > length:

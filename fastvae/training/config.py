@@ -24,13 +24,35 @@ ABOVE_ZERO = ("learning_rate", "lr_decay", "clip_norm")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. Raises ValueError naming the field whose value makes no sense.
+    """The settings of a training run.
 
-    `batch_size` samples make a step, over all processes and `accumulate` micro-batches together
-    (batch norm sees one micro-batch of all processes). After every `lr_decay_every` steps from
-    `lr_decay_start` on, the learning rate is multiplied by `lr_decay`; `kl_*` are the fields of
-    `fastvae.KLSchedule`. `precision` is "fp32" (the model's own dtype) or "bf16" (autocast).
-    `eval_every` and `sample_every` 0 mean never; `eval_samples` None means the whole fixed pass.
+    Args:
+        steps: of the optimizer.
+        batch_size: sequences of a step, over all processes and micro-batches together.
+        learning_rate: of Adam.
+        lr_decay: what multiplies the learning rate every `lr_decay_every` steps.
+        lr_decay_every: steps between two decays.
+        lr_decay_start: the step from which these are counted.
+        kl_floor: `floor` of `fastvae.KLSchedule`.
+        kl_start: its `start`, a step.
+        kl_end: its `end`, a step.
+        kl_cycles: its `cycles`.
+        kl_rise: its `rise`.
+        kl_target: its `target`.
+        free_bits: the least KL that counts for each latent dimension, nats.
+        clip_norm: gradients of a larger norm are scaled to it; None never.
+        precision: "fp32" (the model's own dtype) or "bf16" (autocast).
+        accumulate: micro-batches of a step; batch norm sees one micro-batch of all processes.
+        seed: of the data order, of latent noise and of word dropout.
+        log_every: steps between two lines of training metrics.
+        eval_every: steps between two evaluations; 0 never.
+        eval_samples: sequences of an evaluation; None all of the validation data.
+        checkpoint_every: steps between two checkpoints.
+        sample_every: steps between two sets of samples; 0 never.
+        samples: sequences of such a set.
+
+    Raises:
+        ValueError: a field has a value that makes no sense; the message names it.
     """
 
     steps: int = 100_000

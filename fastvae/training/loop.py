@@ -35,15 +35,29 @@ def train(
     resume: bool = False,
     console: "Console | None" = None,
 ) -> dict[str, Any]:
-    """Train `model`, where it is, on `corpus` and keep the run in `run_dir`.
+    """Train a model on a corpus and keep the run in a directory, from which it can be resumed.
 
-    What `torch.compile` or DataParallel made of a model trains as that and is saved as the model.
+    Under torchrun every process calls this with the same arguments, and the first one writes.
+    SIGINT, SIGTERM and SIGHUP end the run after the current step and save it. What `torch.compile`
+    or `DataParallel` made of a model trains as that and is saved as the model.
 
-    -> step, interrupted, best (the lowest validation bound, nats per sample, or None), train and
-    valid (the last record of each in metrics.jsonl, or None). Under torchrun every process calls
-    this with the same arguments; the first one writes. SIGINT, SIGTERM and SIGHUP end it after the
-    step, saved. Raises ValueError for settings, data or a folder that do not fit and for a loss
-    that is not finite, OSError where the folder cannot be written.
+    Args:
+        model: a `HybridVAE` or `LSTMVAE`; it trains on the device where it is.
+        corpus: the training data.
+        config: the settings.
+        run_dir: directory of the run: weights, checkpoint, metrics, samples.
+        validation: data for evaluations, of the same vocabulary; None evaluates nothing.
+        resume: continue the run in `run_dir`; without it, a directory that holds a run is an error.
+        console: where progress is shown; None is standard error.
+
+    Returns:
+        step: steps done. interrupted: whether a signal ended the run. best: the lowest validation
+        bound, nats per sample, or None. train, valid: the last record of each in metrics.jsonl, or
+        None.
+
+    Raises:
+        ValueError: settings, data or directory do not fit each other, or the loss is not finite.
+        OSError: the directory cannot be written.
     """
     for name, data in {"training": corpus, "validation": validation}.items():
         if data is not None:

@@ -13,14 +13,22 @@ WARM_UP = 3  # steps before the recording, in which kernels compile and librarie
 
 
 class RecordedStep:
-    """`fn(*tensors) -> Tensor` on a CUDA device, from its fourth call on a replayed recording.
+    """A training step that is recorded once as a CUDA graph and then replayed.
 
-    Every call is one run of fn: forward, backward and the step of an optimizer that is capturable,
-    begun with its zero_grad(). Shapes and dtypes of the inputs stay the same, and so do the places
-    of what else fn reads and writes: parameters, and settings, which a recording would otherwise
-    keep as they were; so a changing learning rate is a tensor. Inputs may lie elsewhere, or be
-    None. Where fn waits for the device it cannot be recorded: `say` is told so, and fn runs as it
-    is. Raises ValueError for another device, and for inputs of another shape than at first.
+    The fourth call records, and later ones replay. A call is one run of `fn`: forward, backward and
+    the step of a capturable optimizer, beginning with zero_grad(). Everything else that `fn` reads
+    and writes must stay where it is: parameters, and settings, so a learning rate that changes is a
+    tensor.
+
+    Args:
+        fn: the step, tensors -> tensor. Where it waits for the device it cannot be recorded: `say`
+            is told so, and `fn` runs as it is.
+        device: a CUDA device.
+        say: what is called with a line of text.
+
+    Raises:
+        ValueError: the device is not CUDA, or a call's inputs have other shapes than the first
+            one's.
     """
 
     def __init__(
