@@ -3,7 +3,6 @@
 Semeniuta, Severyn, Barth 2017, arXiv:1702.02390, and its released code where the paper is silent.
 """
 
-import difflib
 import inspect
 import types
 import typing
@@ -14,6 +13,7 @@ from typing import Any
 
 from fastvae.device import check_fits
 from fastvae.models import MODELS, TextVAE
+from fastvae.names import suggestion
 from fastvae.text import (
     ByteVocabulary,
     Corpus,
@@ -73,9 +73,7 @@ def load(name: str) -> Preset:
         ValueError: there is none; the message suggests the closest or lists all.
     """
     if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(PRESETS)}"
-        raise ValueError(f"no preset {name!r}: {hint}")
+        raise ValueError(f"no preset {name!r}: {suggestion(name, PRESETS)}")
     return PRESETS[name]
 
 
@@ -227,7 +225,7 @@ def configure(name: str, overrides: Mapping[str, str]) -> Preset:
     kinds = field_types(preset)
     for key in overrides:
         if key not in kinds:
-            raise ValueError(f"{name} has no field {key!r}: there are {', '.join(kinds)}")
+            raise ValueError(f"{name} has no field {key!r}: {suggestion(key, kinds)}")
     return changed(preset, {key: parse(key, text, kinds[key]) for key, text in overrides.items()})
 
 

@@ -224,11 +224,11 @@ def test_points_are_picked_by_number_or_name():
         ({"points": "0"}, "at least 1"),
         (
             {"overrides": {"speed": "1"}},
-            r"no configuration has a field 'speed': there are length, ",
+            r"no configuration has a field 'speed': did you mean seed",
         ),
         ({"overrides": {"conv_layers": "1"}}, r"conv_layers is set by the grid: .*--points"),
         ({"overrides": {"kl_end": "soon"}}, r"kl_end = 'soon': expected a whole number"),
-        ({"text": "tweets"}, r"fig6 is not about tweets: there are characters"),
+        ({"text": "tweets"}, r"fig6 has no text 'tweets': there are characters"),
     ],
 )
 def test_senseless_options_are_refused(tmp_path, options, message):
@@ -427,7 +427,8 @@ def test_speed_compares_steps_in_turns(tmp_path):
 
 def test_bad_use_is_one_line(fastvae, tmp_path):
     for arguments, message in (
-        (["fig7"], f"there are {', '.join(NAMES)}"),
+        (["fig7"], "no experiment 'fig7': did you mean fig6?"),
+        (["pictures"], f"no experiment 'pictures': there are {', '.join(NAMES)}"),
         (["fig6", "--data", "x"], "--data and --valid together"),
         (["fig6", "--steps=3", "--paper"], "exclude each other"),
     ):

@@ -99,7 +99,7 @@ def test_overrides_reach_model_length_and_training():
     ("name", "overrides", "message"),
     [
         ("ptb", {}, r"no preset 'ptb': there are .*ptb-lstm, .*tweets"),
-        ("small", {"speed": "9"}, r"small has no field 'speed': there are length, .*hidden_size, "),
+        ("small", {"speed": "9"}, r"small has no field 'speed': did you mean seed"),
         ("ptb-lstm-vae", {"decoder": "lstm"}, r"ptb-lstm-vae has no field 'decoder'"),
         ("small", {"pad_id": "3"}, r"small has no field 'pad_id'"),
         ("small", {"steps": "1.5"}, r"steps = '1.5': expected a whole number"),

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fastvae.names import suggestion
 from fastvae.presets import MEANINGS, PRESETS, defaults
 
 MODEL, TRAINING = "Model", "Training"
@@ -14,7 +15,7 @@ MODEL, TRAINING = "Model", "Training"
 def groups(preset: str) -> dict[str, dict[str, Any]]:
     """Every field of the preset by group -> its default there."""
     if preset not in PRESETS:
-        raise ValueError(f"no preset {preset!r}: there are {', '.join(PRESETS)}")
+        raise ValueError(f"no preset {preset!r}: {suggestion(preset, PRESETS)}")
     model, training = defaults(PRESETS[preset])
     return {MODEL: model, TRAINING: training}
 

@@ -25,6 +25,7 @@ from fastvae.experiments.configuration import Job, finished
 from fastvae.experiments.grid import STEPS, Configuration, Experiment, Run, pick, runs
 from fastvae.experiments.report import LONG, markdown, rows_of
 from fastvae.experiments.runner import default_jobs, run_jobs
+from fastvae.names import suggestion
 from fastvae.text import SyntheticCorpus
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -88,11 +89,11 @@ def experiment(name: str, options: Options, console: Console) -> dict[str, Any]:
         ValueError: a name, configuration or field that does not exist.
     """
     if name not in NAMES:
-        raise ValueError(f"no experiment {name!r}: there are {', '.join(NAMES)}")
+        raise ValueError(f"no experiment {name!r}: {suggestion(name, NAMES)}")
     grids = speed.CONFIGURATIONS if name == "speed" else EXPERIMENTS[name].grids
     text = options.text or next(iter(grids))
     if text not in grids:
-        raise ValueError(f"{name} is not about {text}: there are {', '.join(grids)}")
+        raise ValueError(f"{name} has no text {text!r}: {suggestion(text, grids)}")
     find_device(options.device)
     stem = name if text == next(iter(grids)) else f"{name}-{text}"
     if name == "speed":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from fastvae.names import suggestion
 from fastvae.presets import CHARACTERS, PRESETS, TWEETS, Preset, changed, field_types, parse
 from fastvae.training.config import TrainingConfig
 
@@ -173,7 +174,7 @@ def _check_overrides(configurations: Sequence[Configuration], overrides: Mapping
     known = dict.fromkeys(name for p in configurations for name in field_types(p.settings))
     for name in overrides:
         if name not in known:
-            raise ValueError(f"no configuration has a field {name!r}: there are {', '.join(known)}")
+            raise ValueError(f"no configuration has a field {name!r}: {suggestion(name, known)}")
         if name in ("steps", "seed") or any(name in p.changes for p in configurations):
             raise ValueError(
                 f"{name} is set by the grid: choose among its configurations with --points"

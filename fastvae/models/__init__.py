@@ -8,7 +8,7 @@ from fastvae.models.pretrained import load_as
 from fastvae.models.text_vae import TextVAE
 from fastvae.text import Vocabulary
 
-__all__ = ["MODELS", "HybridVAE", "LSTMVAE", "TextVAE", "load"]
+__all__ = ["LSTMVAE", "MODELS", "HybridVAE", "TextVAE", "load"]
 
 MODELS: dict[str, type[TextVAE]] = {cls.__name__: cls for cls in (HybridVAE, LSTMVAE)}
 

@@ -28,6 +28,7 @@ from fastvae.atomic_files import (
     write_json,
     write_tensors,
 )
+from fastvae.names import suggestion
 from fastvae.text import Vocabulary
 from fastvae.text.reading import FILE as READING
 from fastvae.text.reading import Reading, load_reading, save_reading
@@ -152,9 +153,8 @@ def load_as(classes: dict[str, type], folder: str | Path, best: bool) -> tuple[A
         )
     config = _read_config(_find(folder, CONFIG, {}))
     if config["class"] not in classes:
-        raise ValueError(
-            f"{folder / CONFIG}: unknown class {config['class']!r}, known: {[*classes]}"
-        )
+        hint = suggestion(str(config["class"]), classes)
+        raise ValueError(f"{folder / CONFIG}: unknown class {config['class']!r}: {hint}")
     cls = classes[config["class"]]
     weights, prefix = (BEST, BEST_PREFIX) if best else (WEIGHTS, "")
     model, vocabulary = _build(cls, config, _find(folder, weights, {}), prefix), None

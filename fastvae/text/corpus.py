@@ -83,7 +83,7 @@ class Corpus:
         """
         for name, value in (("batch_size", batch_size), ("limit", limit)):
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise ValueError(f"{name} must be at least 1, got {value}")
         count = len(self) if limit is None else min(limit, len(self))
         return (
             self._samples(torch.arange(i, min(i + batch_size, count), device="cpu"))
@@ -125,7 +125,7 @@ class Corpus:
 
     def _set_length(self, length: int) -> None:
         if length < 1:
-            raise ValueError(f"length must be at least 1, not {length}")
+            raise ValueError(f"length must be at least 1, got {length}")
         self.length = length
 
     def _cache_folder(self, cache: PathLike | None) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from fastvae.atomic_files import read_json, write_json
+from fastvae.names import suggestion
 from fastvae.text import tweets
 
 FILE = "text.json"
@@ -39,7 +40,7 @@ class Reading:
     def normalized_by(self, name: str) -> Self:
         """The same with this normalization. Raises ValueError where there is none to apply."""
         if name not in NORMALIZERS:
-            raise ValueError(f"no normalization {name!r}: there are {', '.join(NORMALIZERS)}")
+            raise ValueError(f"no normalization {name!r}: {suggestion(name, NORMALIZERS)}")
         if self.kind == WINDOWS and name != "none":
             raise ValueError(f"windows are read as they are: normalization {name} is for lines")
         return replace(self, normalization=name)

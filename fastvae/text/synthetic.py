@@ -44,10 +44,10 @@ class SyntheticCorpus(Corpus):
     def __init__(self, length: int = 48, seed: int = 0, *, samples: int = 1024):
         if length < LONGEST:
             raise ValueError(
-                f"length must be at least {LONGEST} for the longest line, not {length}"
+                f"length must be at least {LONGEST} for the longest line, got {length}"
             )
         if samples < 1:
-            raise ValueError(f"samples must be at least 1, not {samples}")
+            raise ValueError(f"samples must be at least 1, got {samples}")
         self.vocabulary = CharVocabulary(ALPHABET)
         self.length = length
         self._fixed = _codes(samples, torch.Generator().manual_seed(seed))

@@ -1,10 +1,10 @@
 """The settings of a training run, checked."""
 
-import difflib
 import math
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from fastvae.names import suggestion
 from fastvae.objective import KLSchedule
 from fastvae.scalars import plain
 
@@ -106,9 +106,7 @@ class TrainingConfig:
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-                raise ValueError(f"training has no field {name!r}: {hint}")
+                raise ValueError(f"training has no field {name!r}: {suggestion(name, known)}")
         return cls(**values)
 
     @property
