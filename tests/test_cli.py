@@ -373,7 +373,7 @@ def test_train_refuses_folders_it_cannot_use(refused, run, text, tmp_path):
     assert f"{run} already holds a run" in err
     assert before == {p: p.read_bytes() for p in run.iterdir() if p.is_file()}
     assert "text.txt" in refused("train", "--data", text, "--out", text / "below", *TINY)
-    assert "was begun with" in refused(
+    assert "was started with" in refused(
         "train", "--data", text, "--out", run, *TINY, "--resume", "--hidden-size", 9
     )
 

@@ -192,9 +192,9 @@ class Edited(Letters):
 def test_other_data_are_refused(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     settings = {"steps": 14, "log_every": 2, "resume": True}
-    with pytest.raises(ValueError, match="begun with other training data"):
+    with pytest.raises(ValueError, match="started with other training data"):
         run(tmp_path / "run", corpus=Edited(), **settings)
-    with pytest.raises(ValueError, match="begun with other validation data"):
+    with pytest.raises(ValueError, match="started with other validation data"):
         run(tmp_path / "run", validation=Edited(), **settings)
 
 
@@ -226,7 +226,7 @@ def test_a_run_of_before_goes_on(whole, tmp_path):
     run(tmp_path / "run", steps=14, log_every=2, resume=True)
     assert json.loads(path.read_text())["data"] == saved["data"]
     path.write_text(json.dumps({"data": data[::-1], "config": saved["config"]}))
-    with pytest.raises(ValueError, match="begun with other training data"):
+    with pytest.raises(ValueError, match="started with other training data"):
         run(tmp_path / "run", steps=16, log_every=2, resume=True)
 
 
@@ -237,8 +237,8 @@ def test_another_machine_is_told(whole, tmp_path):
     path.write_text(json.dumps({**saved, "threads": 99, "cpu_capability": "abacus"}))
     run(tmp_path / "run", steps=14, log_every=2, resume=True, console=console)
     said = console.file.getvalue()
-    assert "begun with 99 threads, now" in said and "abacus cpu capability" in said
-    assert "not bit for bit" in said
+    assert "started with 99 threads, now" in said and "abacus cpu capability" in said
+    assert "not the same bit for bit" in said
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,9 @@ def test_int8_loss_needs_data_and_a_decoder():
         metrics.int8_loss(small(), [])
     with pytest.raises(ValueError, match="needs a decoder"):
         metrics.int8_loss(small(decoder="none"), [torch.zeros(1, 8, dtype=torch.int64)])
+
+
+def test_active_units_at_the_threshold():
+    """A biased variance of 0.01: 0.1² with two posteriors."""
+    means = torch.tensor([[0.09, 0.11, 5.0, 0.0], [-0.09, -0.11, 5.0, 0.0]])
+    assert metrics.active_units(means) == 1

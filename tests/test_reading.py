@@ -181,7 +181,7 @@ def test_a_run_goes_on_with_the_text_read_as_before(words, tmp_path, fastvae_cli
     arguments = "train", "--data", words, "--preset", "tweets", *TINY, "--out", tmp_path / "run"
     assert fastvae_cli(*arguments)[0] == 0
     status, _, err = fastvae_cli(*arguments, "--resume", "--normalize", "none", "--steps", 3)
-    assert status == 2 and "was begun with text read as" in err
+    assert status == 2 and "was started with text read as" in err
     (tmp_path / "run" / "text.json").unlink()  # as in a run made before there was a record
     assert fastvae_cli(*arguments, "--resume", "--steps", 3)[0] == 0
     assert json.loads((tmp_path / "run" / "text.json").read_text())["normalization"] == "tweets"

@@ -188,9 +188,9 @@ def test_two_processes_are_one(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"learning_rate": 0.1}, "learning_rate = 0.001, not 0.1"),
+        ({"learning_rate": 0.1}, "learning_rate = 0.001, got 0.1"),
         ({"seed": 1}, "seed"),
-        ({"model": "aux_weight"}, "aux_weight = 0.2, not 0.5"),
+        ({"model": "aux_weight"}, "aux_weight = 0.2, got 0.5"),
         ({"model": "lstm_vae"}, "holds a HybridVAE, not a LSTMVAE"),
         ({"corpus": Letters(stride=3)}, "other training data"),
     ],

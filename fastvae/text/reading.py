@@ -84,7 +84,7 @@ def save_reading(folder: Path, reading: Reading) -> None:
 def record_reading(folder: Path, corpus) -> None:
     """Write how a run's corpus reads, or check it against what is there.
 
-    Raises ValueError where the run was begun with a corpus that reads otherwise. Of classes and
+    Raises ValueError where the run was started with a corpus that reads otherwise. Of classes and
     functions of one's own only the ids tell whether they do, and a run checks those.
     """
     now = getattr(corpus, "reading", None) or Reading(type(corpus).__name__)
@@ -93,6 +93,6 @@ def record_reading(folder: Path, corpus) -> None:
         save_reading(folder, now)
     elif now != before and now.is_known and before.is_known:
         raise ValueError(
-            f"{folder} was begun with text read as {json.dumps(asdict(before))}, "
-            f"not {json.dumps(asdict(now))}: read it as before, or choose another folder"
+            f"{folder} was started with text read as {json.dumps(asdict(before))}, "
+            f"got {json.dumps(asdict(now))}: read it as before, or choose another directory"
         )

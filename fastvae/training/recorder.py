@@ -152,7 +152,7 @@ class Recorder:
             self.crowded = True
             self.display.say(
                 f"the cores are busy: training ran {ran:.1f} s of the last {seconds:.1f} s; fewer "
-                "threads, or fewer processes beside it, may be faster"
+                "threads, or fewer other processes, may be faster"
             )
 
     def _validate(self) -> None:

@@ -46,6 +46,8 @@ RECORD_SCHEMAS = {
     "valid": {"step": int, "split": str, **_TERMS, "...": NUMBER},
 }
 
+_SAME = "with the same, or choose another directory"
+
 
 class RunDirectory:
     """A run's folder, held by this process alone until `close` or its end.
@@ -94,18 +96,18 @@ class RunDirectory:
             for name, value in now.items():
                 if before.get(name) != value:
                     raise ValueError(
-                        f"{self.path} was begun with {name} = {before.get(name)}, not {value}: "
-                        "resume with what it was, or choose another folder"
+                        f"{self.path} was started with {name} = {before.get(name)}, got {value}: "
+                        f"resume {_SAME}"
                     )
         if read_json(self.path / VOCABULARY) != vocabulary.to_dict():
-            raise ValueError(f"{self.path} was begun with another vocabulary")
+            raise ValueError(f"{self.path} was started with another vocabulary: resume {_SAME}")
         found = data(False)
         if saved["data"] != (data(True) if "validation" not in saved else found)["data"]:
-            raise ValueError(f"{self.path} was begun with other training data")
+            raise ValueError(f"{self.path} was started with other training data: resume {_SAME}")
         if saved.get("validation", found["validation"]) != found["validation"]:
             raise ValueError(
-                f"{self.path} was begun with other validation data, or with none where there is "
-                "some now: resume with what it was, or choose another folder"
+                f"{self.path} was started with other validation data, or with none where some is "
+                f"given now: resume {_SAME}"
             )
         changed = [
             f"{saved[name]} {name.replace('_', ' ')}, now {now}"
@@ -114,8 +116,8 @@ class RunDirectory:
         ]
         if changed:
             self._say(
-                f"the run was begun with {' and '.join(changed)}: it goes on, but not bit for bit "
-                "as it would have"
+                f"the run was started with {' and '.join(changed)}: it continues, but its results "
+                "are not the same bit for bit"
             )
         self._write_settings(config, found)
 
@@ -138,8 +140,8 @@ class RunDirectory:
             aside = _free_name(self.path / f"{METRICS}.damaged")
             write_bytes(aside, content)
             self._say(
-                f"{path}: {len(damaged)} damaged lines, the first {damaged[0]}; the others are "
-                f"kept, and the file as it was is {aside.name}"
+                f"{path}: {len(damaged)} damaged lines, the first is line {damaged[0]}; the others "
+                f"are kept, and the original file is {aside.name}"
             )
         write_bytes(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115  open as long as the run
