@@ -45,10 +45,13 @@ def test_eps_in_training(isa):
 
 
 def test_eps_in_triton():
-    kernels, inputs = triton_of("layer_norm_lstm"), small_inputs()
-    found = kernels.layer_norm_lstm(*(t.to(DEVICE) for t in inputs), EPS, False)[0].cpu()
-    expected = layer_norm_lstm_reference(*(t.double() for t in inputs), eps=EPS)[0]
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    kernels = triton_of("layer_norm_lstm")
+
+    def triton(*inputs):
+        return kernels.layer_norm_lstm(*(t.to(DEVICE) for t in inputs), EPS, False)[0].cpu()
+
+    plain = partial(layer_norm_lstm_reference, eps=EPS)
+    assert_accurate(triton, lambda *t: plain(*t)[0], *small_inputs())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -208,8 +211,10 @@ def test_gates_keep_their_digits_where_they_are_small(isa):
     for got, want in zip(found, gold, strict=True):
         shown = want.abs() > 1e-36  # below it float32 has fewer digits
         relative = ((got.double() - want) / want)[shown].abs()
-        # An exponent of 30 is rounded by 2e-6; the reference's slopes in float64 cancel below 1e-9.
-        assert relative[want[shown].abs() > 1e-9].max() < 1e-5
+        # A value is a product of at most two exponentials, and rounding x changes e^x by x eps; the
+        # reference's slopes in float64 cancel below 1e-9.
+        bound = 2 * a.max() * torch.finfo(torch.float32).eps
+        assert relative[want[shown].abs() > 1e-9].max() < bound
         assert (got[shown] != 0).all()
 
 
