@@ -168,6 +168,19 @@ def test_ends(simulator, tokens_of, make):
     assert (tokens[:, 2] == 2).all() and (tokens[:, :2] != 2).all() and (tokens[:, 3:] == 1).all()
 
 
+@pytest.mark.parametrize("tokens_of, make", ENDING)
+def test_the_last_sequence_continues_alone(simulator, tokens_of, make):
+    """Beyond a slice of sequences and a chunk of steps, after all others have ended."""
+    T, B = 40, 17
+    inputs, noise = (f((T, B, 2, 33, 4, *[2][: make is bytenet])) for f in (make.make, make.gumbel))
+    noise[0, :, 2] = noise[:, -1, 2] = -1e4
+    noise[1, :-1, 2] = 1e4
+    want = tokens_of(inputs, noise)
+    want[:-1, 2:] = 1
+    assert torch.equal(tokens_of(inputs, noise, 2, 1), want)
+    assert (want[:-1, 1] == 2).all() and (want[-1] != 2).all() and len(want[-1].unique()) > 1
+
+
 def test_ties_and_nan(simulator):
     """As torch.argmax: NaN before all, the first of the largest."""
     inf, nan = float("inf"), float("nan")
