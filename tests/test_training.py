@@ -305,14 +305,15 @@ def test_data_of_another_length_or_vocabulary(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("log_every", [2, 1000])
 @pytest.mark.parametrize("share, told", [(0.3, 1), (0.4, 0)])
-def test_busy_cores_are_told_once(tmp_path, monkeypatch, share, told):
-    """Where the thread runs for a share of the time alone."""
+def test_busy_cores_are_told_once(tmp_path, monkeypatch, share, told, log_every):
+    """Where the thread runs for a share of the time alone; before the first record too."""
     clock = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(time, "thread_time", lambda: share * next(clock))
     console = quiet()
-    run(tmp_path / "run", console=console, log_every=2)
+    run(tmp_path / "run", console=console, log_every=log_every)
     assert console.file.getvalue().count("the cores are busy") == told
 
 

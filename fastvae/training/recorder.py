@@ -17,7 +17,8 @@ from fastvae.training.step import TERMS, Batch, TrainingStep, autocast, seeded_g
 if TYPE_CHECKING:
     from fastvae.training.progress import TrainingDisplay
 
-CROWDED_SECONDS = 1  # the least time between records that tells whether cores are busy
+CROWDED_SECONDS = 1  # the least time that tells whether cores are busy
+SLOW_SECONDS = 10  # without a record after which that is asked between two records
 
 
 class Recorder:
@@ -66,6 +67,8 @@ class Recorder:
         if self.run:
             if log:
                 self._record_means()
+            elif (seconds := time.perf_counter() - self.clock) > SLOW_SECONDS:
+                self._warn_if_crowded(seconds)
             self.display.update(self.step, self.records.get("train"))
             paused, cpu_paused = time.perf_counter(), time.thread_time()
             if validate:
