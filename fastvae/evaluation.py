@@ -18,6 +18,7 @@ def measure(
     nll_texts: int = 64,
     nll_samples: int = 64,
     mi_texts: int = 4096,
+    reconstruct_texts: int = 1000,
     batch_size: int = 64,
     seed: int = 0,
     track: Callable[[Iterable, str, int], Iterable] = lambda values, description, total: values,
@@ -31,13 +32,15 @@ def measure(
         nll_texts: first texts whose importance-weighted NLL is measured; 0 leaves it out.
         nll_samples: latent vectors for each.
         mi_texts: first texts whose mutual information is measured; 0 leaves it out.
+        reconstruct_texts: first texts that are reconstructed greedily; 0 leaves it out.
         batch_size: texts at a time.
         seed: of the latent noise.
         track: (values, description, total) -> the same values, to show progress.
 
     Returns:
         the keys of `metrics.evaluate`, and mutual_information, mutual_information_texts,
-        importance_weighted_nll, importance_weighted_nll_texts, importance_weighted_nll_samples.
+        importance_weighted_nll, importance_weighted_nll_texts, importance_weighted_nll_samples;
+        those of `metrics.reconstruction_accuracy`, texts as reconstruction_texts.
 
     Raises:
         ValueError: there is no sample.
@@ -65,4 +68,11 @@ def measure(
         result["importance_weighted_nll"] = nll.mean().item()
         result["importance_weighted_nll_texts"] = n
         result["importance_weighted_nll_samples"] = nll_samples
+    n = min(reconstruct_texts, count)
+    if n > 1:
+        batches = corpus.batches(batch_size, n)
+        parts = track(batches, "greedy reconstruction", -(-n // batch_size))
+        accuracy = metrics.reconstruction_accuracy(model, parts)
+        result["reconstruction_texts"] = accuracy.pop("texts")
+        result |= accuracy
     return result

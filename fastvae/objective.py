@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -83,6 +84,45 @@ class KLSchedule:
             return self.floor
         position = (step - self.start) * self.cycles / (self.end - self.start) % 1.0
         return self.floor + (self.target - self.floor) * min(position / self.rise, 1.0)
+
+
+class KLController:
+    """Weight of the KL term that holds the KL at a target: a PI controller of its logarithm.
+
+    With e = log(KL / target), limited to ±1, after each step
+
+        I ← I + 0.03 e,   next weight = exp(I + 2 e)       both from 1e-4 to 10, 0.1 at first
+
+    so the error is relative and one setting serves targets of all sizes. After ControlVAE (Shao et
+    al. 2020, arXiv:2004.05988), whose controller is linear and has gains for each data set.
+
+    Args:
+        target: KL to hold, nats per sample.
+        device: where the KL of each step is; nothing waits for it.
+    """
+
+    INTEGRAL, PROPORTIONAL, LIMIT = 0.03, 2.0, 1.0
+    FIRST, LEAST, MOST = 0.1, 1e-4, 10.0
+
+    def __init__(self, target: float, device: torch.device | str = "cpu") -> None:
+        self.target = target
+        # I, the weight of the next step, that of the last one.
+        first = [math.log(self.FIRST), self.FIRST, self.FIRST]
+        self.state = torch.tensor(first, dtype=torch.float32, device=device)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the next step, a scalar that `update` changes in place."""
+        return self.state[1]
+
+    @torch.no_grad()
+    def update(self, kl: Tensor) -> None:
+        """Take in the KL of a step, nats per sample, a scalar."""
+        error = (kl.float() / self.target).log().clamp(-self.LIMIT, self.LIMIT)
+        integral = self.state[0] + self.INTEGRAL * error
+        integral = integral.clamp(math.log(self.LEAST), math.log(self.MOST))
+        weight = (integral + self.PROPORTIONAL * error).exp().clamp(self.LEAST, self.MOST)
+        self.state.copy_(torch.stack([integral, weight, self.state[1]]))
 
 
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:

@@ -184,6 +184,7 @@ MEANINGS = {
     "kl_cycles": "How many times it rises, from kl_start to kl_end.",
     "kl_rise": "Share of a cycle in which it rises.",
     "kl_target": "Weight of the KL at the end.",
+    "kl_nats": "Hold the KL at so many nats instead of following that schedule.",
     "free_bits": "Nats of KL that cost nothing, a latent dimension.",
     "clip_norm": "Largest norm of a gradient; none for no limit.",
     "precision": "fp32, or bf16 (autocast).",

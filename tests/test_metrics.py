@@ -232,3 +232,29 @@ def test_active_units_at_the_threshold():
     """A biased variance of 0.01: 0.1² with two posteriors."""
     means = torch.tensor([[0.09, 0.11, 5.0, 0.0], [-0.09, -0.11, 5.0, 0.0]])
     assert metrics.active_units(means) == 1
+
+
+class Copier(torch.nn.Module):
+    """Its latents are the texts; it generates them again, but for one wrong token."""
+
+    pad_id = 9
+
+    def encode(self, tokens):
+        return tokens.double()
+
+    def generate(self, z):
+        tokens = z.long()
+        return tokens.masked_fill(tokens == 7, 6)
+
+
+def test_reconstruction_accuracy_by_hand():
+    texts = [[1, 2, 9, 9], [1, 2, 9, 9], [3, 7, 9, 9], [4, 5, 6, 9]]
+    batches = torch.tensor(texts).split([1, 3])
+    assert metrics.reconstruction_accuracy(Copier(), batches) == {
+        "exact_reconstruction": 3 / 4,
+        "shuffled_reconstruction": 1 / 4,  # the second text, from the first one's latent
+        "token_accuracy": 8 / 9,
+        "texts": 4,
+    }
+    with pytest.raises(ValueError, match="two texts or more"):
+        metrics.reconstruction_accuracy(Copier(), batches[:1])

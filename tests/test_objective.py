@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastvae.objective import (
+    KLController,
     KLSchedule,
     free_bits_kl,
     gaussian_kl,
@@ -94,3 +95,39 @@ def test_reconstruction_by_hand():
     torch.testing.assert_close(nats, torch.tensor(expected))
     masked = reconstruction_nats(odds.log(), tokens, ignored=2)
     torch.testing.assert_close(masked, torch.tensor([math.log(4.5 / 3), math.log(10 / 8)]))
+
+
+def test_the_controller_by_hand():
+    controller, integral = KLController(10.0), math.log(0.1)
+    assert controller.weight.item() == pytest.approx(0.1)
+    for kl in (20.0, 1e9, 5.0, 10.0):
+        error = max(-1.0, min(1.0, math.log(kl / 10)))
+        integral += 0.03 * error
+        before = controller.weight.item()
+        controller.update(torch.tensor(kl))
+        assert controller.weight.item() == pytest.approx(math.exp(integral + 2 * error), rel=1e-5)
+        assert controller.state[2].item() == before
+
+
+@pytest.mark.parametrize("target", [0.5, 10.0, 200.0])
+def test_the_controller_holds_what_follows_the_weight_late(target):
+    """A KL that falls with its weight, by a lag: one setting for targets of all sizes."""
+    controller, kl = KLController(target), 0.0
+    for _ in range(6000):
+        kl += (target * controller.weight.item() ** -0.7 - kl) / 200
+        controller.update(torch.tensor(kl))
+    assert kl == pytest.approx(target, rel=0.01) and controller.weight.item() == pytest.approx(
+        1, rel=0.02
+    )
+
+
+@pytest.mark.parametrize(("kl", "end"), [(0.0, 1e-4), (1e9, 10.0)])
+def test_the_controller_stays_within_its_limits(kl, end):
+    """And leaves them as soon as the error turns."""
+    controller = KLController(1.0)
+    for _ in range(3000):
+        controller.update(torch.tensor(kl))
+    assert controller.weight.item() == pytest.approx(end)
+    controller.update(torch.tensor(1.0))
+    inner = sorted((controller.weight.item(), end))
+    assert inner[0] >= 1e-4 * (1 - 1e-6) and inner[1] <= 10 * (1 + 1e-6)

@@ -65,6 +65,17 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(whole, tmp_path, number):
     assert result["valid"] == [r for r in records(whole) if r["split"] == "valid"][-1]
 
 
+def test_a_held_kl_is_resumed_exactly(tmp_path):
+    changes = {"kl_nats": 1.0, "checkpoint_every": 7}
+    run(tmp_path / "whole", **changes)
+    run(tmp_path / "parts", corpus=interrupting(9, signal.SIGTERM), **changes)
+    run(tmp_path / "parts", resume=True, **changes)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", ("last", "best", "model"))
+    state = json.loads(content(tmp_path / "parts" / "last.safetensors")[1]["fastvae"])
+    _, weight, used = state["kl_controller"]
+    assert used == records(tmp_path / "parts")[-1]["kl_weight"] != weight
+
+
 def test_a_hangup_that_is_ignored_stays_so(tmp_path):
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -170,10 +181,11 @@ def test_a_kill_between_any_two_file_operations(tmp_path):
         assert_same_run(tmp_path / "whole", tmp_path / str(n))
 
 
-def test_two_processes_are_one(tmp_path):
+@pytest.mark.parametrize("kind", ["shared", "shared_at_a_held_kl"])
+def test_two_processes_are_one(tmp_path, kind):
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    spawn(*launch, str(WORKER), "shared", str(tmp_path / "two"))
-    worker.shared(tmp_path / "one")
+    spawn(*launch, str(WORKER), kind, str(tmp_path / "two"))
+    getattr(worker, kind)(tmp_path / "one")
     for name in ("last", "best"):
         one, two = (load_file(tmp_path / n / f"{name}.safetensors") for n in ("one", "two"))
         assert one.keys() == two.keys()

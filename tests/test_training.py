@@ -140,6 +140,27 @@ def test_a_run_learns_and_leaves_a_model(tmp_path):
     assert result["valid"] == {"step": 100, "split": "valid", "kl_weight": 1.0, **again}
 
 
+@pytest.mark.parametrize("target", [0.2, 1.0])
+def test_the_kl_is_held_at_its_target(tmp_path, target):
+    """Of the log 10 = 2.3 nats that a text of letters holds."""
+    changes = {"steps": 1500, "batch_size": 32, "learning_rate": 5e-3, "lr_decay": 1.0}
+    changes |= {"log_every": 100, "eval_every": 0, "checkpoint_every": 1500}
+    run(tmp_path, kl_nats=target, **changes)
+    kls = [r["kl"] for r in records(tmp_path)[-5:]]
+    assert sum(kls) / 5 == pytest.approx(target, rel=0.05)
+    weights = [r["kl_weight"] for r in records(tmp_path)]
+    assert len(set(weights)) == len(weights)
+
+
+def test_a_target_that_no_text_has_is_refused(tmp_path):
+    most = 8 * math.log(11)
+    with pytest.raises(ValueError, match=rf"kl_nats must be at most {most:.1f}, .*, got 20"):
+        run(tmp_path, kl_nats=20.0)
+    for target in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="kl_nats must be"):
+            TrainingConfig(kl_nats=target)
+
+
 def test_records_are_means_of_the_steps_terms(tmp_path):
     """Against a plain loop over torch.optim.Adam, drawn from the same (seed, step)."""
     from fastvae.training.step import seeded_generator

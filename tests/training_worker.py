@@ -64,7 +64,7 @@ CONFIG = {
 SHARED = {**CONFIG, "batch_size": 8, "accumulate": 2, "free_bits": 0.05}
 
 
-def shared(folder: Path) -> None:
+def shared(folder: Path, **changes) -> None:
     """A run that several processes share, begun and resumed."""
     for steps in (8, 13):
         model = make_model(decoder="bytenet", dtype=torch.float64)
@@ -72,8 +72,12 @@ def shared(folder: Path) -> None:
             torch.nn.init.zeros_(
                 model.head.bias
             )  # the first process's model is the one that counts
-        config = TrainingConfig(**{**SHARED, "steps": steps})
+        config = TrainingConfig(**{**SHARED, **changes, "steps": steps})
         train(model, Letters(), config, folder, validation=Letters(), resume=steps > 8)
+
+
+def shared_at_a_held_kl(folder: Path) -> None:
+    shared(folder, kl_nats=1.0)
 
 
 def forked(run) -> int:

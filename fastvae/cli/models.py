@@ -56,6 +56,9 @@ def evaluate(
     mi_texts: Annotated[
         int, typer.Option(min=0, help="Texts for the mutual information; 0 leaves it out.")
     ] = 4096,
+    reconstruct_texts: Annotated[
+        int, typer.Option(min=0, help="Texts to reconstruct greedily; 0 leaves it out.")
+    ] = 1000,
     int8_texts: Annotated[
         int, typer.Option(min=0, help="Texts for what --int8 costs elsewhere; 0 leaves it out.")
     ] = 0,
@@ -81,6 +84,7 @@ def evaluate(
         nll_texts=nll_texts,
         nll_samples=nll_samples,
         mi_texts=mi_texts,
+        reconstruct_texts=reconstruct_texts,
         batch_size=batch_size,
         seed=seed,
         track=track,
@@ -112,6 +116,12 @@ def _print_evaluation(result: dict[str, Any], unit: str, latent_size: int) -> No
         texts, samples = (result[f"importance_weighted_nll_{k}"] for k in ("texts", "samples"))
         note = f"{units}, first {texts:,} texts, {samples:,} samples each"
         rows.append(("importance-weighted NLL", result["importance_weighted_nll"], note))
+    if "exact_reconstruction" in result:
+        note = f"of {result['reconstruction_texts']:,} texts, greedy, from their own latents"
+        rows.append(("exact reconstruction", result["exact_reconstruction"], note))
+        note = "the same from other texts' latents: what needs no latent"
+        rows.append(("shuffled control", result["shuffled_reconstruction"], note))
+        rows.append(("token accuracy", result["token_accuracy"], "of the same, pads left out"))
     if "int8_texts" in result:
         note = f"of the bound, first {result['int8_texts']:,} texts"
         rows.append((f"bits per {unit} lost to int8", result["int8_bpc_loss"], note))

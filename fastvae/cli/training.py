@@ -91,7 +91,7 @@ def train(
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks
         counts = {"train": corpus.counts(), "valid": validation and validation.counts()}
         result["text"] = {**asdict(reading), **counts}
-        _print_training(result, out, config.kl_target, as_json)
+        _print_training(result, out, config.honest_kl_weight, as_json)
     if result["interrupted"]:
         raise typer.Exit(130)
 

@@ -108,7 +108,7 @@ def _measure(
         "parameters": sum(p.numel() for p in model.parameters()),
         "vocabulary": words.size,
         "unit": words.unit,
-        "kl_weight": config.kl_schedule(config.steps - 1),
+        "kl_weight": rows["train"][-1]["kl_weight"],
         "steps_per_second": median(row["steps_per_second"] for row in rows["train"]),
         "device": _device(model),
         "threads": torch.get_num_threads(),

@@ -30,6 +30,7 @@ STATE_SCHEMA = {
     "seed?": int,
     "best?": (float, type(None)),
     "window?": dict,
+    "kl_controller?": list,
 }
 
 

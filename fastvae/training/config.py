@@ -19,7 +19,7 @@ LEAST = {
     "eval_samples": 1,
 }
 LARGEST = 2**53  # every whole number up to it is a float, and JSON of any reader
-ABOVE_ZERO = ("learning_rate", "lr_decay", "clip_norm")
+ABOVE_ZERO = ("learning_rate", "lr_decay", "clip_norm", "kl_nats")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class TrainingConfig:
         kl_cycles: its `cycles`.
         kl_rise: its `rise`.
         kl_target: its `target`.
+        kl_nats: hold the KL at so many nats per sample instead of following that schedule
+            (`fastvae.objective.KLController`); None follows it.
         free_bits: the least KL that counts for each latent dimension, nats.
         clip_norm: gradients of a larger norm are scaled to it; None never.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
@@ -67,6 +69,7 @@ class TrainingConfig:
     kl_cycles: int = 1
     kl_rise: float = 1.0
     kl_target: float = 1.0
+    kl_nats: float | None = None
     free_bits: float = 0.0
     clip_norm: float | None = None
     precision: str = "fp32"
@@ -114,6 +117,11 @@ class TrainingConfig:
         """Step -> weight of the KL term."""
         names = [field.name for field in fields(KLSchedule)]
         return KLSchedule(**{name: getattr(self, f"kl_{name}") for name in names})
+
+    @property
+    def honest_kl_weight(self) -> float:
+        """The weight from which on the bound means something: `kl_target`, 0 where it is held."""
+        return self.kl_target if self.kl_nats is None else 0.0
 
     def learning_rate_at(self, step: int) -> float:
         """Adam's learning rate in the step that follows `step` others."""

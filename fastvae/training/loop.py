@@ -73,7 +73,9 @@ def train(
         if step.rank == 0:
             from fastvae.training.progress import TrainingDisplay  # with it comes rich
 
-            display = stack.enter_context(TrainingDisplay(console, config.steps, config.kl_target))
+            display = stack.enter_context(
+                TrainingDisplay(console, config.steps, config.honest_kl_weight)
+            )
             run = RunDirectory(run_dir, resume=resume, say=display.say)
             stack.callback(run.close)
             recorder.attach(run, display)
@@ -101,7 +103,7 @@ def _run_loop(
     say, stopping = recorder.display.say if recorder.display else None, False
     if say and done >= config.steps:
         say(f"the run is at step {done} already: raise steps to continue")
-    if say and config.steps < config.kl_end:
+    if say and config.kl_nats is None and config.steps < config.kl_end:
         say(_unfinished_annealing(config))
     recorder.start(done)
     while done < config.steps and not stopping:
@@ -155,6 +157,8 @@ def _open_run(recorder: Recorder) -> int:
         say(note)
     if state:
         recorder.best, recorder.window = state["best"], state["window"]
+        if recorder.controller:
+            recorder.controller.state.copy_(torch.tensor(state["kl_controller"]))
         # A kill may have come between the checkpoint and the weights beside it.
         model.save_pretrained(run.path, vocabulary)
         say(f"resuming from step {state['step']}")

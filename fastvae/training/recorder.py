@@ -30,6 +30,7 @@ class Recorder:
     def __init__(self, step: TrainingStep, corpus: Any, validation: Any) -> None:
         self.model, self.optimizer, self.config = step.model, step.optimizer, step.config
         self.group, self.world, self.device = step.group, step.world, step.device
+        self.controller, self.kl_weight = step.controller, step.kl_weight
         self.corpus, self.validation = corpus, validation
         self.run: RunDirectory | None = None
         self.display: TrainingDisplay | None = None
@@ -90,6 +91,8 @@ class Recorder:
             "best": self.best,
             "window": self.window,
         }
+        if self.controller:
+            state["kl_controller"] = self.controller.state.tolist()
         folder = self.run.path
         kept = None if keep is None else folder / keep
         save_checkpoint(folder / name, self.model, self.optimizer, state, kept)
@@ -133,7 +136,7 @@ class Recorder:
             "reconstruction": means["reconstruction"],
             "kl": means["kl"],
             "auxiliary": means["auxiliary"],
-            "kl_weight": self.config.kl_schedule(self.step - 1),
+            "kl_weight": self.kl_weight(self.step - 1),
             "bound": bound,
             "bpc": bits_per_character(bound, self.window["characters"] / steps),
             "learning_rate": self.config.learning_rate_at(self.step - 1),
@@ -162,7 +165,7 @@ class Recorder:
         """Evaluate on the fixed pass; the best bound so far has its own checkpoint."""
         c = self.config
         batches = self.validation.batches(c.batch_size, c.eval_samples)
-        weight = c.kl_schedule(self.step - 1)
+        weight = self.kl_weight(self.step - 1)
         with autocast(self.device, c):
             result = evaluate(self.model, batches, kl_weight=weight, seed=c.seed)
         self._record({"step": self.step, "split": "valid", "kl_weight": weight, **result})

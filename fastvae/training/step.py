@@ -6,6 +6,7 @@ shared out: a checkpoint needs no generator's state, and two processes see what 
 
 import gc
 import hashlib
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fastvae.device import check_fits
 from fastvae.models.text_vae import TextVAE
+from fastvae.objective import KLController
 from fastvae.training.config import TrainingConfig
 from fastvae.training.processes import wire, wrapped
 from fastvae.training.recorded_step import RecordedStep
@@ -84,6 +86,21 @@ class TrainingStep:
             capturable=cuda,
         )
         self._recorded: RecordedStep | None = None
+        self.controller: KLController | None = None
+        if config.kl_nats is not None:
+            most = model.length * math.log(model.vocab_size)
+            if config.kl_nats > most:
+                raise ValueError(
+                    f"kl_nats must be at most {most:.1f}, what {model.length} tokens of "
+                    f"{model.vocab_size} can tell, got {config.kl_nats:g}"
+                )
+            self.controller = KLController(config.kl_nats, self.device)
+
+    def kl_weight(self, step: int) -> float:
+        """The weight of the KL in the step that followed `step` others, the last one."""
+        if self.controller:
+            return self.controller.state[2].item()
+        return self.config.kl_schedule(step)
 
     def share(self, step: int) -> int:
         """Give every process the first one's weights and optimizer -> its count of steps."""
@@ -92,6 +109,10 @@ class TrainingStep:
         self.forward = wrapped(self.forward, self.group)
         count = torch.tensor(float(step), device=wire(self.group, self.device))
         dist.broadcast(count, 0, self.group)
+        if self.controller:
+            state = self.controller.state.to(count.device)
+            dist.broadcast(state, 0, self.group)
+            self.controller.state.copy_(state)
         if int(count):
             if self.rank:
                 self._make_moments(float(count))
@@ -114,7 +135,8 @@ class TrainingStep:
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """The step that follows `step` others -> its terms [5], on the model's device."""
-        rate, kl_weight = self.config.learning_rate_at(step), self.config.kl_schedule(step)
+        rate = self.config.learning_rate_at(step)
+        kl_weight = self.controller.weight if self.controller else self.config.kl_schedule(step)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
@@ -122,14 +144,20 @@ class TrainingStep:
                 group["lr"] = rate
         self.model.check_tokens(batch.tokens)
         if self._recorded:
-            return self._recorded(*batch, torch.tensor(kl_weight))
+            return self._recorded(*batch, None if self.controller else torch.tensor(kl_weight))
         return self._update(*batch, kl_weight)
 
     def _update(
-        self, tokens: Tensor, eps: Tensor, drop_mask: Tensor | None, kl_weight: float | Tensor
+        self,
+        tokens: Tensor,
+        eps: Tensor,
+        drop_mask: Tensor | None,
+        kl_weight: float | Tensor | None,
     ) -> Tensor:
         """Gradients of the micro-batches, clipped, and Adam's step -> terms [5]."""
         c = self.config
+        if self.controller:
+            kl_weight = self.controller.weight
         self.optimizer.zero_grad()
         terms = 0
         for micro in range(c.accumulate):
@@ -153,7 +181,17 @@ class TrainingStep:
         if c.clip_norm is not None:
             clip_grads_with_norm_(self.model.parameters(), c.clip_norm, norm)
         self.optimizer.step()
+        if self.controller:
+            self.controller.update(self._mean(terms[TERMS.index("kl")]))
         return torch.cat([terms, norm.to(terms).view(1)])
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """Of all processes."""
+        if not self.group:
+            return value
+        value = value.to(wire(self.group, self.device), copy=True)
+        dist.all_reduce(value, group=self.group)
+        return value.to(self.device) / self.world
 
     def _own_rows(self, micro: int) -> slice:
         """This process's part of a micro-batch."""
