@@ -2,10 +2,13 @@
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +16,7 @@ import torch
 from rich.console import Console
 
 from fastvae import cli
-from fastvae.experiments import EXPERIMENTS, NAMES, Options, experiment
+from fastvae.experiments import EXPERIMENTS, NAMES, Options, experiment, runner
 from fastvae.experiments.fig3 import EQUAL_SIZE
 from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Configuration, pick, runs, shortened
 from fastvae.experiments.report import code, in_mode, markdown, rows_of, trace
@@ -93,6 +96,31 @@ def test_grids_are_those_of_the_paper():
             configuration.x,
             alpha,
         )
+
+
+@pytest.mark.parametrize(("name", "text"), GRIDS)
+def test_what_a_series_says_is_set(name, text):
+    """The weight of the auxiliary loss or the word dropout in its name."""
+    for configuration in configurations(name, text):
+        _, _, number = configuration.series.rpartition(" = ")
+        model = built(configuration.settings)
+        if "α = " in configuration.series:
+            assert model.aux_weight == float(number)
+        if "p = " in configuration.series:
+            assert model.word_dropout == float(number)
+
+
+PAGES = Path(__file__).parents[1] / "docs" / "paper"
+RESULTS = [p for p in sorted(PAGES.rglob("*.json")) if not p.name.startswith("speed")]
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: str(p.relative_to(PAGES)))
+def test_pages_in_the_docs_are_those_of_their_results(path):
+    document, stem = json.loads(path.read_text()), path.stem
+    experiment = EXPERIMENTS[stem.removesuffix(f"-{CHARACTERS}")]
+    figure = f"{stem}.png" if experiment.draw else None
+    page = markdown(experiment, rows_of(document["results"]), document["notes"], {}, figure)
+    assert page == path.with_suffix(".md").read_text()
 
 
 def test_figure_3_trains_autoencoders_without_history():
@@ -368,6 +396,43 @@ def test_smoke(fastvae, tmp_path):
     assert fastvae(*FIG6, "--limit=64", "--out", tmp_path, "--points=1")[0] == 0
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/result.json")}
     assert len(json.loads((tmp_path / "fig6.json").read_text())["results"]) == 2
+
+
+WAITS = """
+import pathlib, signal, sys, time
+folder, seen = pathlib.Path(sys.argv[1]), []
+signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+(folder / "began").touch()
+while not seen:
+    time.sleep(0.01)
+time.sleep(1)
+(folder / "seen").write_text(str(len(seen)))
+"""
+
+
+def test_a_signal_is_handed_on_once(tmp_path, monkeypatch):
+    """A second one would end a run without saving it."""
+    job = SimpleNamespace(preset=PRESETS["small"], folder=tmp_path, threads=1)
+
+    def start(job, slot, device, bars):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WAITS, str(tmp_path)], start_new_session=True
+        )
+        return runner._Worker(job, process, bars.add_task("run", total=1), slot)
+
+    def interrupt():
+        while not (tmp_path / "began").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(runner, "_start", start)
+    monkeypatch.setattr(runner, "replace", lambda job, **changes: job)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    failed, interrupted = runner.run_jobs([job], 1, None, Console(file=io.StringIO()))
+    thread.join()
+    assert interrupted and not failed
+    assert (tmp_path / "seen").read_text() == "1"
 
 
 @pytest.mark.slow

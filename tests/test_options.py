@@ -101,6 +101,7 @@ def test_evaluate(fastvae, run, text):  # noqa: F811
     assert out("--nll-samples", 7)["importance_weighted_nll_samples"] == 7
     assert "mutual_information" not in out("--mi-texts", 0)
     assert out("--mi-texts", 9)["mutual_information_texts"] == 9
+    assert plain["mutual_information_texts"] == plain["samples"] < 4096
     assert "exact_reconstruction" not in out("--reconstruct-texts", 0)
     assert out("--reconstruct-texts", 7)["reconstruction_texts"] == 7
     assert out("--int8-texts", 6)["int8_texts"] == 6

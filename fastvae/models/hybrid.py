@@ -99,8 +99,8 @@ class HybridVAE(TextVAE):
 
 
 def _check_blocks(length: int, channels: tuple[int, ...]) -> None:
-    if not channels or min(channels) < 1:
-        raise ValueError(f"encoder_channels must be one or more positive sizes, got {channels}")
+    if not channels:
+        raise ValueError("encoder_channels must be one or more positive sizes, got none")
     unit = 2 ** len(channels)
     if length % unit:
         below, above = length // unit * unit, (length // unit + 1) * unit
