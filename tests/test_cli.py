@@ -378,6 +378,26 @@ def test_train_refuses_folders_it_cannot_use(refused, run, text, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("sample", ["--number", "--batch-size", "--threads"]),
+        ("evaluate", ["--limit", "--batch-size", "--nll-samples", "--threads"]),
+        ("reconstruct", ["--number", "--batch-size", "--threads"]),
+        ("encode", ["--limit", "--batch-size", "--threads"]),
+        ("experiment", ["--limit", "--steps", "--seeds", "--jobs"]),
+    ],
+)
+def test_counts_are_at_least_one(refused, run, text, tmp_path, command, options):
+    arguments = {"sample": [], "experiment": []}.get(command, ["--data", text])
+    if command == "encode":
+        arguments = [*arguments, "--out", tmp_path / "z.npy"]
+    for option in options:
+        subject = "fig6" if command == "experiment" else run
+        said = refused(command, subject, *arguments, option, 0)
+        assert option in said and "1" in said
+
+
 def test_bad_use_is_one_line(refused, fastvae, run, text, tmp_path):
     assert "No such command 'fly'" in refused("fly")
     assert "--fast" in refused("sample", run, "--fast")

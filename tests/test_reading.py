@@ -25,6 +25,7 @@ from fastvae.text import (
     WindowCorpus,
     normalize_tweet,
 )
+from fastvae.text.reading import Reading
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 SIZES = {"latent_size": 3, "encoder_channels": (4,), "feature_channels": 4, "hidden_size": 4}
@@ -474,3 +475,9 @@ def test_without_a_handle_on_the_c_library(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     allocator.keep_freed_memory()
+
+
+def test_what_this_package_can_read_by_itself():
+    known = [Reading("windows"), Reading("lines", "tweets"), Reading("lines", "none")]
+    assert all(reading.is_known for reading in known)
+    assert not Reading("lines", "mine.normalize").is_known and not Reading("MyCorpus").is_known
