@@ -154,6 +154,7 @@ def test_evaluate(fastvae, run, text):
     assert again == found
     shown = fastvae("evaluate", run, "--data", text, *limits, "--int8-texts", 9, "--best")[1]
     measures = "bound", "bits per character", "active units", "importance-weighted NLL"
+    measures += "exact reconstruction", "shuffled control", "higher --kl-nats"
     for name in (*measures, "int8 token agreement", "int8 greedy agreement"):
         assert name in shown
 

@@ -131,6 +131,13 @@ def _print_evaluation(result: dict[str, Any], unit: str, latent_size: int) -> No
         rows.append(("int8 greedy agreement", result["int8_greedy_agreement"], note))
     rows.append(("texts", result["samples"], ""))
     console().print(table(("measure", "value", ""), rows))
+    if "exact_reconstruction" in result:
+        share = 100 * result["exact_reconstruction"]
+        console().print(
+            f"The latent returns {share:.1f} % of the texts exactly, for {result['kl']:.1f} nats: "
+            "train with a higher --kl-nats for more, with a lower one for better samples.",
+            soft_wrap=True,
+        )
 
 
 def _quantization(int8: bool) -> str | None:
