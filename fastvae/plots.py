@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"train": "#8fb3d1", "valid": "#1f5a8f"}
+CURVES = "learning-curve.png"  # in a run directory
+COLORS = {"train": "#8fb3d1", "valid": "#1f5a8f"}
 LINE, WEIGHT = "#c0392b", "#8a8a8a"
 PANELS = {
     "bound": "bound = reconstruction + KL, nats",
@@ -19,6 +20,7 @@ PANELS = {
 }
 
 Metrics = Mapping[str, list[dict[str, Any]]]
+Lines = Mapping[str, tuple[list[dict[str, Any]], str, bool]]
 
 
 def pyplot():
@@ -36,11 +38,14 @@ def pyplot():
 
 
 def read_metrics(path: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """A run's metrics.jsonl as split -> rows in order of their steps; OSError if it is missing."""
+    """A run's metrics.jsonl -> rows by split, in order of steps; OSError or ValueError by name."""
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        rows[row["split"]].append(row)
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            rows[row["split"]].append({"step": row["step"], **row})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: line {number} is no record of a run") from error
     return rows
 
 
@@ -61,41 +66,75 @@ def learning_curves(
     Raises:
         ValueError: there is nothing to draw.
     """
-    plt = pyplot()
     if not any(metrics.values()):
         raise ValueError("metrics.jsonl has no rows yet: train the run first")
-    figure, grid = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
-    axes = dict(zip(PANELS, grid.flat, strict=True))
-    for key, axis in axes.items():
-        _curves(axis, metrics, key)
-        axis.set(title=PANELS[key], xlabel="step")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+    lines = {split: (metrics[split], color, split == "valid") for split, color in COLORS.items()}
+    figure, axes = _panels(lines)
     if entropy is not None:
         label = f"entropy of the corpus, {entropy:.1f}"
         axes["bound"].axhline(entropy, color=LINE, ls="--", lw=1.3, label=label)
-    axes["bound"].legend(frameon=False)
+        axes["bound"].legend(frameon=False)
     _weight(axes["kl"], metrics)
     if title:
         figure.suptitle(title)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    _save(figure, path)
 
 
-def _curves(axis, metrics: Metrics, key: str) -> None:
+def compare_runs(runs: Mapping[str, Metrics], path: str | Path) -> None:
+    """Draw the terms of several runs against steps: of their validation data, or of training.
+
+    Args:
+        runs: name -> what `read_metrics` returns.
+        path: of the picture; the suffix gives the format.
+
+    Raises:
+        ValueError: a run has no rows.
+    """
+    lines = {}
+    for number, (name, metrics) in enumerate(runs.items()):
+        rows = metrics["valid"] or metrics["train"]
+        if not rows:
+            raise ValueError(f"{name}: metrics.jsonl has no rows yet: train the run first")
+        lines[name] = rows, f"C{number % 10}", bool(metrics["valid"])
+    figure, _ = _panels(lines)
+    _save(figure, path)
+
+
+def _panels(lines: Lines) -> tuple[Any, dict[str, Any]]:
+    """A panel for each term: line by line its label, rows, color, and whether it is evaluated."""
+    figure, grid = pyplot().subplots(2, 2, figsize=(10, 6.4), layout="constrained")
+    axes = dict(zip(PANELS, grid.flat, strict=True))
+    for key, axis in axes.items():
+        _curves(axis, lines, key)
+        axis.set(title=PANELS[key], xlabel="step")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes["bound"].legend(frameon=False)
+    return figure, axes
+
+
+def _save(figure, path: str | Path) -> None:
+    try:
+        figure.savefig(path, dpi=130)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        pyplot().close(figure)
+
+
+def _curves(axis, lines: Lines, key: str) -> None:
     from matplotlib.ticker import LogLocator
 
-    last = max(row["step"] for rows in metrics.values() for row in rows)
+    last = max(row["step"] for rows, _, _ in lines.values() for row in rows)
     framed = []
-    for split, color in COLOURS.items():
-        points = [(row["step"], row[key]) for row in metrics[split]]
+    for label, (rows, color, valid) in lines.items():
+        points = [(row["step"], row[key]) for row in rows]
         if not points:
             continue
-        valid = split == "valid"
         marker = "o" if valid and len(points) < 30 else None
         steps, values = zip(*points, strict=True)
         axis.plot(
-            steps, values, color=color, lw=1.8 if valid else 1, marker=marker, ms=3.5, label=split
+            steps, values, color=color, lw=1.8 if valid else 1, marker=marker, ms=3.5, label=label
         )
         framed += [value for step, value in points if step > last / 20]
     low, high = min(framed, default=0), max(framed, default=0)

@@ -27,7 +27,7 @@ TINY = [
     *("--hidden-size=8", "--feature-channels=4", "--log-every=2", "--eval-every=2"),
 ]
 COMMANDS = ["demo", "train", "evaluate", "sample", "reconstruct", "interpolate", "encode", "info"]
-COMMANDS += ["experiment", "fields"]
+COMMANDS += ["experiment", "fields", "plot"]
 PROGRAM = str(Path(sys.executable).with_name("fastvae"))
 
 
@@ -487,6 +487,27 @@ def test_learning_curves_need_rows(tmp_path):
     empty.write_text(json.dumps(row) + "\n")
     learning_curves(read_metrics(empty), tmp_path / "x.svg", entropy=1.25, title="one [/b] row")
     assert "</svg>" in (tmp_path / "x.svg").read_text()
+
+
+def test_a_run_leaves_its_learning_curve_and_runs_are_compared(fastvae, refused, run, tmp_path):
+    picture = run / "learning-curve.png"
+    before = picture.read_bytes()
+    assert before.startswith(b"\x89PNG")
+    picture.unlink()
+    status, out, _ = fastvae("plot", run)
+    assert status == 0 and str(picture) in out and picture.read_bytes().startswith(b"\x89PNG")
+    other = tmp_path / "another-run"
+    shutil.copytree(run, other)
+    drawing = tmp_path / "both.svg"
+    assert fastvae("plot", run, other, "--out", drawing)[0] == 0
+    assert "</svg>" in drawing.read_text()
+    assert "no-run" in refused("plot", tmp_path / "no-run")
+    (other / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert "metrics.jsonl: line 1 is no record of a run" in refused("plot", other)
+    (other / "metrics.jsonl").write_text("")
+    assert "no rows yet" in refused("plot", run, other)
+    assert "cannot write" in refused("plot", run, "--out", tmp_path / "none" / "x.png")
+    assert "'word' is not supported" in refused("plot", run, "--out", tmp_path / "x.word")
 
 
 # Options that several commands share

@@ -10,7 +10,7 @@ import fastvae
 from fastvae.allocator import keep_freed_memory
 from fastvae.cli.arguments import Json
 from fastvae.cli.models import encode, evaluate, interpolate, reconstruct, sample
-from fastvae.cli.training import demo, experiment, fields, train
+from fastvae.cli.training import demo, experiment, fields, plot, train
 from fastvae.console import console, hush, one_line, print_json, table
 from fastvae.info import facts
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command(context_settings=_UNDERSCORES)(train)
 app.command()(fields)
+app.command()(plot)
 for command in (evaluate, sample, reconstruct, interpolate, encode):
     app.command()(command)
 app.command(context_settings=_ANY_OPTION)(experiment)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastvae import reference
 from fastvae.console import escape, progress, table
 from fastvae.models.hybrid import HybridVAE
-from fastvae.plots import learning_curves, read_metrics
+from fastvae.plots import CURVES, learning_curves, read_metrics
 from fastvae.text import SyntheticCorpus
 from fastvae.training import TrainingConfig, train
 
@@ -26,7 +26,6 @@ MODEL = {
     "hidden_size": 128,
     "aux_weight": 0.2,
 }
-PLOT = "learning-curve.png"
 
 
 def demo(
@@ -60,9 +59,9 @@ def demo(
     speed = _show_speed(model, corpus, seed, console)
     title = "fastvae demo: the bound nears the entropy of the corpus"
     metrics = read_metrics(folder / "metrics.jsonl")
-    learning_curves(metrics, folder / PLOT, entropy=corpus.entropy, title=title)
+    learning_curves(metrics, folder / CURVES, entropy=corpus.entropy, title=title)
     console.print(
-        f"Written to {folder}: the model, metrics.jsonl, {PLOT}. Try:\n"
+        f"Written to {folder}: the model, metrics.jsonl, {CURVES}. Try:\n"
         f"  fastvae sample {folder} -n 5 -t 1\n"
         f'  fastvae interpolate {folder} "the king rode lions." "do cows eat hay?"\n'
         "  fastvae train --data your.txt --out your-run",

@@ -13,10 +13,11 @@ import typer
 from fastvae.cli.arguments import Data, Device, Json, Normalize, Seed, Threads
 from fastvae.cli.demo import demo as run_demo
 from fastvae.cli.fields import MODEL, groups, shown, with_field_options
-from fastvae.console import console, print_json, table
+from fastvae.console import console, escape, print_json, table
 from fastvae.device import find_device
 from fastvae.experiments import NAMES, PAPER_STEPS, Options
 from fastvae.experiments import experiment as run_experiment
+from fastvae.plots import CURVES, compare_runs, learning_curves, read_metrics
 from fastvae.presets import (
     MEANINGS,
     PRESETS,
@@ -27,6 +28,7 @@ from fastvae.presets import (
 )
 from fastvae.training import train as run_training
 from fastvae.training.config import TrainingConfig
+from fastvae.training.run_directory import METRICS
 
 
 def demo(
@@ -92,6 +94,8 @@ def train(
         counts = {"train": corpus.counts(), "valid": validation and validation.counts()}
         result["text"] = {**asdict(reading), **counts}
         _print_training(result, out, config.honest_kl_weight, as_json)
+        if result["train"] or result["valid"]:
+            learning_curves(read_metrics(out / METRICS), out / CURVES, title=str(out))
     if result["interrupted"]:
         raise typer.Exit(130)
 
@@ -123,6 +127,25 @@ def fields(
             if row["group"] == group
         ]
         console().print(table(("option", "default", "meaning"), cells, title=title))
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Picture to write: .png, .svg or .pdf; else in the run."),
+    ] = None,
+) -> None:
+    """Draw the learning curves of a run, or compare those of several."""
+    metrics = {str(run): read_metrics(run / METRICS) for run in runs}
+    if len(metrics) == 1:
+        (name,) = metrics
+        path = out or runs[0] / CURVES
+        learning_curves(metrics[name], path, title=name)
+    else:
+        path = out or Path("learning-curves.png")
+        compare_runs(metrics, path)
+    console().print(f"Written: {escape(str(path))}", soft_wrap=True)
 
 
 def _print_training(result: dict[str, Any], out: Path, kl_target: float, as_json: bool) -> None:
