@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def learning_curves(
         axes["bound"].legend(frameon=False)
     _weight(axes["kl"], metrics)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(_plain(title))
     _save(figure, path)
 
 
@@ -95,9 +96,14 @@ def compare_runs(runs: Mapping[str, Metrics], path: str | Path) -> None:
         rows = metrics["valid"] or metrics["train"]
         if not rows:
             raise ValueError(f"{name}: metrics.jsonl has no rows yet: train the run first")
-        lines[name] = rows, f"C{number % 10}", bool(metrics["valid"])
+        lines[_plain(name)] = rows, f"C{number % 10}", bool(metrics["valid"])
     figure, _ = _panels(lines)
     _save(figure, path)
+
+
+def _plain(text: str) -> str:
+    """Text as it is: matplotlib reads what dollars enclose and hides labels that begin with _."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def _panels(lines: Lines) -> tuple[Any, dict[str, Any]]:
@@ -115,7 +121,9 @@ def _panels(lines: Lines) -> tuple[Any, dict[str, Any]]:
 
 def _save(figure, path: str | Path) -> None:
     try:
-        figure.savefig(path, dpi=130)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # of names that the font lacks
+            figure.savefig(path, dpi=130)
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}") from error
     finally:

@@ -496,11 +496,18 @@ def test_a_run_leaves_its_learning_curve_and_runs_are_compared(fastvae, refused,
     picture.unlink()
     status, out, _ = fastvae("plot", run)
     assert status == 0 and str(picture) in out and picture.read_bytes().startswith(b"\x89PNG")
-    other = tmp_path / "another-run"
+    other = tmp_path / "_another $run$^ 東京"
     shutil.copytree(run, other)
     drawing = tmp_path / "both.svg"
     assert fastvae("plot", run, other, "--out", drawing)[0] == 0
     assert "</svg>" in drawing.read_text()
+    status, _, err = fastvae("plot", other)
+    assert (status, err) == (0, "")
+    (other / "learning-curve.png").unlink()
+    (other / "learning-curve.png").mkdir()
+    data = "--data", run.parent / "text.txt", "--valid", run.parent / "text.txt"
+    status, _, err = fastvae("train", *data, "--out", other, *TINY, "--resume")
+    assert status == 0 and "learning-curve.png: Is a directory" in err
     assert "no-run" in refused("plot", tmp_path / "no-run")
     (other / "metrics.jsonl").write_text('{"step": 1}\n')
     assert "metrics.jsonl: line 1 is no record of a run" in refused("plot", other)

@@ -13,7 +13,8 @@ import typer
 from fastvae.cli.arguments import Data, Device, Json, Normalize, Seed, Threads
 from fastvae.cli.demo import demo as run_demo
 from fastvae.cli.fields import MODEL, groups, shown, with_field_options
-from fastvae.console import console, escape, print_json, table
+from fastvae.cli.inputs import tell
+from fastvae.console import console, escape, one_line, print_json, table
 from fastvae.device import find_device
 from fastvae.experiments import NAMES, PAPER_STEPS, Options
 from fastvae.experiments import experiment as run_experiment
@@ -95,7 +96,10 @@ def train(
         result["text"] = {**asdict(reading), **counts}
         _print_training(result, out, config.honest_kl_weight, as_json)
         if result["train"] or result["valid"]:
-            learning_curves(read_metrics(out / METRICS), out / CURVES, title=str(out))
+            try:
+                learning_curves(read_metrics(out / METRICS), out / CURVES, title=str(out))
+            except OSError as error:  # the run is saved
+                tell([one_line(error)])
     if result["interrupted"]:
         raise typer.Exit(130)
 
