@@ -1,4 +1,4 @@
-"""The models of the paper: composition of `fastvae.nn` and `fastvae.objective`, nothing else."""
+"""The models of the paper, composed from `fastvae.nn` and `fastvae.objective`."""
 
 from pathlib import Path
 
@@ -14,17 +14,20 @@ MODELS: dict[str, type[TextVAE]] = {cls.__name__: cls for cls in (HybridVAE, LST
 
 
 def load(folder: str | Path, *, best: bool = False) -> tuple[TextVAE, Vocabulary | None]:
-    """Load a saved model: its folder -> the model in eval mode, and its vocabulary or None.
+    """Load a saved model: folder -> (model in eval mode, its vocabulary or None).
 
     Args:
-        folder: a run directory, or what `save_pretrained` wrote; config.json names the class.
-        best: take the weights of the run's best checkpoint instead of its last ones.
+        folder: a run directory, or a folder written by `save_pretrained`; config.json names the
+            class.
+        best: load the weights of the run's best checkpoint (lowest validation bound) instead of the
+            last ones.
 
     Returns:
-        the model, on the CPU, and its vocabulary, or None where none was saved.
+        the model, on torch's default device, and its vocabulary; None if vocabulary.json is
+        missing.
 
     Raises:
-        FileNotFoundError: the folder holds no model.
-        ValueError: a file is damaged or not what it should be; the message names it.
+        FileNotFoundError: the folder, its config.json or its weights do not exist.
+        ValueError: a file is damaged or does not match the others; the message names it.
     """
     return load_as(MODELS, folder, best)

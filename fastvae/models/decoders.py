@@ -1,7 +1,7 @@
-"""The autoregressive decoders: teacher-forced logits for training, one op call to generate.
+"""The autoregressive decoders: teacher-forced logits for training, one op call for generation.
 
-Both read [features, one-hot(previous token)] over V + 2 tokens: after V, `start` and `dropped`.
-Semeniuta et al. 2017, arXiv:1702.02390.
+Both read [features, one-hot(previous token)] over V + 2 ids: the V tokens, `start` = V and
+`dropped` = V + 1. Semeniuta et al. 2017, arXiv:1702.02390.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,17 @@ State = tuple[Tensor, Tensor]
 
 
 class LSTMWeights(NamedTuple):
-    """The weights of `decode_lstm`, in its order."""
+    """The weights of `fastvae.ops.decode_lstm`, in its order.
+
+    Args:
+        feature_weight: [4H, D].
+        token_embeddings: [V + 1, 4H].
+        weight_hh: [4H, H].
+        norm_weight: [4H].
+        norm_bias: [4H].
+        classifier_weight: [V, H].
+        classifier_bias: [V].
+    """
 
     feature_weight: Tensor
     token_embeddings: Tensor
@@ -37,7 +47,16 @@ class LSTMWeights(NamedTuple):
 
 
 class ByteNetWeights(NamedTuple):
-    """The weights of `decode_bytenet`, in its order."""
+    """The weights of `fastvae.ops.decode_bytenet`, in its order.
+
+    Args:
+        feature_weight: [2C, D].
+        token_embeddings: [V + 1, 2C].
+        conv_weight: [N, 3C, C, 2], batch norms folded in.
+        conv_bias: [N, 3C], batch norms folded in.
+        classifier_weight: [V, C].
+        classifier_bias: [V].
+    """
 
     feature_weight: Tensor
     token_embeddings: Tensor
@@ -48,9 +67,12 @@ class ByteNetWeights(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Generation by one call of an op, with weights that are derived and packed once.
+    """Base class of the decoders: generates with one op call, from cached packed weights.
 
-    A decoder defines `forward`, `_weights`, `_pack`, `_decode` and `_step`.
+    A decoder implements `forward`, `_weights`, `_pack`, `_decode` and `_step`.
+
+    Args:
+        vocab_size: V.
     """
 
     def __init__(self, vocab_size: int) -> None:
@@ -68,9 +90,19 @@ class Decoder(nn.Module):
         pad_id: int | None,
         int8: bool = False,
     ) -> Tensor:
-        """features [T, B, D], D may be 0 -> tokens [B, T]; `noise` [T, B, V] joins the logits.
+        """features [T, B, D] -> tokens [B, T], free running.
 
-        With `int8` weights are quantized: `fastvae.ops.int8`.
+        Args:
+            features: what the decoder reads at each position, [T, B, D]; D may be 0.
+            state: the LSTM's (h0, c0), [B, H] each; None is zeros, or a decoder without a state.
+            noise: added to the logits, [T, B, V]; None decodes greedily.
+            mask_history: feed the `dropped` token instead of each previous token.
+            end_id: the id that ends a sequence, or None.
+            pad_id: the id that fills a sequence after its end, or None.
+            int8: quantize weights and activations; see `fastvae.ops.int8`.
+
+        Returns:
+            tokens, [B, T] int64.
         """
         D, dtype = features.shape[-1], features.dtype
         weights, packed = self.weight_cache.get(self, self._packed, D, dtype, mask_history, int8)
@@ -79,34 +111,56 @@ class Decoder(nn.Module):
     def int8_logits(
         self, features: Tensor, previous: Tensor, state: State | None, mask_history: bool
     ) -> Tensor:
-        """As forward, in plain PyTorch, with the quantized weights of `generate`."""
+        """features [T, B, D], previous ids [T, B] -> logits [T, B, V], with int8 weights.
+
+        Runs the quantized weights of `generate` in plain PyTorch, teacher-forced.
+
+        Args:
+            features: what the decoder reads at each position, [T, B, D]; D may be 0.
+            previous: ids of the tokens before, `start` or `dropped`, [T, B] int64.
+            state: the LSTM's (h0, c0), [B, H] each; None is zeros, or a decoder without a state.
+            mask_history: `previous` holds `dropped` only, after `start`.
+
+        Returns:
+            the logits, [T, B, V].
+        """
         weights = self._weights(features.shape[-1], features.dtype, mask_history)
         step = self._step(features, weights, state)
         rows = embedding_rows(previous, self.vocab_size)
         return teacher_forced(step, features, weights.token_embeddings, rows)
 
     def _packed(self, D: int, dtype: torch.dtype, mask_history: bool, int8: bool):
+        """D features -> the op's weights in `dtype`, and their packed form (uint8 [·])."""
         weights = self._weights(D, dtype, mask_history)
         return weights, self._pack(weights, int8)
 
     def _weights(self, D: int, dtype: torch.dtype, mask_history: bool):
-        """What the op takes, in `dtype`, for D features."""
+        """The op's weights in `dtype`, for D features."""
         raise NotImplementedError
 
     def _pack(self, weights, int8: bool) -> Tensor:
+        """The op's weights -> packed weights, uint8 [·]."""
         raise NotImplementedError
 
     def _decode(self, features, weights, state, noise, end_id, pad_id, packed, int8) -> Tensor:
-        """The op's call -> tokens [B, T]."""
+        """Call the op: features [T, B, D] -> tokens [B, T]."""
         raise NotImplementedError
 
     def _step(self, features: Tensor, weights, state: State | None) -> Step:
-        """One token in plain PyTorch, with quantized weights."""
+        """One step with quantized weights, in plain PyTorch: [B, D], rows [B, ·] -> [B, V]."""
         raise NotImplementedError
 
 
 class LSTMDecoder(Decoder):
-    """LayerNorm-LSTM and a classifier."""
+    """LayerNorm-LSTM and a classifier: features [T, B, D], previous ids [T, B] -> logits [T, B, V].
+
+    Args:
+        feature_size: D, features per position; may be 0.
+        vocab_size: V.
+        hidden_size: H.
+        device: where parameters are created.
+        dtype: of the parameters.
+    """
 
     def __init__(
         self, feature_size: int, vocab_size: int, hidden_size: int, *, device=None, dtype=None
@@ -117,11 +171,21 @@ class LSTMDecoder(Decoder):
         self.classifier = Linear(hidden_size, vocab_size, **factory_kwargs)
 
     def forward(self, features: Tensor | None, previous: Tensor, state: State | None) -> Tensor:
-        """features [T, B, D] or None, previous ids [T, B], h0 and c0 [B, H] -> logits [T, B, V]."""
+        """features [T, B, D], previous ids [T, B] -> logits [T, B, V], teacher-forced.
+
+        Args:
+            features: [T, B, D], or None if D is 0.
+            previous: ids of the tokens before, `start` or `dropped`, [T, B] int64.
+            state: (h0, c0), [B, H] each; None is zeros.
+
+        Returns:
+            the logits, [T, B, V].
+        """
         y, _ = self.lstm(features, state, tokens=previous)
         return self.classifier(y)
 
     def _weights(self, D: int, dtype: torch.dtype, mask_history: bool) -> LSTMWeights:
+        """The weights of `decode_lstm` in `dtype`, for D features."""
         lstm = self.lstm
         weights = LSTMWeights(
             feature_weight=lstm.weight_ih[:, :D],
@@ -137,6 +201,7 @@ class LSTMDecoder(Decoder):
         return LSTMWeights(*[t.to(dtype) for t in weights])
 
     def _pack(self, weights: LSTMWeights, int8: bool) -> Tensor:
+        """The weights -> packed weights, uint8 [·]."""
         return ops.decode_lstm_pack(
             weights.feature_weight, weights.weight_hh, weights.classifier_weight, int8=int8
         )
@@ -144,17 +209,20 @@ class LSTMDecoder(Decoder):
     def _decode(
         self, features, weights: LSTMWeights, state, noise, end_id, pad_id, packed, int8
     ) -> Tensor:
+        """Call `decode_lstm`: features [T, B, D] -> tokens [B, T]."""
         h0, c0 = self._state(features, state)
         eps = self.lstm.eps
         rest = noise, eps, end_id, pad_id, packed, int8
         return ops.decode_lstm(features, *weights, h0, c0, *rest)
 
     def _step(self, features: Tensor, weights: LSTMWeights, state: State | None) -> Step:
+        """One step with quantized weights: features [B, D], rows -> logits [B, V]."""
         feature_weight, _, *others = weights
         h0, c0 = self._state(features, state)
         return lstm_step(feature_weight, *others, h0, c0, self.lstm.eps, int8=True)
 
     def _state(self, features: Tensor, state: State | None) -> State:
+        """(h0, c0) [B, H] in the dtype of the features; zeros for None."""
         if state is None:
             return (features.new_zeros(features.shape[1], self.lstm.hidden_size),) * 2
         h0, c0 = state
@@ -162,7 +230,22 @@ class LSTMDecoder(Decoder):
 
 
 class ByteNetDecoder(Decoder):
-    """Gated 1x1 convolution with batch norm, highway masked convolutions, a classifier."""
+    """Gated 1x1 convolution, highway masked convolutions, classifier: [T, B, D] -> [T, B, V].
+
+        p, q = chunk(BatchNorm(W [d_t, one-hot(previous_t)] + b)),   x_t = tanh(p) σ(q)
+        logits_t = classifier(highway convolutions of x)_t
+
+    Semeniuta et al. 2017, arXiv:1702.02390.
+
+    Args:
+        feature_size: D, features per position.
+        vocab_size: V.
+        channels: C.
+        layers: N, the number of highway convolutions.
+        carry: whether the highway layers carry their input on.
+        device: where parameters are created.
+        dtype: of the parameters.
+    """
 
     def __init__(
         self,
@@ -184,13 +267,23 @@ class ByteNetDecoder(Decoder):
         self.classifier = Linear(channels, vocab_size, **factory_kwargs)
 
     def forward(self, features: Tensor, previous: Tensor, state: None = None) -> Tensor:
-        """features [T, B, D], previous ids [T, B] -> logits [T, B, V]."""
+        """features [T, B, D], previous ids [T, B] -> logits [T, B, V], teacher-forced.
+
+        Args:
+            features: [T, B, D].
+            previous: ids of the tokens before, `start` or `dropped`, [T, B] int64.
+            state: None; the decoder has no state.
+
+        Returns:
+            the logits, [T, B, V].
+        """
         a = self.input(features, previous)
         p, q = self.input_norm(a.flatten(0, 1)).chunk(2, -1)
         x = (p.tanh() * q.sigmoid()).unflatten(0, previous.shape)
         return self.classifier(self.stack(x))
 
     def _weights(self, D: int, dtype: torch.dtype, mask_history: bool) -> ByteNetWeights:
+        """The weights of `decode_bytenet` in `dtype`, norms folded in, for D features."""
         weight, bias = self.input_norm.fold(self.input.weight, self.input.bias)
         conv_weight, conv_bias = self.stack.folded()
         weights = ByteNetWeights(
@@ -204,6 +297,7 @@ class ByteNetDecoder(Decoder):
         return ByteNetWeights(*[t.to(dtype) for t in weights])
 
     def _pack(self, weights: ByteNetWeights, int8: bool) -> Tensor:
+        """The weights -> packed weights, uint8 [·]."""
         return ops.decode_bytenet_pack(
             weights.feature_weight, weights.conv_weight, weights.classifier_weight, int8=int8
         )
@@ -211,18 +305,27 @@ class ByteNetDecoder(Decoder):
     def _decode(
         self, features, weights: ByteNetWeights, state, noise, end_id, pad_id, packed, int8
     ) -> Tensor:
+        """Call `decode_bytenet`: features [T, B, D] -> tokens [B, T]."""
         rest = noise, self.carry, end_id, pad_id, packed, int8
         return ops.decode_bytenet(features, *weights, *rest)
 
     def _step(self, features: Tensor, weights: ByteNetWeights, state: None) -> Step:
+        """One step with quantized weights: features [B, D], rows -> logits [B, V]."""
         feature_weight, _, *others = weights
         return bytenet_step(feature_weight, *others, self.carry, int8=True)
 
 
 def token_embeddings(weight: Tensor, bias: Tensor, vocab_size: int, mask_history: bool) -> Tensor:
-    """What the decoding ops add for each previous token, and last for start: [V + 1, N].
+    """What the decoding ops add for each previous token and, last, for start -> [V + 1, N].
 
-    `mask_history`: every token counts as dropped.
+    Args:
+        weight: input weight, [N, D + V + 2].
+        bias: its bias, [N], added to every row.
+        vocab_size: V.
+        mask_history: the row of each token is that of `dropped`.
+
+    Returns:
+        the rows, [V + 1, N], in the accumulation dtype.
     """
     table = input_embeddings(weight, bias, vocab_size + 2)
     if not mask_history:
@@ -231,5 +334,13 @@ def token_embeddings(weight: Tensor, bias: Tensor, vocab_size: int, mask_history
 
 
 def embedding_rows(previous: Tensor, vocab_size: int) -> Tensor:
-    """Ids of the rows of `token_embeddings`: where dropped tokens occur, all rows are theirs."""
+    """Previous ids [T, B] -> rows of `token_embeddings`; `dropped` becomes 0.
+
+    That is right because `dropped` occurs only with `mask_history`, which makes all rows of tokens
+    the same.
+
+    Args:
+        previous: ids, [T, B] int64.
+        vocab_size: V.
+    """
     return previous.masked_fill(previous > vocab_size, 0)

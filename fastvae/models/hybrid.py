@@ -16,9 +16,9 @@ from fastvae.nn import ConvEncoder, DeconvDecoder, Linear
 class HybridVAE(TextVAE):
     """The hybrid VAE of the paper (its figure 2): tokens [B, L] -> `fastvae.VAEOutput`.
 
-    A convolutional encoder gives the posterior of z, deconvolutions turn z into features, and an
-    autoregressive decoder reads them beside the tokens before. A linear head on the features gives
-    the auxiliary loss. Semeniuta et al. 2017, arXiv:1702.02390.
+    A convolutional encoder computes the posterior of z, deconvolutions expand z into features, and
+    an autoregressive decoder reads these features together with the previous tokens. A linear head
+    on the features gives the auxiliary loss. Semeniuta et al. 2017, arXiv:1702.02390.
 
     Args:
         vocab_size: V, the number of token ids.
@@ -26,15 +26,15 @@ class HybridVAE(TextVAE):
         latent_size: Z.
         encoder_channels: channels of each encoder block, which halves the length; the
             deconvolutions mirror them.
-        feature_channels: D, features per position that the decoder reads.
+        feature_channels: D, features per position.
         decoder: "lstm", "bytenet" (masked convolutions) or "none" (feed-forward only, figure 2a).
         hidden_size: units of the LSTM decoder.
-        conv_layers: layers of the ByteNet decoder, which sees that many tokens back.
+        conv_layers: N, layers of the ByteNet decoder, which sees N + 1 previous tokens.
         conv_channels: channels of the ByteNet decoder.
         carry: whether ByteNet layers pass their input on through the carry gate.
-        aux_weight: α, the weight of the auxiliary loss.
-        word_dropout: probability that training hides a token from the decoder. 1 hides all of them,
-            in generation too.
+        aux_weight: α, the weight of the auxiliary loss; ignored with decoder "none".
+        word_dropout: probability of hiding a token from the decoder in training. 1 hides all of
+            them, in evaluation and generation too.
         pad_id: the id that fills a sequence after its end, or None.
         end_id: the id that ends a sequence, or None; requires `pad_id`.
         mask_pad: leave pads out of the loss; requires `pad_id`.
@@ -42,7 +42,7 @@ class HybridVAE(TextVAE):
         dtype: of the parameters.
 
     Raises:
-        ValueError: an argument that no model could have; the message names it.
+        ValueError: an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -92,13 +92,16 @@ class HybridVAE(TextVAE):
             raise ValueError(f"decoder must be 'lstm', 'bytenet' or 'none', got {decoder!r}")
 
     def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [B, L] -> mean, log-variance [B, Z]."""
         return self.encoder(tokens)
 
     def _expand(self, z: Tensor) -> tuple[Tensor, None]:
+        """z [B, Z] -> features [L, B, D], no decoder state."""
         return self.deconvolution(z), None
 
 
 def _check_blocks(length: int, channels: tuple[int, ...]) -> None:
+    """Raise ValueError unless the length can be halved once per block."""
     if not channels:
         raise ValueError("encoder_channels must be one or more positive sizes, got none")
     unit = 2 ** len(channels)

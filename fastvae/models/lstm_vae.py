@@ -11,9 +11,9 @@ from fastvae.nn import LayerNormLSTM, Linear
 
 
 class LSTMVAE(TextVAE):
-    """The baseline of the paper, two LayerNorm-LSTMs: tokens [B, L] -> `fastvae.VAEOutput`.
+    """The paper's baseline, two LayerNorm-LSTMs: tokens [B, L] -> `fastvae.VAEOutput`.
 
-    The last h of the encoder gives the posterior of z; z gives the decoder's h0 and c0 and nothing
+    The encoder's last h gives the posterior of z. z gives the decoder's h0 and c0, and nothing
     else. Bowman et al. 2016, arXiv:1511.06349.
 
     Args:
@@ -21,8 +21,8 @@ class LSTMVAE(TextVAE):
         length: L, tokens of a sequence.
         latent_size: Z.
         hidden_size: units of both LSTMs.
-        word_dropout: probability that training hides a token from the decoder. 1 hides all of them,
-            in generation too.
+        word_dropout: probability of hiding a token from the decoder in training. 1 hides all of
+            them, in evaluation and generation too.
         pad_id: the id that fills a sequence after its end, or None.
         end_id: the id that ends a sequence, or None; requires `pad_id`.
         mask_pad: leave pads out of the loss; requires `pad_id`.
@@ -30,7 +30,7 @@ class LSTMVAE(TextVAE):
         dtype: of the parameters.
 
     Raises:
-        ValueError: an argument that no model could have; the message names it.
+        ValueError: an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -55,10 +55,12 @@ class LSTMVAE(TextVAE):
         self.decoder = LSTMDecoder(0, vocab_size, hidden_size, **factory_kwargs)
 
     def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [B, L] -> mean, log-variance [B, Z]."""
         _, (h_n, _) = self.encoder(None, tokens=tokens.T)
         return self.posterior_linear(h_n).chunk(2, -1)
 
     def _expand(self, z: Tensor) -> tuple[None, State]:
+        """z [B, Z] -> no features, the decoder's h0, c0 [B, H]."""
         z = z.to(self.initial_state.weight.dtype)
         h0, c0 = self.initial_state(z).tanh().chunk(2, -1)
         return None, (h0, c0)

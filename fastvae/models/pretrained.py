@@ -1,7 +1,7 @@
-"""The files of a saved model: config.json, model.safetensors, vocabulary.json, text.json; the Hub.
+"""Saves and loads models: config.json, model.safetensors, vocabulary.json, text.json; the Hub.
 
-Every file is replaced atomically and nothing is ever unpickled. A model's sizes are checked against
-its file before anything of that size is allocated.
+No pickle: weights are safetensors, everything else is JSON. Files are replaced atomically. A
+model's sizes are checked against its file before memory of that size is allocated.
 """
 
 import inspect
@@ -62,18 +62,26 @@ model = fastvae.{name}.from_pretrained("{repo_id}")
 class PretrainedMixin:
     """Saves and loads a model that keeps its constructor's arguments in `self.config`.
 
-    As `huggingface_hub.PyTorchModelHubMixin` does, but strict: the class is checked, no argument
-    and no tensor may be missing or unknown, and there is no pickle to fall back to.
+    Has the methods of `huggingface_hub.PyTorchModelHubMixin`, but checks more: the class must
+    match, and no argument and no tensor may be missing or unknown.
     """
 
     config: dict[str, Any]
     reading: Reading | None = None  # of the text that it was trained on
 
     def save_pretrained(self, folder: str | Path, vocabulary: Vocabulary | None = None) -> None:
-        """Write config.json, model.safetensors and, where known, vocabulary.json and text.json.
+        """Save the model to a folder: config.json, model.safetensors, vocabulary.json, text.json.
 
-        text.json is how the text was read that the model was trained on: `reading`.
-        Raises ValueError where the vocabulary has another size than the model, OSError in one line.
+        vocabulary.json is written if a vocabulary is given. text.json is written if `reading` is
+        set; it records how the training text was read.
+
+        Args:
+            folder: where to save; created if missing, existing files are replaced.
+            vocabulary: the vocabulary of the model's ids, or None.
+
+        Raises:
+            ValueError: the vocabulary has another size than the model, or the model mixes dtypes.
+            OSError: a file cannot be written.
         """
         folder, tensors = Path(folder), self.state_dict()
         dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
@@ -103,10 +111,19 @@ class PretrainedMixin:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub: Any) -> Self:
-        """The model of a folder or Hub id, in eval mode; `hub` goes to `hf_hub_download`.
+        """Load a model of this class: folder or Hub id -> the model in eval mode.
 
-        Raises ValueError where the files hold another class, other arguments or other tensors,
-        FileNotFoundError where there are none.
+        Args:
+            source: a folder, or the id of a model on the Hugging Face Hub.
+            hub: keyword arguments of `huggingface_hub.hf_hub_download`, such as `revision` and
+                `token`.
+
+        Returns:
+            the model, on torch's default device. `fastvae.load` returns the vocabulary too.
+
+        Raises:
+            FileNotFoundError: `source` is neither a folder with these files nor a model on the Hub.
+            ValueError: a file is damaged, or holds another class, other arguments or other tensors.
         """
         path = _find(source, CONFIG, hub)
         config = _read_config(path)
@@ -129,7 +146,22 @@ class PretrainedMixin:
         branch: str | None = None,
         commit_message: str = "Upload fastvae model",
     ) -> str:
-        """Upload what `save_pretrained` writes, with a model card -> address of the commit."""
+        """Upload the files of `save_pretrained` and a model card -> address of the commit.
+
+        Args:
+            repo_id: the Hub repository, "owner/name"; created if missing.
+            vocabulary: the vocabulary of the model's ids, or None.
+            private: whether a new repository is private; None is the account's default.
+            token: access token of the Hub; None is the one that is stored or in the environment.
+            branch: branch to upload to; None is the main one.
+            commit_message: first line of the commit.
+
+        Returns:
+            what `huggingface_hub.HfApi.upload_folder` returns: the address of the commit.
+
+        Raises:
+            ValueError: the vocabulary has another size than the model, or the model mixes dtypes.
+        """
         from huggingface_hub import HfApi  # here, or importing fastvae would take twice as long
 
         api = HfApi(token=token)
@@ -144,7 +176,17 @@ class PretrainedMixin:
 
 
 def load_as(classes: dict[str, type], folder: str | Path, best: bool) -> tuple[Any, Any]:
-    """`fastvae.load` with the classes that there are, by name."""
+    """Implementation of `fastvae.load` -> model, vocabulary or None.
+
+    Args:
+        classes: model classes by the name that config.json gives.
+        folder: as in `fastvae.load`.
+        best: as in `fastvae.load`.
+
+    Raises:
+        FileNotFoundError: the folder, its config.json or its weights do not exist.
+        ValueError: a file is damaged or does not match the others; the message names it.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -171,6 +213,7 @@ def load_as(classes: dict[str, type], folder: str | Path, best: bool) -> tuple[A
 
 
 def _check_vocabulary(vocabulary, config: dict[str, Any], name: Any) -> None:
+    """Raise ValueError unless the vocabulary has the model's size."""
     if vocabulary.size != config["vocab_size"]:
         raise ValueError(
             f"{name} has {vocabulary.size} tokens, the model {config['vocab_size']}: "
@@ -179,6 +222,7 @@ def _check_vocabulary(vocabulary, config: dict[str, Any], name: Any) -> None:
 
 
 def _find(source: str | Path, name: str, hub: dict[str, Any]) -> Path:
+    """The path of a file of a saved model, downloaded from the Hub if `source` is no folder."""
     if Path(source).is_dir():
         if not (Path(source) / name).is_file():
             raise FileNotFoundError(f"{source} holds no {name}")
@@ -194,6 +238,7 @@ def _find(source: str | Path, name: str, hub: dict[str, Any]) -> Path:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    """Read config.json and check its version and dtype."""
     config = read_json(path, CONFIG_SCHEMA)
     if config["version"] != FORMAT:
         raise ValueError(f"{path} has version {config['version']}, this fastvae reads {FORMAT}")
@@ -203,7 +248,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _build(cls: type, config: dict[str, Any], weights: Path, prefix: str = "") -> Any:
-    """A model with these weights, after a trial without memory has shown that everything fits."""
+    """Build the model and load its weights, after `_trial` has shown that sizes match the file."""
     arguments = {
         name: tuple(v) if isinstance(v, list) else v for name, v in config["arguments"].items()
     }
@@ -225,7 +270,7 @@ def _build(cls: type, config: dict[str, Any], weights: Path, prefix: str = "") -
 
 
 def _trial(cls: type, arguments: dict[str, Any], dtype: torch.dtype, weights: Path) -> nn.Module:
-    """The model on the meta device, given up as soon as it needs more bytes than its file has."""
+    """Build the model on the meta device; raise ValueError if it needs more bytes than its file."""
     room = size = weights.stat().st_size
 
     def count(module, name, parameter):

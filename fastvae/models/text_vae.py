@@ -1,4 +1,4 @@
-"""What the text VAEs share: the bound and its terms, word dropout, generation, input checks."""
+"""Base class of the text VAEs: the bound and its terms, word dropout, generation, input checks."""
 
 import math
 import warnings
@@ -26,11 +26,21 @@ _ALONE = (
 
 
 class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
-    """A VAE over sequences of L tokens of V; start = V and dropped = V + 1 exist only as inputs.
+    """Base class of the text VAEs: tokens [B, L] -> `fastvae.VAEOutput`.
 
-    A model defines `_encode` and `_expand`, and sets `decoder` (None: the head is the model) and
-    `head` (None: no auxiliary term). `config` holds its constructor's arguments. Before you wrap a
-    model in `DistributedDataParallel` yourself, call `fastvae.nn.set_process_group`.
+    Token ids are 0 to V − 1. On the decoder's input side, V is the start token and V + 1 replaces a
+    token hidden by word dropout.
+
+    A subclass implements `_encode` and `_expand`, and sets `decoder` (None: the head gives the
+    logits) and `head` (None: no auxiliary term). Before you wrap a model in
+    `DistributedDataParallel` yourself, call `fastvae.nn.set_process_group`.
+
+    Args:
+        config: the constructor's arguments by name, without device and dtype; `save_pretrained`
+            writes them to config.json.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -49,7 +59,7 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return f"{self.vocab_size}, {self.length}, latent_size={self.latent_size}"
 
     def reset_parameters(self) -> None:
-        """Initialize all modules inside anew."""
+        """Initialize the parameters of all submodules again."""
         for module in self.modules():
             if module is not self and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -59,7 +69,7 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         raise NotImplementedError
 
     def _expand(self, z: Tensor) -> tuple[Tensor | None, State | None]:
-        """z [B, Z] -> features [L, B, D] or None, the decoder's initial state or None."""
+        """z [B, Z] -> features [L, B, D] or None, the decoder's initial state (h0, c0) or None."""
         raise NotImplementedError
 
     def forward(
@@ -72,21 +82,31 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         drop_mask: Tensor | None = None,
         validate: bool = True,
     ) -> VAEOutput:
-        """tokens [B, L] -> the loss and its terms, nats per sample.
+        """tokens [B, L] -> the loss and its terms, means over the batch, nats per sequence.
+
+            loss = reconstruction + kl_weight · Σ_z max(KL_z, free_bits) + aux_weight · auxiliary
+
+        Semeniuta et al. 2017, arXiv:1702.02390.
 
         Args:
             tokens: ids, [B, L] int64.
             kl_weight: weight of the KL in the loss.
-            free_bits: the least KL that counts for each latent dimension, nats.
+            free_bits: threshold for each latent dimension: a smaller KL counts as this value, nats.
             eps: standard normal noise of the latent vectors, [B, Z]; None draws it.
-            drop_mask: which tokens word dropout hides, [B, L] bool; None draws it. drop_mask[b, t]
-                hides the token before position t from the decoder; the start token, at t = 0, is
-                never hidden.
-            validate: check that ids are in the vocabulary. False leaves it to the caller, which on
-                a GPU saves waiting for them.
+            drop_mask: tokens hidden by word dropout, [B, L] bool. drop_mask[b, t] hides the token
+                before position t from the decoder; the start token, at t = 0, is never hidden. None
+                draws the mask in training mode and hides nothing in eval mode. With
+                `word_dropout=1` every token is hidden, whatever the mask.
+            validate: check that ids are in the vocabulary. False leaves the check to the caller,
+                which on a GPU saves waiting for the tokens.
+
+        Returns:
+            the loss and its terms. They are NaN if an id is outside the vocabulary and was not
+            checked on a GPU.
 
         Raises:
-            ValueError: tokens have another shape or dtype, or an id outside the vocabulary.
+            ValueError: tokens have a wrong shape or dtype, or an id is outside the vocabulary.
+            RuntimeError: `torch.jit.trace` traces the call, which is not supported.
         """
         if torch.jit.is_tracing():
             raise RuntimeError(
@@ -111,35 +131,43 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return VAEOutput(loss, reconstruction, kl_per_dimension.sum(), auxiliary, kl_per_dimension)
 
     def posterior(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens [B, L] -> mean, log-variance [B, Z], in the module's mode.
+        """tokens [B, L] -> posterior mean, log-variance [B, Z], in the module's mode.
 
         Raises:
-            ValueError: tokens have another shape or dtype, or an id outside the vocabulary.
+            ValueError: tokens have a wrong shape or dtype, or an id is outside the vocabulary.
         """
         self.check_tokens(tokens)
         return self._encode(tokens)
 
     @torch.no_grad()
     def encode(self, tokens: Tensor) -> Tensor:
-        """tokens [B, L] on any device -> posterior means [B, Z], which `generate` turns into texts.
+        """tokens [B, L], on any device -> posterior means [B, Z], on the model's device.
 
-        Uses running statistics in any mode of the module.
+        Runs in eval mode, whatever the module's mode, and without gradients. `generate` decodes the
+        result.
 
         Raises:
-            ValueError: tokens have another shape or dtype, or an id outside the vocabulary.
+            ValueError: tokens have a wrong shape or dtype, or an id is outside the vocabulary.
         """
         with evaluating(self):
             return self.posterior(tokens.to(next(self.parameters()).device))[0]
 
     def log_likelihood(self, tokens: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z), nats -> [B]; in the module's mode, no token hidden.
+        """tokens [B, L], z [B, Z] -> log p(x | z) [B], nats, teacher-forced, in the module's mode.
+
+        Word dropout is off, unless `word_dropout=1`, which hides every token.
 
         Args:
             tokens: ids, [B, L] int64.
             z: latent vectors, [B, Z].
 
+        Returns:
+            log p(x | z), [B], summed over positions; without pads if the model was made with
+            `mask_pad=True`.
+
         Raises:
-            ValueError: tokens or z have another shape or dtype, or an id is outside the vocabulary.
+            ValueError: tokens or z have a wrong shape, tokens have a wrong dtype, or an id is
+                outside the vocabulary.
         """
         self.check_tokens(tokens)
         self._check_latent(z, tokens.shape[0])
@@ -147,17 +175,23 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return -self._nats(tokens, *self._expand(z), nothing)
 
     def logits(self, tokens: Tensor, z: Tensor, *, quantization: str | None = None) -> Tensor:
-        """Logits, teacher-forced: tokens [B, L], z [B, Z] -> [L, B, V], in the module's mode.
+        """tokens [B, L], z [B, Z] -> logits [L, B, V], teacher-forced, in the module's mode.
+
+        Word dropout is off, unless `word_dropout=1`, which hides every token.
 
         Args:
-            tokens: ids, [B, L] int64; none is hidden.
+            tokens: ids, [B, L] int64.
             z: latent vectors, [B, Z].
-            quantization: None, or "int8", which quantizes the decoder's weights. It runs in plain
-                PyTorch.
+            quantization: None, or "int8", which quantizes the decoder's weights as in `generate`,
+                in plain PyTorch.
+
+        Returns:
+            the logits of each position, [L, B, V]. Without a decoder they depend on z alone.
 
         Raises:
-            ValueError: tokens or z have another shape or dtype, an id is outside the vocabulary, or
-                `quantization` is unknown.
+            ValueError: tokens or z have a wrong shape, tokens have a wrong dtype, an id is outside
+                the vocabulary, or `quantization` is unknown or needs a decoder that the model
+                lacks.
         """
         self.check_tokens(tokens)
         self._check_latent(z, tokens.shape[0])
@@ -181,23 +215,24 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         generator: torch.Generator | None = None,
         quantization: str | None = None,
     ) -> Tensor:
-        """z [B, Z] -> tokens [B, L], running statistics in any mode of the module.
+        """z [B, Z] -> tokens [B, L], decoded one after the other.
 
-        Weights derived for decoding are cached until the parameters change. Threads may share a
-        model in evaluation mode.
+        Runs in eval mode, whatever the module's mode. Packed weights are cached until a parameter
+        changes. Threads may share a model that is in eval mode.
 
         Args:
             z: latent vectors, [B, Z].
-            temperature: 0 is greedy; above 0 samples from softmax(logits / temperature).
-            generator: draws these samples; None is torch's own.
-            quantization: None, or "int8", which quantizes the decoder's weights. That is faster;
-                `fastvae.metrics.int8_loss` measures what it costs.
+            temperature: 0 decodes greedily; above 0 samples from softmax(logits / temperature).
+            generator: random source of the samples; None is torch's global one.
+            quantization: None, or "int8", which quantizes the decoder's weights. It is faster;
+                `fastvae.metrics.int8_loss` measures the loss in accuracy.
 
         Returns:
-            tokens, [B, L] int64; after `end_id` comes `pad_id`.
+            tokens, [B, L] int64; every position after `end_id` holds `pad_id`.
 
         Raises:
-            ValueError: z has another shape, temperature is below 0, or `quantization` is unknown.
+            ValueError: z has a wrong shape, temperature is below 0, or `quantization` is unknown or
+                needs a decoder that the model lacks.
         """
         self._check_latent(z)
         int8 = self._check_quantization(quantization)
@@ -220,13 +255,20 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         generator: torch.Generator | None = None,
         quantization: str | None = None,
     ) -> Tensor:
-        """Sequences from the prior -> tokens [count, L].
+        """Sample latent vectors from the prior and decode them -> tokens [count, L].
 
         Args:
-            count: how many.
+            count: number of sequences.
             temperature: as in `generate`.
-            generator: draws latent vectors and tokens; None is torch's own.
-            quantization: None, or "int8", which quantizes the decoder's weights.
+            generator: random source of latent vectors and tokens; None is torch's global one.
+            quantization: as in `generate`.
+
+        Returns:
+            tokens, [count, L] int64, on the model's device.
+
+        Raises:
+            ValueError: temperature is below 0, or `quantization` is unknown or needs a decoder that
+                the model lacks.
         """
         parameter = next(self.parameters())
         drawn_on = parameter.device if generator is None else generator.device
@@ -239,13 +281,20 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
     def interpolate(
         self, z0: Tensor, z1: Tensor, steps: int = 7, *, quantization: str | None = None
     ) -> Tensor:
-        """Greedy sequences between two latent vectors: z0, z1 [Z] -> tokens [steps, L].
+        """Decode a line between two latent vectors greedily: z0, z1 [Z] -> tokens [steps, L].
 
         Args:
             z0: the first latent vector, [Z].
             z1: the last one, [Z].
-            steps: vectors on the line between them, ends included.
-            quantization: None, or "int8", which quantizes the decoder's weights.
+            steps: number of equidistant points on the line, both ends included; at least 2.
+            quantization: as in `generate`.
+
+        Returns:
+            tokens, [steps, L] int64.
+
+        Raises:
+            ValueError: z0 or z1 has a wrong shape, `steps` is below 2, or `quantization` is unknown
+                or needs a decoder that the model lacks.
         """
         if z0.shape != (self.latent_size,) or z1.shape != (self.latent_size,):
             raise ValueError(
@@ -258,7 +307,7 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return self.generate(torch.lerp(z0, z1, share.unsqueeze(1)), quantization=quantization)
 
     def _previous(self, tokens: Tensor, drop_mask: Tensor | None) -> Tensor:
-        """The decoder's inputs, time-major: start, then each token or `dropped` -> [L, B]."""
+        """tokens [B, L] -> the decoder's inputs [L, B]: start, then each token, V + 1 if hidden."""
         before = tokens.T[:-1]
         if self.word_dropout == 1:
             before = torch.full_like(before, self.vocab_size + 1)
@@ -270,23 +319,25 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return torch.cat([torch.full_like(tokens.T[:1], self.vocab_size), before])
 
     def _nats(self, tokens: Tensor, features, state, drop_mask: Tensor | None) -> Tensor:
-        """−log p(x | z) [B]."""
+        """tokens [B, L], features, state -> −log p(x | z) [B]."""
         if self.decoder is None:
             return self._head_nats(tokens, features)
         logits = self.decoder(features, self._previous(tokens, drop_mask), state)
         return reconstruction_nats(upcast(logits), tokens.T, self._ignored)
 
     def _head_nats(self, tokens: Tensor, features: Tensor) -> Tensor:
+        """tokens [B, L], features [L, B, D] -> −log p(x | z) [B] under the head."""
         return reconstruction_nats(upcast(self.head(features)), tokens.T, self._ignored)
 
     @property
     def _ignored(self) -> int | None:
+        """The id whose positions cost nothing, or None."""
         return self.pad_id if self.mask_pad else None
 
     def _gumbel(
         self, z: Tensor, temperature: float, generator: torch.Generator | None
     ) -> Tensor | None:
-        """Noise [L, B, V] that turns the largest logit into a sample; None for temperature 0."""
+        """Gumbel noise [L, B, V] whose addition makes argmax a sample; None for temperature 0."""
         if not temperature >= 0:
             raise ValueError(f"temperature must be 0 or more, got {temperature}")
         if temperature == 0:
@@ -298,11 +349,15 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return noise.to(upcast(next(self.parameters())).dtype)
 
     def check_tokens(self, tokens: Tensor, *, ids: bool = True) -> None:
-        """Raise ValueError for tokens of another shape or dtype, or with unknown ids.
+        """Check the shape, dtype and ids of tokens [B, L].
 
         Args:
             tokens: [B, L] int64.
-            ids: check the values too.
+            ids: check the values too, where Python can read them: not under `torch.compile` or
+                while a CUDA graph is captured, and only on a CPU or CUDA device.
+
+        Raises:
+            ValueError: tokens have a wrong shape or dtype, or an id is outside the vocabulary.
         """
         if tokens.dim() != 2 or tokens.shape[1] != self.length or tokens.dtype != torch.int64:
             raise ValueError(
@@ -319,14 +374,14 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             )
 
     def _warn_if_alone(self) -> None:
-        """Once, where processes train together and batch statistics are each process's own."""
+        """Warn once if several processes train but batch statistics are each process's own."""
         if not self.training or self.process_group is not None or torch.compiler.is_compiling():
             return
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             warnings.warn(_ALONE, stacklevel=3)
 
     def _check_quantization(self, quantization: str | None) -> bool:
-        """Whether they are integers."""
+        """Return whether weights are quantized; raises ValueError for an unknown value."""
         if quantization not in (None, "int8"):
             raise ValueError(f'quantization must be None or "int8", got {quantization!r}')
         if quantization and self.decoder is None:
@@ -336,6 +391,7 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         return quantization == "int8"
 
     def _check_latent(self, z: Tensor, count: int | None = None) -> None:
+        """Raise ValueError unless z is [B, Z], with B = `count` where given."""
         wrong = z.dim() != 2 or z.shape[1] != self.latent_size
         if wrong or (count is not None and count != z.shape[0]):
             raise ValueError(
@@ -346,7 +402,7 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each module's own mode again after, also after an exception."""
+    """Put a model in eval mode inside the block and restore each module's mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -357,7 +413,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _readable(tokens: Tensor) -> bool:
-    """Whether Python may see the values now; where not, wrong ids make the terms NaN."""
+    """Whether Python can read the values now; where it cannot, unknown ids make the terms NaN."""
     if torch.compiler.is_compiling() or not tokens.numel():
         return False
     if tokens.device.type == "cuda":
@@ -366,13 +422,13 @@ def _readable(tokens: Tensor) -> bool:
 
 
 def constructor_arguments(names: dict[str, Any]) -> dict[str, Any]:
-    """`config` of a model from the `locals()` of its constructor."""
+    """The `locals()` of a constructor -> the model's `config`."""
     left_out = "self", "__class__", "device", "dtype"
     return {k: plain(v) for k, v in names.items() if k not in left_out}
 
 
 def _pick(logits: Tensor, noise: Tensor | None, end_id: int | None, pad_id: int | None) -> Tensor:
-    """logits [L, B, V] of positions that do not see each other -> tokens [B, L]."""
+    """logits [L, B, V] of independent positions -> tokens [B, L]."""
     tokens = (logits if noise is None else logits + noise).argmax(-1).T.contiguous()
     if end_id is None:
         return tokens
@@ -381,7 +437,7 @@ def _pick(logits: Tensor, noise: Tensor | None, end_id: int | None, pad_id: int 
 
 
 def _check_arguments(config: dict[str, Any]) -> None:
-    """Raises ValueError naming the argument that no model could have."""
+    """Raise ValueError naming the argument that is out of range."""
     sizes = ("vocab_size", "length", "latent_size", "hidden_size", "feature_channels")
     for name in (*sizes, "conv_layers", "conv_channels", "encoder_channels"):
         given, most = config.get(name, 1), MOST_LAYERS if name == "conv_layers" else LARGEST

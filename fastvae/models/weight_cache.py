@@ -1,4 +1,4 @@
-"""What generation derives from a decoder's weights, kept until one of them changes."""
+"""Caches the weights that generation derives from a decoder, until a parameter changes."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ _optimizer_steps, _hook = 0, None
 
 
 def _count_steps() -> None:
-    """Count optimizer steps from the first call on: fused optimizers move no version counter."""
+    """Count optimizer steps from now on: fused optimizers do not change version counters."""
     global _hook
 
     def count(*_) -> None:
@@ -25,11 +25,12 @@ def _count_steps() -> None:
 
 
 class WeightCache:
-    """The last weights derived from a module's tensors: a plain attribute of that module.
+    """Holds the last weights derived from a module's tensors; a plain attribute of that module.
 
-    Tensors are known by their place, their version counter and a checksum of their content: a write
-    through `.data` moves no counter. Never part of a state dict; a copy or a pickle starts empty.
-    Threads may share one: at worst each derives the same.
+    A cached entry is valid while each tensor has the same address, version counter and checksum.
+    The checksum is needed because writing through `.data` does not change the counter. The cache is
+    never part of a state dict, and a copied or unpickled cache is empty. Threads may share a cache;
+    at worst several derive the same weights at once.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,18 @@ class WeightCache:
         return WeightCache, ()
 
     def get(self, module: nn.Module, derive: Callable[..., Derived], *arguments) -> Derived:
-        """`derive(*arguments)`, or what it gave last time for the same arguments and tensors."""
+        """Return `derive(*arguments)`, or its cached result for the same arguments and tensors.
+
+        Nothing is cached under `torch.compile`, for fake tensors and for inference tensors.
+
+        Args:
+            module: the module whose parameters and buffers the result depends on.
+            derive: arguments -> (the op's weights, these weights packed).
+            arguments: compared by equality.
+
+        Returns:
+            the op's weights and these packed.
+        """
         tensors = [*module.parameters(), *module.buffers()]
         if torch.compiler.is_compiling() or any(t.is_inference() for t in tensors):
             return derive(*arguments)
@@ -60,7 +72,7 @@ class WeightCache:
 
 
 def _checksums(contents: list[Tensor]) -> list[int]:
-    """A number for each tensor of bytes that changes with them."""
+    """Tensors of bytes -> one number each, which changes with the content."""
     if all(t.device.type == "cpu" for t in contents):
         return [_C.checksum(t.data_ptr(), t.numel()) for t in contents]
     sums = []
