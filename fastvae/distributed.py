@@ -1,4 +1,4 @@
-"""Sums over processes that gradients pass through: a batch divided among them counts as one."""
+"""Differentiable sums over processes, so that a batch divided among them counts as one."""
 
 import torch
 import torch.distributed as dist
@@ -6,13 +6,14 @@ from torch import Tensor
 
 
 class AcrossProcesses:
-    """A module whose statistics are those of all processes of `process_group`; None: its own."""
+    """Mixin of modules with batch statistics: those of `process_group`, or its own for None."""
 
     process_group = None
 
 
 class _AllReduce(torch.autograd.Function):
-    # torch.distributed.nn's is deprecated; its successor has no gradient in some torch we serve.
+    # torch.distributed.nn.all_reduce is deprecated; some supported torch versions have no gradient
+    # for its successor.
     @staticmethod
     def forward(ctx, x: Tensor, group) -> Tensor:
         ctx.group = group
@@ -26,17 +27,36 @@ class _AllReduce(torch.autograd.Function):
 
 
 def all_reduce(x: Tensor, group) -> Tensor:
-    """Σ x over the processes of `group`; every process must call it, and its backward too."""
+    """x -> Σ x over the processes of a group, differentiable.
+
+    Every process of the group must call it, and run its backward too.
+
+    Args:
+        x: the summand of this process, of the same shape in all processes.
+        group: a `torch.distributed` process group.
+
+    Returns:
+        the sum, in the shape and dtype of `x`.
+    """
     return _AllReduce.apply(x, group)
 
 
 def combine_statistics(
     count: int, mean: Tensor, m2: Tensor, group
 ) -> tuple[int | Tensor, Tensor, Tensor]:
-    """count, mean, Σ (a − mean)² [C] over the processes of `group`; None is this process alone.
+    """count, mean, m2 [C] of each process -> those of all processes of a group.
 
     Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample
-    variances".
+    variances". Differentiable in `mean` and `m2`.
+
+    Args:
+        count: values per channel in this process.
+        mean: their mean, [C].
+        m2: Σ (a − mean)², [C].
+        group: a process group; None is this process alone.
+
+    Returns:
+        count, mean [C] and m2 [C] of all values; the count is a tensor if there is a group.
     """
     if group is None:
         return count, mean, m2

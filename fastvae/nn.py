@@ -1,7 +1,8 @@
-"""Modules over the ops: parameters and one call each. Sequences are time-major, [T, B, ·].
+"""Modules over the ops: parameters and one op call each. Sequences are time-major, [T, B, ·].
 
-Weights and biases start as U(−0.1, 0.1), gains as 1, norm biases as 0; one-hot inputs are given as
-ids and looked up, never multiplied. Semeniuta et al. 2017, arXiv:1702.02390.
+Weights and biases are initialized as U(−0.1, 0.1), norm weights as 1, norm biases as 0. One-hot
+inputs are given as token ids and looked up instead of multiplied. Semeniuta et al. 2017,
+arXiv:1702.02390.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,16 @@ from fastvae.scalars import plain
 
 
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in autocast's dtype where it is on, float64 left alone: ops take one dtype."""
+    """Tensors -> the same in autocast's dtype if autocast is on; float64 tensors stay as they are.
+
+    An op takes tensors of one dtype.
+
+    Args:
+        tensors: floating-point tensors or None; at least one tensor, whose device decides.
+
+    Returns:
+        the tensors in their order, None where None was given.
+    """
     device = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -28,23 +38,26 @@ def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def upcast(x: Tensor) -> Tensor:
-    """x in the dtype in which sums and statistics are kept: float32, or float64 for float64."""
+    """x -> x in its accumulation dtype: float32, or float64 for float64."""
     return x.to(accumulate_dtype(x.dtype))
 
 
 def input_embeddings(weight: Tensor, bias: Tensor, count: int) -> Tensor:
-    """What each one-hot input adds to a layer: weight [N, I], bias [N] -> [count, N], upcast.
+    """weight [N, I], bias [N] -> [count, N]: what each one-hot input adds to a layer, upcast.
 
     Args:
-        weight: of the layer; the last `count` columns are those of the one-hot inputs.
-        bias: of the layer, which is added to every row.
-        count: how many one-hot inputs there are.
+        weight: weight of the layer, [N, I]; its last `count` columns belong to the one-hot inputs.
+        bias: bias of the layer, [N], added to every row.
+        count: number of one-hot inputs.
+
+    Returns:
+        a row per one-hot input, [count, N], in the accumulation dtype.
     """
     return upcast(weight[:, weight.shape[1] - count :]).T + upcast(bias)
 
 
 class _Uniform:
-    """Initialization of the paper for torch's layers."""
+    """The paper's initialization for torch's layers."""
 
     def reset_parameters(self) -> None:
         """Initialize all parameters as U(−0.1, 0.1)."""
@@ -53,15 +66,21 @@ class _Uniform:
 
 
 class Linear(_Uniform, nn.Linear):
-    """`torch.nn.Linear`, initialized as in the paper; last inputs may be given as token ids."""
+    """`torch.nn.Linear`, initialized as in the paper; takes one-hot inputs as token ids too."""
 
     def forward(self, x: Tensor | None, tokens: Tensor | None = None) -> Tensor:
-        """x [..., I'], tokens [...] -> [..., N].
+        """x [..., K], tokens [...] -> [..., N]; equation: `fastvae.ops.linear`.
 
         Args:
-            x: dense inputs, [..., I'], or None.
-            tokens: ids of one-hot inputs, [...] int64, or None; they belong to the last I − I'
-                columns.
+            x: dense inputs, [..., K], or None.
+            tokens: ids of one-hot inputs, [...] int64, or None. They belong to the last in_features
+                − K columns of the weight.
+
+        Returns:
+            the layer's output, [..., N].
+
+        Raises:
+            RuntimeError: an input has a wrong shape, dtype or device, or an id is out of range.
         """
         return ops.linear(*cast(x, self.weight, self.bias), tokens)
 
@@ -78,17 +97,17 @@ class _Composite(nn.Module):
     """A module without parameters of its own."""
 
     def reset_parameters(self) -> None:
-        """Initialize the modules inside anew."""
+        """Initialize the parameters of all submodules again."""
         for module in self.modules():
             if not isinstance(module, _Composite) and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
 
 
 class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
-    """Batch norm over [N, C] or [B, C, T], eps 1e-4, momentum 0.1.
+    """Batch norm: x [N, C] or [B, C, T] -> the same shape; eps 1e-4, momentum 0.1.
 
-    `set_process_group` makes the batch that of all processes, on any backend;
-    `torch.nn.SyncBatchNorm` refuses CPU tensors.
+    `set_process_group` makes it use the batch of all processes, with any backend;
+    `torch.nn.SyncBatchNorm` rejects CPU tensors.
 
     Args:
         channels: C.
@@ -100,7 +119,7 @@ class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
         super().__init__(channels, eps=1e-4, momentum=0.1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C] or [B, C, T] -> the same shape."""
+        """x [N, C] or [B, C, T] -> the same shape; batch statistics in training mode, else running."""
         if self.process_group is None or not self.training:
             return super().forward(x)
         a, over = upcast(x), [0, *range(2, x.dim())]
@@ -116,13 +135,19 @@ class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Statistics of a batch -> mean, scale, shift [C]; updates the running statistics.
 
+        The norm is then (a − mean) · scale + shift.
+
         Args:
             count: values per channel in this process.
             mean: their mean, [C], in the accumulation dtype.
             m2: Σ (a − mean)², [C], in the accumulation dtype.
 
+        Returns:
+            mean, scale and shift of the batch of all processes, [C] each, in the accumulation
+            dtype.
+
         Raises:
-            ValueError: there is only one value per channel.
+            ValueError: this process is alone and has only one value per channel.
         """
         if count == 1 and self.process_group is None:
             raise ValueError("batch statistics need more than 1 value per channel: use eval mode")
@@ -136,11 +161,14 @@ class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
         return mean, scale, upcast(self.bias)
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer before, with the running norm folded in -> weight [C, ...], bias [C].
+        """weight [C, ...], bias [C] of the layer before -> the same, with the running norm folded in.
 
         Args:
-            weight: of the layer, [C, ...].
-            bias: of the layer, [C].
+            weight: weight of the layer, [C, ...].
+            bias: bias of the layer, [C].
+
+        Returns:
+            the folded weight and bias, in the dtypes of `weight` and `bias`.
         """
         scale = upcast(self.weight) * torch.rsqrt(upcast(self.running_var) + self.eps)
         folded = upcast(weight) * scale.view(-1, *[1] * (weight.dim() - 1))
@@ -149,14 +177,14 @@ class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
 
 
 def set_process_group(model: nn.Module, group) -> None:
-    """Make batch statistics and free bits those of all processes of a group.
+    """Compute batch statistics and free bits over all processes of a group.
 
-    `fastvae.train` calls it. In a training loop of your own, call it with
+    `fastvae.train` calls it. In your own training loop, call it with
     `torch.distributed.group.WORLD` before you wrap a model in `DistributedDataParallel`, which
-    averages gradients and nothing else.
+    averages only gradients.
 
     Args:
-        model: the module; everything inside that has such statistics is changed.
+        model: changed in place, with all its submodules that have such statistics.
         group: a process group, or None for each process alone.
     """
     for module in model.modules():
@@ -168,25 +196,26 @@ class LayerNormLSTM(nn.Module):
     """LSTM with one joint layer norm over its four gates: x [T, B, I] -> y [T, B, H].
 
     Equation: `fastvae.ops.layer_norm_lstm`. The gates are in the order i, f, g, o. Parameters:
-        weight_ih
-    [4H, I], weight_hh [4H, H], bias [4H], norm_weight [4H], norm_bias [4H].
+    weight_ih [4H, I], weight_hh [4H, H], bias [4H], norm_weight [4H], norm_bias [4H]. Semeniuta et
+    al. 2017, arXiv:1702.02390.
 
     Args:
         input_size: I.
         hidden_size: H.
-        num_layers: 1; as the next arguments it exists so that `torch.nn.LSTM` can be replaced.
-        bias: True.
+        num_layers: must be 1; like the arguments up to `proj_size`, it exists so that the layer can
+            replace `torch.nn.LSTM`.
+        bias: must be True.
         batch_first: x and y are [B, T, ·].
-        dropout: 0.
-        bidirectional: False.
-        proj_size: 0.
-        eps: of the norm.
+        dropout: must be 0.
+        bidirectional: must be False.
+        proj_size: must be 0.
+        eps: added to the norm's variance.
         device: where parameters are created.
         dtype: of the parameters.
 
     Raises:
-        ValueError: an argument of `torch.nn.LSTM` that is not supported; the message says what to
-            do.
+        ValueError: a size is below 1, or an argument of `torch.nn.LSTM` has an unsupported value;
+            the message names an alternative.
     """
 
     def __init__(
@@ -220,7 +249,7 @@ class LayerNormLSTM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialize weights and bias as U(−0.1, 0.1), gain as 1, bias of the norm as 0."""
+        """Initialize weights and bias as U(−0.1, 0.1), the norm's weight as 1 and its bias as 0."""
         for parameter in (self.weight_ih, self.weight_hh, self.bias):
             nn.init.uniform_(parameter, -0.1, 0.1)
         nn.init.ones_(self.norm_weight)
@@ -237,16 +266,22 @@ class LayerNormLSTM(nn.Module):
         *,
         tokens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x [T, B, I'], state -> y [T, B, H], (h_n, c_n) [B, H].
+        """x [T, B, K], (h0, c0) [B, H] -> y [T, B, H], (h_n, c_n) [B, H].
 
         Args:
-            x: dense inputs, [T, B, I'], or None; [B, T, I'] with `batch_first`.
+            x: dense inputs, [T, B, K], or None; [B, T, K] with `batch_first`.
             state: (h0, c0), [B, H] each; None is zeros.
             tokens: ids of one-hot inputs, [T, B] int64 ([B, T] with `batch_first`), or None. They
-                belong to the last I − I' columns of weight_ih.
+                belong to the last I − K columns of weight_ih.
+
+        Returns:
+            h of every step, [T, B, H] ([B, T, H] with `batch_first`), and the last h and c, [B, H]
+            each, without the layer dimension of `torch.nn.LSTM`.
 
         Raises:
-            ValueError: inputs or states have another shape.
+            ValueError: x or a state has a wrong shape, x is a PackedSequence, or both inputs are
+                None.
+            RuntimeError: an input has a wrong dtype or device, or an id is out of range.
         """
         self._check(x, state, tokens)
         if self.batch_first:
@@ -261,6 +296,7 @@ class LayerNormLSTM(nn.Module):
         return y.transpose(0, 1) if self.batch_first else y, (y[-1], c_n)
 
     def _check(self, x, state, tokens) -> None:
+        """Raise ValueError for inputs and states of wrong shapes."""
         if isinstance(x, nn.utils.rnn.PackedSequence):
             raise ValueError(
                 "x is a PackedSequence: pad it with torch.nn.utils.rnn.pad_packed_sequence and "
@@ -290,7 +326,7 @@ class LayerNormLSTM(nn.Module):
 
 
 def _refuse_lstm_arguments(num_layers, bias, dropout, bidirectional, proj_size) -> None:
-    """Raises ValueError for what `torch.nn.LSTM` can and `LayerNormLSTM` cannot."""
+    """Raise ValueError for arguments that `torch.nn.LSTM` supports and `LayerNormLSTM` does not."""
     if num_layers != 1:
         raise ValueError(
             f"num_layers must be 1, got {num_layers}: stack layers in a torch.nn.ModuleList"
@@ -312,8 +348,8 @@ def _refuse_lstm_arguments(num_layers, bias, dropout, bidirectional, proj_size) 
 class HighwayConv(nn.Module):
     """Highway masked convolution of kernel size 2 with batch norm: x [T, B, C] -> [T, B, C].
 
-    Equation: `fastvae.ops.highway_conv`. Parameters: weight [3C, C, 2], bias [3C], and those of the
-        norm.
+    Equation: `fastvae.ops.highway_conv`. Parameters: weight [3C, C, 2], bias [3C] and those of the
+    norm. Semeniuta et al. 2017, arXiv:1702.02390.
 
     Args:
         channels: C.
@@ -341,11 +377,11 @@ class HighwayConv(nn.Module):
         return f"{self.channels}, carry={self.carry}"
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """weight [3C, C, 2] and bias [3C] with the running norm in them."""
+        """The convolution with the running norm folded in -> weight [3C, C, 2], bias [3C]."""
         return self.norm.fold(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [T, B, C] -> [T, B, C]."""
+        """x [T, B, C] -> [T, B, C]; batch statistics in training mode, else the running norm."""
         if not self.training:
             return ops.highway_conv(*cast(x, *self.folded()), self.carry)
         x, weight, bias = cast(x, self.weight, self.bias)
@@ -355,13 +391,13 @@ class HighwayConv(nn.Module):
 
 
 class HighwayConvStack(_Composite):
-    """Highway masked convolutions one after the other: x [T, B, C] -> [T, B, C].
+    """Several highway masked convolutions in sequence: x [T, B, C] -> [T, B, C].
 
-    They are causal: position t sees t − layers to t.
+    The stack is causal: output t depends on inputs t − layers to t.
 
     Args:
         channels: C.
-        layers: how many.
+        layers: number of convolutions.
         carry: as in `HighwayConv`.
         device: where parameters are created.
         dtype: of the parameters.
@@ -376,7 +412,7 @@ class HighwayConvStack(_Composite):
         )
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """All layers for decoding, norms folded in: weight [N, 3C, C, 2], bias [N, 3C]."""
+        """All N layers with their running norms folded in -> weight [N, 3C, C, 2], bias [N, 3C]."""
         weights, biases = zip(*(layer.folded() for layer in self.layers), strict=True)
         return torch.stack(weights), torch.stack(biases)
 
@@ -388,16 +424,16 @@ class HighwayConvStack(_Composite):
 
 
 class ConvEncoder(_Composite):
-    """Tokens [B, L] -> mean, log-variance [B, Z].
+    """Convolutional encoder of the hybrid VAE: tokens [B, L] -> mean, log-variance [B, Z].
 
-    Blocks of Conv1d (kernel 3, stride 2), batch norm and ReLU halve the length; a linear layer
-    follows.
+    Blocks of Conv1d (kernel 3, stride 2), batch norm and ReLU halve the length each; a linear layer
+    follows. Semeniuta et al. 2017, arXiv:1702.02390.
 
     Args:
         vocab_size: V.
         length: L, divisible by 2 for each block.
         latent_size: Z.
-        channels: of each block.
+        channels: output channels of each block.
         device: where parameters are created.
         dtype: of the parameters.
     """
@@ -424,18 +460,18 @@ class ConvEncoder(_Composite):
         self.linear = Linear(flat, 2 * latent_size, **factory_kwargs)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens [B, L] -> mean, log-variance [B, Z]."""
+        """tokens [B, L] int64 -> mean, log-variance [B, Z]."""
         x = self._first(tokens)
         for n, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x) if n else x).relu()
         return self.linear(x.flatten(1)).chunk(2, -1)
 
     def _first(self, tokens: Tensor) -> Tensor:
-        """The first convolution, of one-hot tokens: the sum of three rows of its weight."""
+        """The first convolution, of one-hot tokens [B, L] -> [B, C, L / 2]: sums of looked-up rows."""
         conv = self.convs[0]
-        # [3, V + 1, C]: each tap's rows, then zeros for the position before the text.
+        # [3, V + 1, C]: each tap's rows, then zeros for the position before the sequence.
         table = F.pad(upcast(conv.weight).permute(2, 1, 0), (0, 0, 0, 1))
-        if tokens.device.type != "cpu":  # which raises; elsewhere a wrong id would stop the device
+        if tokens.device.type != "cpu":  # the CPU raises; on others a wrong id would abort
             tokens = mark_unknown(tokens, self.vocab_size)
             tokens = tokens + (tokens == self.vocab_size)
             table = F.pad(table, (0, 0, 0, 1), value=float("nan"))
@@ -446,14 +482,15 @@ class ConvEncoder(_Composite):
 
 
 class DeconvDecoder(_Composite):
-    """z [B, Z] -> features [T, B, D].
+    """Deconvolutions of the hybrid VAE: z [B, Z] -> features [T, B, D].
 
     A linear layer and ReLU, then blocks of ConvTranspose1d (kernel 3, stride 2), batch norm and
-    ReLU that double the length. They mirror an encoder: from channels[-1] to channels[0], then D.
+    ReLU that double the length each. They mirror the encoder: from channels[-1] to channels[0],
+    then D. Semeniuta et al. 2017, arXiv:1702.02390.
 
     Args:
         latent_size: Z.
-        length: T.
+        length: T, divisible by 2 for each block.
         channels: of the encoder's blocks.
         feature_channels: D.
         device: where parameters are created.
