@@ -1,4 +1,4 @@
-"""All that is measured of a model on one corpus: the bound and its terms, latents, likelihood."""
+"""Evaluates a model on one corpus: the bound and its terms, use of the latent, likelihood."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,24 +23,29 @@ def measure(
     seed: int = 0,
     track: Callable[[Iterable, str, int], Iterable] = lambda values, description, total: values,
 ) -> dict[str, Any]:
-    """Everything measured of a model on a corpus: `metrics.evaluate` and measures of the latents.
+    """Evaluate a model on a corpus: `metrics.evaluate` and measures of the latents.
+
+    Each measure uses the first texts of the corpus's fixed pass.
 
     Args:
         model: a `HybridVAE` or `LSTMVAE`.
-        corpus: the data; their fixed pass is used.
-        limit: texts of the pass that are used; None all.
-        nll_texts: first texts whose importance-weighted NLL is measured; 0 leaves it out.
-        nll_samples: latent vectors for each.
-        mi_texts: first texts whose mutual information is measured; 0 leaves it out.
-        reconstruct_texts: first texts that are reconstructed greedily; 0 leaves it out.
-        batch_size: texts at a time.
-        seed: of the latent noise.
+        corpus: the data.
+        limit: number of texts of the pass; None is all of them.
+        nll_texts: texts whose importance-weighted NLL is measured; 0 leaves it out.
+        nll_samples: latent vectors per text for the importance-weighted NLL.
+        mi_texts: texts whose mutual information is measured; 0 leaves it out.
+        reconstruct_texts: texts that are reconstructed greedily; below 2 leaves it out.
+        batch_size: texts per forward pass.
+        seed: seed of the latent noise.
         track: (values, description, total) -> the same values, to show progress.
 
     Returns:
-        the keys of `metrics.evaluate`, and mutual_information, mutual_information_texts,
-        importance_weighted_nll, importance_weighted_nll_texts, importance_weighted_nll_samples;
-        those of `metrics.reconstruction_accuracy`, texts as reconstruction_texts.
+        the results by name: those of `metrics.evaluate` and, where measured,
+        mutual_information: nats; mutual_information_texts: number of texts.
+        importance_weighted_nll: mean, nats per text; importance_weighted_nll_texts and
+            importance_weighted_nll_samples: numbers of texts and of latent vectors per text.
+        exact_reconstruction, shuffled_reconstruction, token_accuracy: see
+            `metrics.reconstruction_accuracy`; reconstruction_texts: number of texts.
 
     Raises:
         ValueError: there is no sample.

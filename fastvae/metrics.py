@@ -1,4 +1,4 @@
-"""What a model learnt, in numbers: bits per character, use of the latent, likelihood, variety.
+"""Evaluation metrics: bits per character, use of the latent, likelihood, diversity of texts.
 
 bits per character = (reconstruction + KL) / (characters · ln 2)
 active unit: Var_x E[z | x] ≥ 0.01                      Burda et al. 2016, arXiv:1509.00519
@@ -23,11 +23,14 @@ _NOTHING = "there is nothing to evaluate: the data give no sample of the model's
 
 
 def bits_per_character(nats_per_sample: float, characters_per_sample: float) -> float:
-    """Nats per sample -> bits per character; of texts in bytes, bits per byte.
+    """Nats per sample -> bits per character; bits per byte for texts in bytes.
 
     Args:
-        nats_per_sample: such as a bound.
-        characters_per_sample: how many characters or bytes it covers.
+        nats_per_sample: a bound or one of its terms, nats.
+        characters_per_sample: number of characters (or bytes) that it covers.
+
+    Returns:
+        nats_per_sample / (characters_per_sample · ln 2).
     """
     return nats_per_sample / (characters_per_sample * math.log(2))
 
@@ -37,17 +40,21 @@ def evaluate(
 ) -> dict[str, float]:
     """Batches of tokens [B, L] -> the bound and its terms, means over all samples, nats per sample.
 
-    Leaves the model's mode and torch's global generators as they were.
+    Runs in eval mode with one z per sample. Restores the model's mode and does not use torch's
+    global generators.
 
     Args:
         model: a `HybridVAE` or `LSTMVAE`.
         batches: tokens [B, L] int64 each, on any device.
         kl_weight: weight of the KL in `loss`.
-        seed: of the latent noise.
+        seed: seed of the latent noise, which does not depend on the size of the batches.
 
     Returns:
-        loss, reconstruction, kl, auxiliary; bound, reconstruction + kl; bpc, its bits per
-        character; active_units, a count; samples, how many there were.
+        loss, reconstruction, kl, auxiliary: means, nats per sample.
+        bound: reconstruction + kl.
+        bpc: the bound, bits per character.
+        active_units: number of latent dimensions in use; see the function `active_units`.
+        samples: number of samples.
 
     Raises:
         ValueError: there is no sample.
@@ -81,14 +88,18 @@ def evaluate(
 
 @torch.no_grad()
 def terms_per_text(model: nn.Module, tokens: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Tokens [B, L] -> reconstruction [B] with one z each and the closed-form KL [B], float64 nats.
+    """Tokens [B, L] -> reconstruction [B] with one z each and closed-form KL [B], nats, float64.
 
-    Their means are those of `evaluate`; the values of single texts give errors of differences.
+    Their means are those of `evaluate` on the same texts; the values of single texts give standard
+    errors of differences.
 
     Args:
         model: a `HybridVAE` or `LSTMVAE`.
         tokens: [B, L] int64, on any device.
-        seed: of the latent noise.
+        seed: seed of the latent noise.
+
+    Returns:
+        reconstruction and KL of each text, [B] each, on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters())
@@ -102,17 +113,19 @@ def terms_per_text(model: nn.Module, tokens: Tensor, *, seed: int = 0) -> tuple[
 
 @torch.no_grad()
 def int8_loss(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0) -> dict[str, float]:
-    """Batches of tokens [B, L] -> what `quantization="int8"` costs.
+    """Batches of tokens [B, L] -> the loss in accuracy from `quantization="int8"`.
 
     Args:
         model: a model with a decoder.
         batches: tokens [B, L] int64 each, on any device.
-        seed: of the latent noise.
+        seed: seed of the latent noise.
 
     Returns:
-        bpc_loss: bits per character by which the bound grows. token_agreement: top-1 agreement,
-        teacher-forced, pads left out. greedy_agreement: share of equal tokens in what both generate
-        from the same z; one difference leads to others. texts: how many there were.
+        bpc_loss: increase of the bound, bits per character.
+        token_agreement: top-1 agreement, teacher-forced, without pads.
+        greedy_agreement: fraction of equal tokens in greedy sequences from the same z, without
+            positions that are pads in both; one difference leads to others.
+        texts: number of texts.
 
     Raises:
         ValueError: the model has no decoder, or there is no batch.
@@ -146,39 +159,43 @@ def int8_loss(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0) -> 
 
 
 def count_characters(model: nn.Module, tokens: Tensor) -> int:
-    """Tokens [B, L] -> how many of them the model's loss counts; pads too, unless it masks them.
+    """Tokens [B, L] -> number of tokens in the model's loss: all, or those that it does not mask.
 
     Args:
-        model: a `HybridVAE` or `LSTMVAE`.
+        model: a `HybridVAE` or `LSTMVAE`; with `mask_pad=True` its loss leaves pads out.
         tokens: [B, L] int64.
+
+    Returns:
+        the number of tokens.
     """
     return int((tokens != model.pad_id).sum()) if model.mask_pad else tokens.numel()
 
 
 def _row_noise(model: nn.Module, tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise [B, Z], row by row: it does not depend on the size of the batches."""
+    """tokens [B, L] -> standard normal noise [B, Z], drawn by row, whatever the batch size."""
     rows = [torch.randn(model.latent_size, generator=generator, device="cpu") for _ in tokens]
     return torch.stack(rows)
 
 
 @torch.no_grad()
 def reconstruction_accuracy(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
-    """Batches of tokens [B, L] -> how well greedy generation returns texts from their latents.
+    """Batches of tokens [B, L] -> how well greedy generation restores texts from posterior means.
 
-    The control generates from the latent of another text: what comes out right there, the decoder
-    knows without any latent.
+    The control generates from the posterior mean of another text. Texts that it restores, the
+    decoder knows without the latent.
 
     Args:
         model: a `HybridVAE` or `LSTMVAE`.
         batches: tokens [B, L] int64 each, on any device.
 
     Returns:
-        exact_reconstruction: share of texts that are the same in every token.
-        shuffled_reconstruction: the same from the latent of the text before. token_accuracy: share
-        of equal tokens, pads left out. texts: how many there were.
+        exact_reconstruction: fraction of texts with every token equal, pads included.
+        shuffled_reconstruction: the same, from the posterior mean of the text before.
+        token_accuracy: fraction of equal tokens, without pads.
+        texts: number of texts.
 
     Raises:
-        ValueError: there are fewer than two texts, so that none has another one's latent.
+        ValueError: there are fewer than two texts.
     """
     tokens = [t.cpu() for t in batches]
     means = [model.encode(t) for t in tokens]
@@ -207,22 +224,30 @@ def reconstruction_accuracy(model: nn.Module, batches: Iterable[Tensor]) -> dict
 
 
 def active_units(mean: Tensor) -> int:
-    """Posterior means [N, Z] -> number of dimensions with (biased) variance of at least 0.01."""
+    """Posterior means [N, Z] -> number of dimensions whose (biased) variance is at least 0.01.
+
+    Burda et al. 2016, arXiv:1509.00519.
+    """
     return int((mean.double().var(0, correction=0) >= ACTIVE_VARIANCE).sum())
 
 
 def mutual_information(
     mean: Tensor, logvar: Tensor, *, generator: torch.Generator | None = None, chunk: int = 1024
 ) -> float:
-    """Posteriors mean, logvar [N, Z] -> I(x; z), nats, under their mixture, from one z each.
+    """Posterior mean, logvar [N, Z] -> I(x; z), nats, under their mixture, from one z each.
 
-    It is at most log N, which N posteriors far apart reach.
+        I(x; z) = E_x KL(q(z | x) ‖ q(z)),   q(z) = 1/N Σₙ q(z | xₙ)
+
+    Its upper limit is log N. Computed on the CPU in float64. Hoffman & Johnson 2016.
 
     Args:
-        mean: of the posteriors, [N, Z].
-        logvar: their log-variances, [N, Z].
-        generator: draws z; None is torch's own.
-        chunk: rows of the [N, N] densities that are in memory at a time.
+        mean: posterior means, [N, Z].
+        logvar: posterior log-variances, [N, Z].
+        generator: random source of z, on the CPU; None is torch's global one.
+        chunk: rows of the [N, N] matrix of densities held in memory at a time.
+
+    Returns:
+        the estimate, nats.
     """
     mean, logvar = mean.detach().cpu().double(), logvar.detach().cpu().double()
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device="cpu")
@@ -244,16 +269,24 @@ def importance_weighted_nll(
     generator: torch.Generator | None = None,
     chunk: int = 256,
 ) -> Tensor:
-    """Tokens [B, L] -> an upper bound on −log p(x), nats, [B] float64.
+    """Tokens [B, L] -> estimates of an upper bound on −log p(x), nats, [B] float64.
 
-    It tightens with the number of samples. Burda et al. 2016, arXiv:1509.00519.
+        −log p(x) ≤ −E log 1/K Σₖ p(x | zₖ) p(zₖ) / q(zₖ | x)
+
+    The bound becomes tighter with the number K of samples. Burda et al. 2016, arXiv:1509.00519.
 
     Args:
         model: a `HybridVAE` or `LSTMVAE`.
         tokens: [B, L] int64, on any device.
-        samples: latent vectors per text.
-        generator: draws them; None is torch's own.
-        chunk: pairs of text and latent vector that go through the model at once.
+        samples: K, latent vectors per text; at least 1.
+        generator: random source of the latent vectors, on the CPU; None is torch's global one.
+        chunk: pairs of text and latent vector per forward pass; the draws do not depend on it.
+
+    Returns:
+        the estimates, [B] float64, on the CPU.
+
+    Raises:
+        ValueError: `samples` is below 1.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
@@ -282,12 +315,20 @@ def importance_weighted_nll(
 
 
 def distinct_n(texts: Sequence[str], n: int, *, unit: str = "word") -> float:
-    """Share of distinct n-grams among all n-grams of the texts; 0 where no text has one.
+    """Fraction of distinct n-grams among all n-grams of the texts; 0 if there are none.
+
+    Li et al. 2016, arXiv:1510.03055.
 
     Args:
         texts: n-grams do not cross their ends.
-        n: words or characters of an n-gram.
+        n: words or characters per n-gram.
         unit: "word" (separated by white space) or "character".
+
+    Returns:
+        a fraction from 0 to 1.
+
+    Raises:
+        ValueError: the unit is unknown.
     """
     if unit not in ("word", "character"):
         raise ValueError(f'unit must be "word" or "character", got {unit!r}')
@@ -297,22 +338,25 @@ def distinct_n(texts: Sequence[str], n: int, *, unit: str = "word") -> float:
 
 
 def unique_share(texts: Sequence[str]) -> float:
-    """Share of different texts among all texts."""
+    """Number of different texts / number of texts; there must be at least one."""
     return len(set(texts)) / len(texts)
 
 
 def most_common_share(texts: Sequence[str]) -> float:
-    """Share of the text that occurs most often."""
+    """Fraction of the texts that are equal to the most frequent one; there must be at least one."""
     return Counter(texts).most_common(1)[0][1] / len(texts)
 
 
 def variety(texts: Sequence[str]) -> dict[str, float]:
-    """distinct_1, 2 and 3 of words, unique_share and most_common_share; all depend on how many."""
+    """Texts -> distinct_1, distinct_2, distinct_3 (of words), unique_share, most_common_share.
+
+    All depend on the number of texts: compare sets of the same size.
+    """
     found = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
     shares = {"unique_share": unique_share(texts), "most_common_share": most_common_share(texts)}
     return {**found, **shares}
 
 
 def _log_normal(noise: Tensor, logvar: Tensor) -> Tensor:
-    """Log density, less its constant, of mean + exp(logvar/2) · noise: [..., Z] -> [...]."""
+    """noise, logvar [..., Z] -> log density of mean + exp(logvar/2) · noise, up to a constant."""
     return -(noise.square() + logvar).sum(-1) / 2

@@ -119,7 +119,7 @@ class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
         super().__init__(channels, eps=1e-4, momentum=0.1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C] or [B, C, T] -> the same shape; batch statistics in training mode, else running."""
+        """x [N, C] or [B, C, T] -> the same shape, by batch or (eval mode) running statistics."""
         if self.process_group is None or not self.training:
             return super().forward(x)
         a, over = upcast(x), [0, *range(2, x.dim())]
@@ -161,7 +161,7 @@ class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
         return mean, scale, upcast(self.bias)
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """weight [C, ...], bias [C] of the layer before -> the same, with the running norm folded in.
+        """weight [C, ...], bias [C] of the layer before -> both with the running norm folded in.
 
         Args:
             weight: weight of the layer, [C, ...].
@@ -467,7 +467,7 @@ class ConvEncoder(_Composite):
         return self.linear(x.flatten(1)).chunk(2, -1)
 
     def _first(self, tokens: Tensor) -> Tensor:
-        """The first convolution, of one-hot tokens [B, L] -> [B, C, L / 2]: sums of looked-up rows."""
+        """The first convolution, of one-hot tokens [B, L] -> [B, C, L / 2]; sums table rows."""
         conv = self.convs[0]
         # [3, V + 1, C]: each tap's rows, then zeros for the position before the sequence.
         table = F.pad(upcast(conv.weight).permute(2, 1, 0), (0, 0, 0, 1))

@@ -18,14 +18,14 @@ from fastvae.distributed import all_reduce
 
 
 class VAEOutput(NamedTuple):
-    """What a model's forward returns: the loss and its terms, nats per sample.
+    """The loss and its terms, as a model's forward returns them: batch means, nats per sequence.
 
     Args:
-        loss: what to minimize, a scalar.
+        loss: the value to minimize, a scalar.
         reconstruction: −log p(x | z), a scalar.
         kl: KL of the posterior to the prior, before free bits and weight, a scalar.
         auxiliary: the auxiliary loss before its weight, a scalar.
-        kl_per_dimension: the parts of `kl`, [Z].
+        kl_per_dimension: the terms of `kl`, [Z].
     """
 
     loss: Tensor
@@ -39,16 +39,17 @@ class VAEOutput(NamedTuple):
 class KLSchedule:
     """Weight of the KL term as a function of the step.
 
-    It rises linearly from `floor` to `target` between the steps `start` and `end`, once or in
-    cycles, and is `target` from `end` on: without arguments it is 1 at every step. Cyclical
-    annealing: Fu et al. 2019, arXiv:1903.10145.
+    The weight is `floor` before `start`, rises linearly from `floor` to `target` between the steps
+    `start` and `end`, once or in cycles, and is `target` from `end` on. Without arguments it is 1
+    at every step. Cyclical annealing: Fu et al. 2019, arXiv:1903.10145.
 
     Args:
         floor: the weight before `start`.
-        start: the step at which it begins to rise.
-        end: the step from which it stays.
-        cycles: how often it rises between `start` and `end`.
-        rise: the part of a cycle in which it rises; for the rest it is `target` (Fu et al.: 0.5).
+        start: the step at which the weight begins to rise.
+        end: the step from which the weight is `target`.
+        cycles: number of rises between `start` and `end`.
+        rise: fraction of a cycle in which the weight rises; for the rest it is `target` (0.5 in Fu
+            et al.).
         target: the weight at the end.
 
     Raises:
@@ -77,7 +78,7 @@ class KLSchedule:
             raise ValueError(f"KL schedule: rise must be above 0 and at most 1, got {self.rise}")
 
     def __call__(self, step: int) -> float:
-        """The weight at `step`, counted from 0."""
+        """step, counted from 0 -> weight."""
         if step >= self.end:
             return self.target
         if step < self.start:
@@ -87,18 +88,18 @@ class KLSchedule:
 
 
 class KLController:
-    """Weight of the KL term that holds the KL at a target: a PI controller of its logarithm.
+    """Weight of the KL term that holds the KL at a target: a PI controller in the log domain.
 
-    With e = log(KL / target), limited to ±1, after each step
+    With e = log(KL / target), limited to ±1, each step does
 
         I ← I + 0.03 e,   next weight = exp(I + 2 e)       both from 1e-4 to 10, 0.1 at first
 
-    so the error is relative and one setting serves targets of all sizes. After ControlVAE (Shao et
-    al. 2020, arXiv:2004.05988), whose controller is linear and has gains for each data set.
+    Because the error is relative, one setting serves targets of all sizes. After ControlVAE (Shao
+    et al. 2020, arXiv:2004.05988), whose controller is linear and has gains for each data set.
 
     Args:
-        target: KL to hold, nats per sample.
-        device: where the KL of each step is; nothing waits for it.
+        target: KL to hold, nats per sequence.
+        device: the device of the KL that `update` receives; updates do not synchronize with it.
     """
 
     INTEGRAL, PROPORTIONAL, LIMIT = 0.03, 2.0, 1.0
@@ -112,12 +113,12 @@ class KLController:
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the next step, a scalar that `update` changes in place."""
+        """The weight of the next step, a scalar tensor that `update` changes in place."""
         return self.state[1]
 
     @torch.no_grad()
     def update(self, kl: Tensor) -> None:
-        """Take in the KL of a step, nats per sample, a scalar."""
+        """Update the weight from the KL of a step, nats per sequence, a scalar."""
         error = (kl.float() / self.target).log().clamp(-self.LIMIT, self.LIMIT)
         integral = self.state[0] + self.INTEGRAL * error
         integral = integral.clamp(math.log(self.LEAST), math.log(self.MOST))
@@ -128,23 +129,31 @@ class KLController:
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, exp(logvar)) ‖ N(0, 1)) of each dimension, nats: mean, logvar [B, Z] -> [B, Z].
 
+        KL = ½ (mean² + exp(logvar) − 1 − logvar)
+
     Args:
-        mean: of the posterior, [B, Z].
-        logvar: its log-variance, [B, Z].
+        mean: posterior means, [B, Z].
+        logvar: posterior log-variances, [B, Z].
+
+    Returns:
+        the KL of each dimension, [B, Z].
     """
     return 0.5 * (mean.square() + logvar.expm1() - logvar)
 
 
 def free_bits_kl(kl_per_dimension: Tensor, free_bits: float, group=None) -> Tensor:
-    """Σ_z max(KL_z, free_bits): means over the batch KL_z [Z] -> scalar.
+    """Σ_z max(KL_z, free_bits): batch means KL_z [Z] -> scalar, nats.
 
     Dimensions below the threshold get no gradient. Kingma et al. 2016, arXiv:1606.04934.
 
     Args:
         kl_per_dimension: KL_z, nats, [Z].
-        free_bits: the threshold, nats.
-        group: processes over which KL_z is averaged, with batches of one size; None is this one
-            alone.
+        free_bits: the threshold of each dimension, nats.
+        group: processes over which KL_z is averaged first; their batches must have the same size.
+            None is this process alone.
+
+    Returns:
+        the sum, a scalar.
     """
     if free_bits > 0 and group is not None:
         kl_per_dimension = all_reduce(kl_per_dimension, group) / group.size()
@@ -155,9 +164,13 @@ def reconstruction_nats(logits: Tensor, tokens: Tensor, ignored: int | None = No
     """−log p of each sequence, nats: logits [T, B, V], tokens [T, B] -> [B].
 
     Args:
-        logits: of each position, [T, B, V].
-        tokens: the ids, [T, B] int64.
+        logits: logits of each position, [T, B, V].
+        tokens: ids, [T, B] int64.
         ignored: an id whose positions cost nothing, or None.
+
+    Returns:
+        −log p, summed over positions, [B]. On devices other than the CPU, ids out of range are
+        clamped, not reported.
     """
     if tokens.device.type != "cpu":  # a wrong target would stop the device; its inputs are NaN
         tokens = tokens.clamp(0, logits.shape[-1] - 1)
