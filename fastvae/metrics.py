@@ -181,8 +181,8 @@ def _row_noise(model: nn.Module, tokens: Tensor, generator: torch.Generator) -> 
 def reconstruction_accuracy(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
     """Batches of tokens [B, L] -> how well greedy generation restores texts from posterior means.
 
-    The control generates from the posterior mean of another text. Texts that it restores, the
-    decoder knows without the latent.
+    The control generates from the posterior mean of another text. Its score
+    measures what the decoder knows without the latent.
 
     Args:
         model: a `HybridVAE` or `LSTMVAE`.

@@ -1,6 +1,6 @@
-"""The paper's settings under short names, and how a field of them is overridden by its name.
+"""The paper's settings as named presets, and overriding a preset's fields by name.
 
-Semeniuta, Severyn, Barth 2017, arXiv:1702.02390, and its released code where the paper is silent.
+Semeniuta, Severyn, Barth 2017, arXiv:1702.02390; its released code where the paper gives no value.
 """
 
 import inspect
@@ -31,15 +31,15 @@ READINGS = {CHARACTERS: Reading(WINDOWS), TWEETS: Reading(LINES, "tweets")}
 
 @dataclass(frozen=True)
 class Preset:
-    """A model's class and arguments, the text that it reads, and fields of `TrainingConfig`.
+    """A model's class and arguments, the kind of text it reads, and fields of `TrainingConfig`.
 
     Args:
         description: one line for people.
         model: the class, "HybridVAE" or "LSTMVAE".
         length: L, tokens of a sequence.
-        model_arguments: arguments of the class that are not its defaults.
+        model_arguments: arguments of the class that differ from its defaults.
         text: "characters" (windows of a file's characters) or "tweets" (normalized lines of bytes).
-        training: fields of `TrainingConfig` that are not its defaults.
+        training: fields of `TrainingConfig` that differ from its defaults.
     """
 
     description: str
@@ -50,27 +50,28 @@ class Preset:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def model_for(self, vocabulary: Vocabulary) -> TextVAE:
-        """A new model of these sizes, on the CPU, initialized by torch's seed.
+        """Build the preset's model for a vocabulary, initialized from torch's global generator.
 
         Raises:
-            ValueError: this machine has too little memory to train it, or no model has such sizes.
+            ValueError: this machine has too little memory to train it, or an argument is out of
+                range.
         """
         return build_model(self, vocabulary)
 
     def config(self, **fields: Any) -> TrainingConfig:
-        """Its training, with these fields instead.
+        """The preset's training settings, with these fields replaced -> `TrainingConfig`.
 
         Raises:
-            ValueError: no such field, or a value that makes no sense.
+            ValueError: a field does not exist or its value is out of range.
         """
         return TrainingConfig.from_dict({**self.training, **fields})
 
 
 def load(name: str) -> Preset:
-    """The preset of this name.
+    """Name -> the preset of this name.
 
     Raises:
-        ValueError: there is none; the message suggests the closest or lists all.
+        ValueError: no preset has this name; the message suggests the closest or lists all.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}: {suggestion(name, PRESETS)}")
@@ -200,7 +201,15 @@ MEANINGS = {
 
 
 def defaults(preset: Preset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What each field of the preset's model and of its training is."""
+    """Preset -> the value of each field of its model, and of its training.
+
+    Args:
+        preset: the preset.
+
+    Returns:
+        `length` and the model's fields by name; the fields of `TrainingConfig` by name. Both
+        include defaults that the preset does not change.
+    """
     parameters = inspect.signature(MODELS[preset.model].__init__).parameters
     model = {name: parameters[name].default for name in _model_fields(preset.model)}
     training = {f.name: f.default for f in fields(TrainingConfig)}
@@ -211,16 +220,19 @@ def defaults(preset: Preset) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def configure(name: str, overrides: Mapping[str, str]) -> Preset:
-    """The preset of this name with fields replaced by values given as text.
+    """Name and overrides as text -> the preset of this name with these fields replaced.
 
     Args:
-        name: of the preset.
-        overrides: field -> text, such as {"steps": "500"}. Fields are `length`, arguments of the
-            model and fields of `TrainingConfig`.
+        name: name of the preset.
+        overrides: field -> value as text, such as {"steps": "500"}. Fields are `length`, arguments
+            of the model and fields of `TrainingConfig`.
+
+    Returns:
+        a new preset.
 
     Raises:
-        ValueError: no such preset or field, with the closest name; or a value that its field cannot
-            have.
+        ValueError: no preset or field has this name (the message suggests the closest), or a value
+            is not of its field's type.
     """
     preset = load(name)
     kinds = field_types(preset)
@@ -231,11 +243,15 @@ def configure(name: str, overrides: Mapping[str, str]) -> Preset:
 
 
 def changed(preset: Preset, values: Mapping[str, Any]) -> Preset:
-    """The preset with these fields.
+    """Preset and values -> the preset with these fields replaced.
 
     Args:
-        preset: what to begin with.
-        values: `length`, arguments of its model or fields of `TrainingConfig`, by name.
+        preset: the preset to start from.
+        values: values by field: `length`, arguments of its model or fields of `TrainingConfig`; not
+            checked here.
+
+    Returns:
+        a new preset.
     """
     training = {k: v for k, v in values.items() if k in _training_fields()}
     model = {k: v for k, v in values.items() if k != "length" and k not in training}
@@ -248,7 +264,7 @@ def changed(preset: Preset, values: Mapping[str, Any]) -> Preset:
 
 
 def field_types(preset: Preset) -> dict[str, Any]:
-    """Fields of a preset that may be changed -> their types."""
+    """Preset -> the type of each field that may be overridden, by name."""
     return {"length": int, **_model_fields(preset.model), **_training_fields()}
 
 
@@ -263,11 +279,20 @@ def open_corpus(
     """Open a file as a corpus of one kind of text.
 
     Args:
-        path: of the file.
+        path: path of the file; gzip is unpacked.
         length: L, tokens of a sample.
-        vocabulary: None makes the file's own.
+        vocabulary: the vocabulary to use; None builds it from the file (characters), or is a
+            `ByteVocabulary` (tweets).
         text: "characters" or "tweets".
-        cache: directory that keeps what was read for the next time; None keeps nothing.
+        cache: directory that keeps the encoded text for the next run; None is a temporary one.
+
+    Returns:
+        a `WindowCorpus` for "characters", a `LineCorpus` for "tweets".
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file cannot be read as this kind of text; see `WindowCorpus` and
+            `LineCorpus`.
     """
     return read_corpus(path, length, READINGS[text], vocabulary, cache=cache)
 
@@ -280,14 +305,22 @@ def read_corpus(
     *,
     cache: Path | None = None,
 ) -> Corpus:
-    """Open a file as a corpus that is read as a run has recorded.
+    """Open a file as a corpus, read as a `Reading` says; for example that of a run.
 
     Args:
-        path: of the file.
+        path: path of the file; gzip is unpacked.
         length: L, tokens of a sample.
         reading: how the file becomes samples.
-        vocabulary: None makes the file's own.
-        cache: directory that keeps what was read for the next time; None keeps nothing.
+        vocabulary: the vocabulary to use; None builds it from the file (windows), or is a
+            `ByteVocabulary` (lines).
+        cache: directory that keeps the encoded text for the next run; None is a temporary one.
+
+    Returns:
+        a `WindowCorpus` or a `LineCorpus`.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file cannot be read like this; see `WindowCorpus` and `LineCorpus`.
     """
     if reading.kind == WINDOWS:
         return WindowCorpus(path, length, vocabulary=vocabulary, cache=cache)
@@ -301,14 +334,17 @@ def read_corpus(
 
 
 def build_model(preset: Preset, vocabulary: Vocabulary) -> TextVAE:
-    """The preset's model for a vocabulary, on the CPU, initialized by torch's generator.
+    """Build a preset's model for a vocabulary, initialized from torch's global generator.
 
     Args:
         preset: class and sizes.
         vocabulary: gives V and the ids of pad and end.
 
+    Returns:
+        the model, on torch's default device, in training mode.
+
     Raises:
-        ValueError: this machine has too little memory to train it.
+        ValueError: this machine has too little memory to train it, or an argument is out of range.
     """
     arguments = {
         "vocab_size": vocabulary.size,
@@ -325,13 +361,14 @@ def build_model(preset: Preset, vocabulary: Vocabulary) -> TextVAE:
 
 def _model_fields(name: str) -> dict[str, Any]:
     """Keyword arguments of a model that a user may set -> their types."""
-    # These follow from the text, or are not a matter of the command line.
+    # These follow from the text or cannot be set on the command line.
     given = {"self", "vocab_size", "length", "pad_id", "end_id", "device", "dtype"}
     parameters = inspect.signature(MODELS[name].__init__, eval_str=True).parameters
     return {k: p.annotation for k, p in parameters.items() if k not in given}
 
 
 def _training_fields() -> dict[str, Any]:
+    """Fields of `TrainingConfig` -> their types."""
     hints = typing.get_type_hints(TrainingConfig)
     return {f.name: hints[f.name] for f in fields(TrainingConfig)}
 
@@ -340,12 +377,15 @@ def parse(name: str, text: str, hint: Any) -> Any:
     """Text -> value: `12`, `0.5`, `true`, `64,128`, `none`.
 
     Args:
-        name: of the field, for the message.
-        text: its value.
-        hint: its type.
+        name: name of the field, for the message.
+        text: its value as text.
+        hint: its type; for a union the first type that fits is used.
+
+    Returns:
+        the value.
 
     Raises:
-        ValueError: the text is no such value.
+        ValueError: the text is not a value of this type.
     """
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for kind in kinds:
@@ -367,6 +407,7 @@ _DESCRIPTIONS = {
 
 
 def _parse_one(text: str, kind: Any) -> Any:
+    """Text -> value of one type; raises ValueError or KeyError if it is none."""
     if kind is bool:
         return {"true": True, "false": False}[text.lower()]
     if kind is type(None):

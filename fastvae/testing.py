@@ -1,4 +1,4 @@
-"""The accuracy rule, shared by tests/ and benchmarks/: no hand-picked tolerances."""
+"""The accuracy rule of tests/ and benchmarks/: errors are bounded relative to plain PyTorch's."""
 
 from collections.abc import Callable
 
@@ -9,21 +9,23 @@ from torch import Tensor
 def assert_accurate(
     fn: Callable, reference: Callable, *inputs: Tensor, factor: float = 2.0
 ) -> None:
-    """Check that `fn` loses at most `factor` times what plain PyTorch loses, plus 1 ulp.
+    """Check that the error of `fn` is at most `factor` times plain PyTorch's, plus 1 ulp.
 
-    Both losses are the largest absolute difference of an output from `reference` in float64. The
-    ulp is that of the output's largest value, and not below float64's own at 1. Small inputs lose
-    by chance, so they are tried at several scales, at many before they fail, and the worst loss
-    counts on both sides. Non-finite values must be where the reference has them.
+    Both errors are the largest absolute difference of an output from `reference` in float64. The
+    ulp is that of the output's largest value, and at least that of float64 at 1. On small inputs
+    errors depend on chance: these are scaled by several factors, by more factors before the check
+    fails, and the largest error counts on both sides. Non-finite values must be where the reference
+    has them. Dtypes and shapes must match the reference's.
 
     Args:
-        fn: the kernel, tensors -> tensor or tensors.
-        reference: the same in plain PyTorch.
-        inputs: of both.
-        factor: how many times as much `fn` may lose.
+        fn: the kernel, tensors -> tensor or tuple of tensors.
+        reference: the same function in plain PyTorch.
+        inputs: inputs of both; non-floating tensors are passed on unchanged.
+        factor: the largest accepted ratio of the errors.
 
     Raises:
-        AssertionError: an output loses more; the message names it.
+        AssertionError: an output has a larger error, or another dtype, shape or non-finite value;
+            the message names it.
     """
     for count in (8, 64) if sum(t.numel() for t in inputs) < 50_000 else (1,):
         scales = [1 + k / (2 * count) for k in range(count)]
@@ -40,14 +42,18 @@ def assert_accurate(
 
 
 def assert_same_non_finite(fn: Callable, reference: Callable, *inputs: Tensor) -> None:
-    """Check that NaN, ∞ and −∞ are in the outputs of `fn` exactly where the reference has them.
+    """Check that the outputs of `fn` have NaN, ∞ and −∞ exactly where the reference has them.
 
-    This is for forward: which of them a gradient is depends on the order of its operations.
+    Meant for forward passes: which non-finite value a gradient has depends on the order of
+    operations.
 
     Args:
-        fn: the kernel.
-        reference: the same in plain PyTorch.
-        inputs: of both.
+        fn: the kernel, tensors -> tensor or tuple of tensors.
+        reference: the same function in plain PyTorch.
+        inputs: inputs of both.
+
+    Raises:
+        AssertionError: an output has other non-finite values; the message names it.
     """
     outputs = zip(_outputs(fn, inputs), _outputs(reference, inputs), strict=True)
     for n, pair in enumerate(outputs):
@@ -57,6 +63,7 @@ def assert_same_non_finite(fn: Callable, reference: Callable, *inputs: Tensor) -
 
 
 def _scaled(t: Tensor, scale: float) -> Tensor:
+    """A floating-point tensor times `scale`, in its dtype; any other tensor unchanged."""
     return t if scale == 1 or not t.is_floating_point() else (t.detach() * scale).to(t.dtype)
 
 
@@ -83,13 +90,16 @@ def _losses(fn: Callable, reference: Callable, inputs) -> list[tuple[float, floa
 def assert_best(tokens: Tensor, logits: Callable, *inputs: Tensor) -> None:
     """Check that tokens [B, T] are greedy: the largest logit of each step, given those before.
 
-    A logit may be off by what the accuracy rule grants, so two that are closer than twice that may
-    change places; where the first two differ by more, only the largest passes.
+    A logit may be off by what the accuracy rule allows. If the two largest logits differ by less
+    than twice that, either may be chosen; otherwise only the largest passes.
 
     Args:
-        tokens: what was decoded, [B, T].
-        logits: inputs -> logits of each step [T, B, V], given the tokens.
-        inputs: of `logits`.
+        tokens: the decoded tokens, [B, T].
+        logits: inputs -> logits of each step, [T, B, V], given the tokens.
+        inputs: inputs of `logits`.
+
+    Raises:
+        AssertionError: a token is not the best one.
     """
     gold = logits(*[t.double() if t.is_floating_point() else t for t in inputs])
     plain = logits(*inputs)
@@ -100,7 +110,11 @@ def assert_best(tokens: Tensor, logits: Callable, *inputs: Tensor) -> None:
 
 
 def gradients(fn: Callable) -> Callable:
-    """fn's vector-Jacobian product with a fixed cotangent: backward as a function to compare."""
+    """fn -> its vector-Jacobian product with a fixed cotangent, as a function of the same inputs.
+
+    The result maps tensors to the gradients of the floating-point ones, so that `assert_accurate`
+    can compare backward passes.
+    """
 
     def vjp(*inputs: Tensor) -> tuple[Tensor, ...]:
         inputs = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
@@ -113,5 +127,6 @@ def gradients(fn: Callable) -> Callable:
 
 
 def _outputs(fn: Callable, inputs) -> tuple[Tensor, ...]:
+    """Call fn -> its outputs as a tuple."""
     result = fn(*inputs)
     return result if isinstance(result, tuple) else (result,)
