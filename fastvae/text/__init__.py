@@ -1,4 +1,4 @@
-"""Text in and out: vocabularies, corpora, tweet normalization, the corpus of known entropy."""
+"""Vocabularies, corpora, tweet normalization, and a synthetic corpus of known entropy."""
 
 from fastvae.text.corpus import Corpus, LineCorpus, WindowCorpus
 from fastvae.text.reading import Reading

@@ -32,7 +32,14 @@ PathLike = str | os.PathLike
 
 @dataclass
 class LineCounts:
-    """What became of the lines of a text; `empty` and `too_long` are those left out."""
+    """Counts of a file's lines; `empty` and `too_long` lines are left out of the corpus.
+
+    Args:
+        lines: all lines.
+        empty: empty lines.
+        too_long: lines of more bytes than fit.
+        normalized: lines changed by the normalization.
+    """
 
     lines: int = 0
     empty: int = 0
@@ -40,7 +47,14 @@ class LineCounts:
     normalized: int = 0  # changed by the normalization
 
     def notes(self, name: str, room: int, unit: str, normalization: str) -> list[str]:
-        """A sentence about lines left out and one about lines changed, where there are any."""
+        """One sentence about lines left out and one about lines changed, if there are any.
+
+        Args:
+            name: name of the corpus.
+            room: bytes of the longest line that fits.
+            unit: what a token is: "byte" or "character".
+            normalization: name of the normalization; see `Reading`.
+        """
         found = []
         of = f"of {self.lines:,} lines"
         if left := self.empty + self.too_long:
@@ -55,9 +69,10 @@ class LineCounts:
 
 
 class Corpus:
-    """Base of all corpora: samples are rows of `length` ids of `vocabulary`.
+    """Base class of all corpora: samples are rows of `length` token ids of `vocabulary`.
 
-    A corpus is a map-style dataset too: `len`, an index and pickling serve torch's DataLoader.
+    A corpus is also a map-style dataset: `len`, indexing and pickling work with torch's DataLoader.
+    A subclass sets `vocabulary` and `length` and implements `batch`, `__len__` and `_samples`.
     """
 
     vocabulary: Vocabulary
@@ -66,20 +81,29 @@ class Corpus:
     name: str = "the text"
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random samples -> [count, L] int64.
+        """Draw random samples -> [count, L] int64.
 
         Args:
-            count: how many.
-            generator: on the CPU; its state alone decides what is drawn.
+            count: number of samples.
+            generator: random source, on the CPU; it alone determines the result.
+
+        Returns:
+            tokens, [count, L] int64, on the CPU.
         """
         raise NotImplementedError
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
-        """The fixed pass in order -> [<= batch_size, L] int64 each.
+        """Iterate over the fixed pass in order -> batches [≤ batch_size, L] int64.
 
         Args:
-            batch_size: samples at a time.
-            limit: samples in all; None the whole pass.
+            batch_size: samples per batch.
+            limit: number of samples; None is the whole pass.
+
+        Returns:
+            an iterator of tokens, int64, on the CPU.
+
+        Raises:
+            ValueError: `batch_size` or `limit` is below 1.
         """
         for name, value in (("batch_size", batch_size), ("limit", limit)):
             if value is not None and value < 1:
@@ -91,15 +115,23 @@ class Corpus:
         )
 
     def __len__(self) -> int:
-        """Samples in the fixed pass."""
+        """Number of samples in the fixed pass."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Tensor:
-        """Sample [L] int64 of the fixed pass. Raises IndexError where there is none."""
+        """Index -> sample [L] int64 of the fixed pass.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        """Samples of the fixed pass, as a DataLoader asks for them: a batch at once."""
+        """Indices -> samples [L] int64 of the fixed pass: a batch of a DataLoader at once.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
         count = len(self)
         wanted = [operator.index(i) for i in indices]
         for i in wanted:
@@ -108,27 +140,29 @@ class Corpus:
         return list(self._samples(torch.tensor([i % count for i in wanted], device="cpu")))
 
     def digest(self) -> str:
-        """Of all ids that samples are made of: another text has another one."""
+        """Hex digest of all ids that samples are made of; a run compares it on resume."""
         return digest(batch.numpy() for batch in self.batches(1024))
 
     def counts(self) -> dict[str, int]:
-        """How much of the text the fixed pass leaves out or changes, by name."""
+        """Amounts of text that the fixed pass leaves out or changes, by name."""
         return {}
 
     def notes(self) -> list[str]:
-        """Sentences about what of the text the corpus leaves out or changes."""
+        """Sentences about text that the corpus leaves out or changes."""
         return []
 
     def _samples(self, index: Tensor) -> Tensor:
-        """Samples of the fixed pass [n, L] at index [n]."""
+        """index [n] -> samples [n, L] of the fixed pass."""
         raise NotImplementedError
 
     def _set_length(self, length: int) -> None:
+        """Set `length`; raises ValueError below 1."""
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
         self.length = length
 
     def _cache_folder(self, cache: PathLike | None) -> Path:
+        """The given cache directory; for None a temporary one, removed with the corpus."""
         if cache is not None:
             return Path(cache)
         folder = Path(tempfile.mkdtemp(prefix="fastvae-"))
@@ -137,7 +171,7 @@ class Corpus:
 
 
 def digest(arrays: Iterable[np.ndarray]) -> str:
-    """Of the arrays' bytes, one after the other."""
+    """Arrays -> hex digest of their bytes in sequence."""
     found = hashlib.blake2b(digest_size=16)
     for array_ in arrays:
         found.update(np.ascontiguousarray(array_))
@@ -145,35 +179,36 @@ def digest(arrays: Iterable[np.ndarray]) -> str:
 
 
 def _parts(values, dtype: str) -> Iterator[np.ndarray]:
-    """An array, or a mapped one, a MiB at a time."""
+    """An array, or a mapped one -> parts of a MiB of entries, as `dtype`."""
     for start in range(0, len(values), CHUNK):
         row = np.arange(start, min(start + CHUNK, len(values)))[None]  # one: see MappedArray
         yield values[row].astype(dtype)
 
 
 def _remove(folder: Path, owner: int) -> None:
+    """Remove a temporary cache, in the process that made it only."""
     if os.getpid() == owner:  # a forked worker must not remove what its parent reads
         shutil.rmtree(folder, ignore_errors=True)
 
 
 class WindowCorpus(Corpus):
-    """Windows of L tokens of one stream; they cross lines, and line ends are ordinary tokens.
+    """Windows of L tokens of one stream; they cross lines, and newlines are ordinary tokens.
 
-    The fixed pass is the windows that follow each other without overlap. What remains after the
-    last whole one is not in it; `counts` tells how much.
+    The fixed pass consists of consecutive windows without overlap. The rest after the last whole
+    window is left out; `counts` tells its size. Random windows start anywhere.
 
     Args:
         source: a path (gzip is unpacked), or the text itself if it is a `str` with a newline in it;
             `from_text` takes any text.
-        length: L.
-        vocabulary: None is the file's characters in order of first appearance; a `ByteVocabulary`
+        length: L, tokens of a window.
+        vocabulary: None is the text's characters in order of first appearance; a `ByteVocabulary`
             reads any file.
         cache: directory that keeps the ids for the next run; None is a temporary one.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the text is empty, shorter than one window, not UTF-8, holds a character that
-            the vocabulary lacks, or is a file of a known format that is no text.
+        FileNotFoundError: the file does not exist.
+        ValueError: the text is empty, shorter than one window or not UTF-8, has a character that
+            the vocabulary lacks, or is a file of a known format that is not text.
     """
 
     reading = Reading(WINDOWS)
@@ -196,12 +231,19 @@ class WindowCorpus(Corpus):
     def from_text(
         cls, text: str, length: int, *, vocabulary: Vocabulary | None = None
     ) -> "WindowCorpus":
-        """A corpus of a text in memory.
+        """Make a corpus of a text in memory.
 
         Args:
-            text: of any length above `length`.
-            length: L.
+            text: at least `length` tokens.
+            length: L, tokens of a window.
             vocabulary: None is the text's characters in order of first appearance.
+
+        Returns:
+            the corpus.
+
+        Raises:
+            ValueError: the text is empty, shorter than one window, or has a character that the
+                vocabulary lacks.
         """
         corpus = cls.__new__(cls)
         corpus._set_length(length)
@@ -209,12 +251,15 @@ class WindowCorpus(Corpus):
         return corpus
 
     def _open_text(self, text: str, vocabulary: Vocabulary | None) -> None:
+        """Encode a text in memory."""
         if not text:
             raise ValueError("the text is empty")
         vocabulary = vocabulary or CharVocabulary.from_text(text)
         self._open(vocabulary.encode_array(text), vocabulary, "the text")
 
     def _open_file(self, path: Path, vocabulary: Vocabulary | None, cache: PathLike | None) -> None:
+        """Encode a file into the cache, or map the ids that are cached."""
+
         def write(folder: Path) -> dict:
             used = vocabulary or CharVocabulary.from_file(path)
             dtype = np.min_scalar_type(used.size - 1).newbyteorder("<")
@@ -231,6 +276,7 @@ class WindowCorpus(Corpus):
         self._open(ids, Vocabulary.from_dict(notes["vocabulary"]), str(path))
 
     def _open(self, ids: np.ndarray | MappedArray, vocabulary: Vocabulary, name: str) -> None:
+        """Set vocabulary, ids and name; raises ValueError for less than one window."""
         if len(ids) < self.length:
             raise ValueError(
                 f"{name} has {len(ids)} {vocabulary.unit}s, fewer than one window of {self.length}"
@@ -254,6 +300,7 @@ class WindowCorpus(Corpus):
         return self._windows(index * self.length)
 
     def _windows(self, starts: Tensor) -> Tensor:
+        """starts [n] -> windows [n, L] int64."""
         index = starts.numpy()[:, None] + np.arange(self.length)
         return torch.from_numpy(self._ids[index].astype(np.int64))
 
@@ -261,20 +308,23 @@ class WindowCorpus(Corpus):
 class LineCorpus(Corpus):
     """Lines as bytes: a sample is the bytes of a line, the end token, and pads up to L.
 
-    Empty lines and lines of more than L − 1 bytes are left out; `counts` tells how many.
+    Empty lines and lines of more than L − 1 bytes are left out; `counts` tells how many. The fixed
+    pass consists of all other lines in order.
 
     Args:
-        path: of the file; gzip is unpacked.
-        length: L.
-        vocabulary: None is a `ByteVocabulary`.
-        normalize: applied to each line first, such as `normalize_tweet`; bytes that are not UTF-8
-            reach it as surrogate escapes.
-        cache: directory that keeps lines and their index for the next run, where `normalize` is
-            None or `normalize_tweet`: whether another function still does the same cannot be known.
+        path: path of the file; gzip is unpacked.
+        length: L, tokens of a sample.
+        vocabulary: a `ByteVocabulary`; None makes one.
+        normalize: function applied to each line first, such as `normalize_tweet`; bytes that are
+            not UTF-8 reach it as surrogate escapes. None changes nothing.
+        cache: directory that keeps lines and their index for the next run; None is a temporary one.
+            Lines normalized by any function other than `normalize_tweet` are not kept, because it
+            cannot be known whether the function still does the same.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty, no line fits, or it is of a known format that is no text.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is empty, no line fits, it is of a known format that is not text, or
+            the vocabulary is of another class.
     """
 
     def __init__(
@@ -306,7 +356,7 @@ class LineCorpus(Corpus):
 
     @property
     def left_out(self) -> int:
-        """Lines left out as too long."""
+        """Number of lines left out as too long."""
         return self._counts.too_long
 
     def digest(self) -> str:
@@ -338,7 +388,7 @@ class LineCorpus(Corpus):
 
 
 def _encoded(path: Path, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
-    """Ids of the file, a chunk at a time."""
+    """A file's ids, a chunk at a time -> arrays [n]."""
     if isinstance(vocabulary, ByteVocabulary):
         yield from map(vocabulary.encode_bytes, byte_chunks(path))
         return
@@ -351,7 +401,16 @@ def _encoded(path: Path, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
 def normalized_lines(
     chunks: Iterable[bytes], normalize: Callable[[str], str] | None, counts: LineCounts
 ) -> Iterator[bytes]:
-    """Each line, normalized unless it is over a MiB; counts lines and those that changed."""
+    """Chunks of bytes -> lines, normalized unless they have a MiB or more.
+
+    Args:
+        chunks: parts of a file, as `byte_chunks` gives them.
+        normalize: function applied to each line, or None.
+        counts: counts of lines and of changed lines, updated in place.
+
+    Returns:
+        an iterator of lines without their ends.
+    """
     for line in lines(chunks):
         counts.lines += 1
         if normalize and len(line) < CHUNK:
@@ -364,7 +423,7 @@ def normalized_lines(
 def _write_lines(
     path: Path, longest: int, normalize: Callable[[str], str] | None, folder: Path
 ) -> dict:
-    """Write the kept lines' bytes end to end, and the offsets of their ends after a 0."""
+    """Write the fitting lines' bytes end to end, and offsets: 0, then each line's end."""
     counts, position, ends = LineCounts(), 0, array("q", [0])
     with open(folder / "bytes", "wb") as data, open(folder / "offsets", "wb") as offsets:
         for line in normalized_lines(byte_chunks(path), normalize, counts):

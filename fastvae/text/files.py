@@ -1,4 +1,4 @@
-"""Reading text files and streams; what was read is kept in a cache and memory-mapped from there."""
+"""Reads text files and streams; keeps what was read in a cache and memory-maps it from there."""
 
 import codecs
 import gzip
@@ -22,11 +22,11 @@ import numpy as np
 
 try:
     import fcntl
-except ImportError:  # Windows: what a killed build left there stays
+except ImportError:  # Windows: folders of killed builds stay
     fcntl = None
 
 CHUNK = 1 << 20  # bytes read at once
-HEAD = 1 << 12  # bytes looked at to recognize a format
+HEAD = 1 << 12  # bytes read to recognize a format
 FORMAT = 2  # of the cache's files: part of every key
 LONGEST_STEM = 128  # bytes of the source's name in those of the cache's files
 LARGEST_NOTES = 1 << 24  # bytes: a vocabulary of every character there is fits
@@ -35,12 +35,12 @@ ROWS_AT_ONCE = 64  # from a larger file: a page fault may map as much as 2 MiB a
 
 GZIP = rb"\x1f\x8b\x08[\0-\x1f].{6}"
 _UNPACK, _EXPORT, _CONVERT = "unpack it first", "export its text first", "convert it to UTF-8 first"
-# How a file begins that is no text, what it is then, and what to do about it.
+# First bytes of files that are not text, what the file is, and what the user can do.
 _FORMATS = [
     (re.compile(begin, re.DOTALL), what, advice)
     for begin, what, advice in (
         (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32 text", _CONVERT),
-        # A mark alone may begin a line of Latin-1; with no mark, every other byte is zero.
+        # A mark alone may begin a line of Latin-1; without a mark, every other byte is zero.
         (rb"(?:\xff\xfe|\xfe\xff).*\0|(?:[^\0]\0){4}|(?:\0[^\0]){4}", "UTF-16 text", _CONVERT),
         (GZIP, "a gzip file", _UNPACK),
         (rb"\xfd7zXZ\0", "an xz file", _UNPACK),
@@ -67,7 +67,7 @@ _FORMATS = [
 
 
 def check_exists(path: Path) -> None:
-    """Raises FileNotFoundError or ValueError unless path is a regular file."""
+    """Raise FileNotFoundError or ValueError unless the path is a regular file."""
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     if not path.is_file():
@@ -75,23 +75,38 @@ def check_exists(path: Path) -> None:
 
 
 def byte_chunks(path: Path) -> Iterator[bytes]:
-    """The file's bytes after a byte-order mark, a MiB at a time; gzip is unpacked.
+    """File -> its bytes without a byte-order mark, a MiB at a time; gzip is unpacked.
 
-    Raises FileNotFoundError, or ValueError if it is no regular file, a damaged gzip file, or of a
-    known format that is no text.
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a regular file, a damaged gzip file, or of a known format that is not
+            text.
     """
     return _without_mark(_file_chunks(path))
 
 
 def stream_chunks(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """An open file's bytes as `byte_chunks` gives them; errors call it `name`."""
+    """Open file -> its bytes as from `byte_chunks`.
+
+    Args:
+        file: a binary stream; it stays open.
+        name: its name, for error messages.
+
+    Raises:
+        ValueError: it is a damaged gzip file, or of a known format that is not text.
+    """
     return _without_mark(_raw_chunks(file, name))
 
 
 def text_chunks(path: Path) -> Iterator[str]:
-    """The file's characters, line ends untouched. Raises ValueError naming the first bad byte."""
+    """File -> its characters, a chunk at a time, line ends unchanged; gzip is unpacked.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not UTF-8 (the message names the first bad byte), or as in `byte_chunks`.
+    """
     offset, pending = 0, b""
-    for chunk in chain(_file_chunks(path), [b""]):  # b"" comes last: nothing may be pending then
+    for chunk in chain(_file_chunks(path), [b""]):  # after the last, b"", nothing may be pending
         data = pending + chunk
         if not offset and data.startswith(codecs.BOM_UTF8):
             offset, data = len(codecs.BOM_UTF8), data.removeprefix(codecs.BOM_UTF8)
@@ -108,9 +123,9 @@ def text_chunks(path: Path) -> Iterator[str]:
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their ends (\\n or \\r\\n); a line of over a MiB is cut there.
+    """Chunks of bytes -> lines without their ends (\\n or \\r\\n), cut after a MiB.
 
-    Where the first MiB has no \\n, lines end with \\r, as on old Macs.
+    If the first MiB has no \\n, lines end with \\r, as on old Macs.
     """
     end, rest = b"", b""
     for chunk in chunks:
@@ -124,17 +139,19 @@ def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _without_return(line: bytes) -> bytes:
+    """A line without a final \\r, cut at a MiB."""
     return line.removesuffix(b"\r") if len(line) < CHUNK else line[:CHUNK]
 
 
 def _file_chunks(path: Path) -> Iterator[bytes]:
+    """File -> chunks of its text, unpacked."""
     check_exists(path)
     with open(path, "rb", buffering=0) as file:
         yield from _raw_chunks(file, str(path), packed=path.suffix.lower() == ".gz")
 
 
 def _raw_chunks(file: BinaryIO, name: str, packed: bool = False) -> Iterator[bytes]:
-    """Bytes of a file of text, unpacked where `packed` or where they begin as gzip's do."""
+    """Stream -> chunks of its text, unpacked if `packed` or if it begins like a gzip file."""
     reader = io.BufferedReader(file, HEAD)
     try:
         if packed or re.match(GZIP, reader.peek(), re.DOTALL):
@@ -146,6 +163,7 @@ def _raw_chunks(file: BinaryIO, name: str, packed: bool = False) -> Iterator[byt
 
 
 def _unpacked_chunks(reader: BinaryIO, name: str) -> Iterator[bytes]:
+    """Gzip stream -> chunks of its unpacked text; raises ValueError if it is damaged."""
     try:
         with gzip.GzipFile(fileobj=reader) as file:
             yield from _checked_chunks(io.BufferedReader(file, HEAD), f"{name}, unpacked,")
@@ -154,6 +172,7 @@ def _unpacked_chunks(reader: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _checked_chunks(reader: io.BufferedReader, name: str) -> Iterator[bytes]:
+    """Stream -> chunks; raises ValueError if it begins like a known format that is not text."""
     head = reader.peek()
     for begin, what, advice in _FORMATS:
         if begin.match(head):
@@ -166,6 +185,7 @@ def _checked_chunks(reader: io.BufferedReader, name: str) -> Iterator[bytes]:
 
 
 def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Chunks -> the same without a byte-order mark at the beginning."""
     if first := next(chunks, b"").removeprefix(codecs.BOM_UTF8):
         yield first
     yield from chunks
@@ -174,12 +194,25 @@ def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
 def stored(
     path: Path, cache: Path, settings: dict, write: Callable[[Path], dict]
 ) -> tuple[Callable[[str], Path], dict]:
-    """What `write(folder)` makes of the file at `path`: a function name -> its file, and its notes.
+    """Build files from a source with `write`, or reuse those in the cache.
 
-    `write` puts files into the folder and returns JSON-able notes about them. Both are reused while
-    the source (path, size, time of change) and the settings stay as they are, unless a digest shows
-    damage. Several processes may do this at once: each file appears whole, the notes last, and all
-    of them write the same bytes. Only the user may read the files: they hold the text.
+    Files are reused while the source (path, size, modification time) and the settings stay the
+    same, unless a digest shows damage. Several processes may do this at once: each file appears
+    whole, the notes last, and all processes write the same bytes. Only the user may read the files,
+    because they hold the text.
+
+    Args:
+        path: the source file.
+        cache: directory of the cached files; created if missing.
+        settings: JSON values that the result depends on, besides the source.
+        write: folder -> notes, JSON values; puts files into the folder.
+
+    Returns:
+        a function, file name -> path in the cache, and the notes.
+
+    Raises:
+        FileNotFoundError: the source does not exist.
+        ValueError: the source is not a regular file.
     """
     check_exists(path)
     status = path.stat()
@@ -206,7 +239,7 @@ def stored(
 
 
 def _read_notes(locate: Callable[[str], Path]) -> dict | None:
-    """The notes in the cache; None where they or a file that they name are not as written."""
+    """The notes in the cache; None if they or a file that they name are missing or damaged."""
     try:
         with open(locate("json"), encoding="ascii") as file:
             digest, _, content = file.read(LARGEST_NOTES).partition("\n")
@@ -220,19 +253,21 @@ def _read_notes(locate: Callable[[str], Path]) -> dict | None:
 
 
 def _digest(text: str) -> str:
+    """Text -> hex digest."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _file_digest(path: Path) -> str:
+    """File -> hex digest."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @contextmanager
 def _partial_folder(cache: Path) -> Iterator[Path]:
-    """An empty folder in the cache, removed in the end; what killed builds left is removed first.
+    """An empty folder in the cache, removed in the end; removes those of killed builds first.
 
-    A lock on each such folder, which the system releases at any exit, tells those still in use.
+    A lock on each such folder, which the system releases at any exit, shows those still in use.
     """
     with ExitStack() as stack:
         with _locked(cache):
@@ -247,7 +282,7 @@ def _partial_folder(cache: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether this holds the folder's lock now: False where another does, or locks do not work."""
+    """Lock a folder; yields False if another process holds it or locks do not work."""
     with ExitStack() as stack:
         held = False
         if fcntl is not None:
@@ -260,11 +295,15 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
 
 
 class MappedArray:
-    """A file of numbers, read by index arrays [n, ...]; the memory that it takes stays bounded.
+    """A file of numbers, read by index arrays [n, ...] with bounded memory.
 
-    The pages of a large file are let go of after every few rows, or random reads would in time map
-    all of it into this process. They stay in the system's cache as long as it has room.
-    Pickled and copied by its path.
+    The pages of a large file are released after every few rows; otherwise random reads would in
+    time map all of it into this process. They stay in the system's page cache while there is room.
+    A pickle or copy holds the path only.
+
+    Args:
+        path: the file; it must not be empty.
+        dtype: NumPy dtype of its numbers, such as "<i4".
     """
 
     def __init__(self, path: Path, dtype: str):
@@ -291,7 +330,7 @@ class MappedArray:
 
 
 def _mapped_again(path: Path, dtype: str, size: int) -> MappedArray:
-    """A pickled array. Raises FileNotFoundError, or ValueError where its file is another."""
+    """Unpickle an array; raises FileNotFoundError, or ValueError if the file has changed."""
     try:
         array = MappedArray(path, dtype)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The grammar of the synthetic corpus: nine independent choices, which a line gives back.
+"""Grammar of the synthetic corpus: nine independent choices that can be parsed back from a line.
 
-Four factors set the words or word forms of the whole line (topic, tense, form, number); adjective,
-noun, verb, object and place are chosen within them.
+Four factors set the words or word forms of the whole line (topic, tense, form, number). Adjective,
+noun, verb, object and place are chosen given them.
 """
 
 import re
@@ -101,7 +101,7 @@ _WORDS = [
 
 
 def _predicate(verb: Sequence[str], tense: int, form: int, number: int) -> tuple[str, str, str]:
-    """What opens the line, the verb phrase and the mark that ends the line."""
+    """Verb and factors -> what opens the line, the verb phrase, and the mark that ends the line."""
     base, third, past = verb
     auxiliary = ("did", ("does", "do")[number], "will")[tense]
     if FORMS[form] == "question":
@@ -112,7 +112,7 @@ def _predicate(verb: Sequence[str], tense: int, form: int, number: int) -> tuple
 
 
 def render(choices: Sequence[int]) -> str:
-    """The line of nine choices, in the order of WEIGHTS."""
+    """Nine choices, in the order of WEIGHTS -> line."""
     topic, tense, form, number, adjective, noun, verb, thing, place = choices
     nouns, verbs, things, places = _WORDS[topic]
     opening, phrase, mark = _predicate(verbs[verb], tense, form, number)
@@ -139,7 +139,7 @@ _LINE = re.compile(
 
 
 def parse(line: str) -> tuple[int, ...] | None:
-    """The nine choices that give the line, in the order of WEIGHTS; None if none do."""
+    """Line -> its nine choices, in the order of WEIGHTS; None if it is not of the grammar."""
     found = _LINE.fullmatch(line)
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""How a corpus reads a text, recorded in a run so that every command reads others the same way."""
+"""How a text file becomes samples, recorded in a run so that all commands read alike."""
 
 import inspect
 import json
@@ -25,8 +25,9 @@ class Reading:
     """How a text becomes samples.
 
     Args:
-        kind: "windows" of a stream, "lines", or the class of a corpus that only Python can make.
-        normalization: what each line goes through: "none", "tweets", or the name of a function.
+        kind: "windows" of a stream, "lines", or the class name of a corpus made in Python.
+        normalization: what each line goes through: "none", "tweets", or the name of a Python
+            function.
     """
 
     kind: str
@@ -34,11 +35,15 @@ class Reading:
 
     @property
     def is_known(self) -> bool:
-        """Whether this package can read so by itself."""
+        """Whether this package can read text this way without code of the user."""
         return self.kind in (WINDOWS, LINES) and self.normalization in NORMALIZERS
 
     def normalized_by(self, name: str) -> Self:
-        """The same with this normalization. Raises ValueError where there is none to apply."""
+        """Name of a normalization -> the same reading with this normalization.
+
+        Raises:
+            ValueError: the normalization is unknown, or windows are to be normalized.
+        """
         if name not in NORMALIZERS:
             raise ValueError(f"no normalization {name!r}: {suggestion(name, NORMALIZERS)}")
         if self.kind == WINDOWS and name != "none":
@@ -47,7 +52,7 @@ class Reading:
 
 
 def normalization_name(function: Callable[[str], str] | None) -> str:
-    """What a function is called in a `Reading`."""
+    """Function -> its name in a `Reading`: "none", "tweets", or "module.function"."""
     for name, known in NORMALIZERS.items():
         if function is known:
             return name
@@ -56,16 +61,17 @@ def normalization_name(function: Callable[[str], str] | None) -> str:
 
 
 def normalization_source(name: str) -> str | None:
-    """All the source text that decides what a normalization does; None where that is not known."""
+    """Name -> source text that determines the normalization, for cache keys; None if unknown."""
     if name == "none":
         return ""
     return inspect.getsource(tweets) if name == "tweets" else None
 
 
 def load_reading(folder: Path) -> Reading | None:
-    """What a run's folder records; None where it holds no text.json, as runs made before.
+    """Run directory -> the recorded reading, or None without a text.json, as in older runs.
 
-    Raises ValueError where the file is not what `record_reading` wrote.
+    Raises:
+        ValueError: the file is not a text.json.
     """
     path = folder / FILE
     if not path.exists():
@@ -77,15 +83,30 @@ def load_reading(folder: Path) -> Reading | None:
 
 
 def save_reading(folder: Path, reading: Reading) -> None:
-    """Write what `load_reading` reads."""
+    """Write text.json, for `load_reading`.
+
+    Args:
+        folder: the run directory.
+        reading: what to record.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     write_json(folder / FILE, asdict(reading))
 
 
 def record_reading(folder: Path, corpus) -> None:
-    """Write how a run's corpus reads, or check it against what is there.
+    """Record how a run's corpus reads text, or compare it with what is recorded.
 
-    Raises ValueError where the run was started with a corpus that reads otherwise. Of classes and
-    functions of one's own only the ids tell whether they do, and a run checks those.
+    Readings of other classes and functions are not compared: a run compares the digests of all ids
+    too.
+
+    Args:
+        folder: the run directory.
+        corpus: the corpus; without a `reading`, the name of its class is recorded.
+
+    Raises:
+        ValueError: the run was started with a known reading, and the corpus has another one.
     """
     now = getattr(corpus, "reading", None) or Reading(type(corpus).__name__)
     before = load_reading(folder)

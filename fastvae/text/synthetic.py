@@ -1,7 +1,7 @@
 """A corpus of lines drawn from a small grammar whose entropy per line is known exactly.
 
-No two derivations give the same line, and a derivation's nine choices are independent, so that
-H = -Σ_slots Σ_choices p ln p. No model's bound on fresh lines can fall below it on average.
+No two derivations give the same line, and the nine choices of a derivation are independent, so that
+H = −Σ_slots Σ_choices p ln p. On fresh lines, no model's bound is below it on average.
 """
 
 import math
@@ -25,17 +25,17 @@ _CODES = math.prod(
 
 
 class SyntheticCorpus(Corpus):
-    """Endless English-like lines, padded to L: `batch` draws fresh ones, `batches` a fixed set.
+    """English-like lines, padded to L: `batch` draws fresh ones, `batches` passes a fixed set.
 
     Pads follow from the line, so the entropy of a sample is that of its line.
 
     Args:
-        length: L.
-        seed: of the fixed set.
-        samples: of the fixed set.
+        length: L; at least 47, the longest line.
+        seed: seed of the fixed set.
+        samples: number of lines in the fixed set.
 
     Raises:
-        ValueError: a line might not fit the length.
+        ValueError: `length` is too short for the longest line, or `samples` is below 1.
     """
 
     reading = Reading(LINES)
@@ -54,12 +54,12 @@ class SyntheticCorpus(Corpus):
 
     @property
     def factors(self) -> dict[str, tuple[str, ...]]:
-        """What each global factor of a line can be: topic, tense, form, number."""
+        """Values of each global factor of a line, by name: topic, tense, form, number."""
         return dict(FACTORS)
 
     @property
     def entropy(self) -> float:
-        """Exact entropy of a line, in nats."""
+        """Exact entropy of a line, nats."""
         return sum(
             -w / sum(weights) * math.log(w / sum(weights))
             for weights in WEIGHTS.values()
@@ -67,7 +67,7 @@ class SyntheticCorpus(Corpus):
         )
 
     def log_probability(self, line: str) -> float:
-        """ln p(line), found by parsing it; -inf if the grammar does not give the line."""
+        """Line -> ln p(line), found by parsing; −inf if the grammar does not generate the line."""
         choices = parse(line)
         if choices is None:
             return -math.inf
@@ -77,7 +77,7 @@ class SyntheticCorpus(Corpus):
         )
 
     def describe(self, line: str) -> dict[str, str] | None:
-        """The line's global factors by name, or None if the grammar does not give the line."""
+        """Line -> its global factors by name, or None if the grammar does not generate the line."""
         choices = parse(line)
         if choices is None:
             return None
@@ -86,11 +86,14 @@ class SyntheticCorpus(Corpus):
         }
 
     def lines(self, count: int, generator: torch.Generator) -> list[str]:
-        """Fresh lines, without pads.
+        """Draw fresh lines, without pads.
 
         Args:
-            count: how many.
-            generator: on the CPU.
+            count: number of lines.
+            generator: random source, on the CPU.
+
+        Returns:
+            the lines, `count` strings.
         """
         return [_line(code) for code in _codes(count, generator).tolist()]
 
@@ -104,6 +107,7 @@ class SyntheticCorpus(Corpus):
         return self._encode(self._fixed[index])
 
     def _encode(self, codes: Tensor) -> Tensor:
+        """Codes [n] -> tokens [n, L] int64."""
         lines = [_line(code) for code in codes.tolist()]
         sizes = np.array([len(line) for line in lines])[:, None]
         ids = np.full((len(lines), self.length), self.vocabulary.pad_id)
@@ -112,11 +116,12 @@ class SyntheticCorpus(Corpus):
 
 
 def _codes(count: int, generator: torch.Generator) -> Tensor:
+    """Uniform codes below 2^28, [count] int64."""
     return torch.randint(_CODES, (count,), generator=generator, device="cpu")
 
 
 def _line(code: int) -> str:
-    """The line that a number below 2^28 stands for."""
+    """Code below 2^28 -> line."""
     choices = []
     for draws in _DRAWS:
         code, draw = divmod(code, len(draws))

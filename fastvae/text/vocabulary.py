@@ -1,4 +1,4 @@
-"""Symbols to ids and back: characters of a text, or the 256 bytes (ids as in arXiv:1702.02390)."""
+"""Texts to token ids and back: characters, or the 256 bytes with the ids of arXiv:1702.02390."""
 
 import json
 import os
@@ -14,9 +14,11 @@ from fastvae.text.files import text_chunks
 
 
 class Vocabulary:
-    """Base of the two vocabularies: `size` V, ids of pad, unknown and end (None where it has none).
+    """Base class of the two vocabularies: text -> token ids, and back.
 
-    `start_id` = V and `dropped_id` = V + 1 exist only on a decoder's input side.
+    `size` is V. `pad_id`, `unk_id` and `end_id` are the ids of pad, unknown and end; the last two
+    are None where there is none. `start_id` = V and `dropped_id` = V + 1 exist only on a decoder's
+    input side.
     """
 
     unit: str  # what one token is: "character" or "byte"
@@ -32,35 +34,45 @@ class Vocabulary:
 
     @property
     def dropped_id(self) -> int:
-        """The decoder's input for a hidden token: V + 1."""
+        """The decoder's input for a token hidden by word dropout: V + 1."""
         return self.size + 1
 
     def encode_array(self, text: str, *, offset: int = 0, source: str = "the text") -> np.ndarray:
-        """Text -> ids [n], an array.
+        """Text -> ids [n], int32, without end token and pads.
 
         Args:
-            text: what to encode.
-            offset: position of its first character, for messages.
-            source: its name, for messages.
+            text: the text to encode.
+            offset: position of its first character, for error messages.
+            source: name of the text, for error messages.
+
+        Returns:
+            the ids, [n] int32.
 
         Raises:
-            ValueError: the vocabulary lacks a character.
+            ValueError: a character is not in the vocabulary; the message gives its position.
         """
         raise NotImplementedError
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, nothing added. Raises ValueError naming a character it does not have."""
+        """Text -> list of ids, without end token and pads.
+
+        Raises:
+            ValueError: a character is not in the vocabulary; the message gives its position.
+        """
         return self.encode_array(text).tolist()
 
     def encode_sample(self, text: str, length: int) -> list[int]:
         """Text -> list of `length` ids: those of the text, the end token if there is one, pads.
 
         Args:
-            text: what to encode.
-            length: L.
+            text: the text to encode.
+            length: L, tokens of a sequence.
+
+        Returns:
+            L ids.
 
         Raises:
-            ValueError: the text does not fit.
+            ValueError: the text is too long, or a character is not in the vocabulary.
         """
         ids = self.encode(text) + ([] if self.end_id is None else [self.end_id])
         if len(ids) > length:
@@ -72,19 +84,31 @@ class Vocabulary:
         return ids + [self.pad_id] * (length - len(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids up to the end token, without pads. ValueError if one is out of range."""
+        """Ids -> text up to the end token, without pads.
+
+        Raises:
+            ValueError: an id is outside 0 to V − 1.
+        """
         raise NotImplementedError
 
     def batch_decode(self, rows: Iterable[Iterable[int]]) -> list[str]:
-        """Rows of ids, such as tokens [B, L], each decoded."""
+        """Rows of ids, such as tokens [B, L] -> a text per row.
+
+        Raises:
+            ValueError: an id is outside 0 to V − 1.
+        """
         return [self.decode(row) for row in rows]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The same as exact bytes."""
+        """Ids -> the exact bytes up to the end token, without pads.
+
+        Raises:
+            ValueError: an id is outside 0 to V − 1.
+        """
         return self.decode(ids).encode("utf-8", "surrogatepass")
 
     def _content(self, ids: Iterable[int]) -> list[int]:
-        """The ids up to the end token, pads dropped, checked."""
+        """Ids -> those up to the end token, without pads; ValueError if one is out of range."""
         ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         for position, i in enumerate(ids):
             if not 0 <= i < self.size:
@@ -94,12 +118,16 @@ class Vocabulary:
         return [i for i in ids if i != self.pad_id]
 
     def to_dict(self) -> dict:
-        """What `from_dict` needs, JSON-able."""
+        """A description for `from_dict`, as JSON values."""
         raise NotImplementedError
 
     @staticmethod
     def from_dict(values: dict) -> "Vocabulary":
-        """The vocabulary that `to_dict` described. Raises ValueError on anything else."""
+        """Description made by `to_dict` -> vocabulary.
+
+        Raises:
+            ValueError: it is not such a description.
+        """
         match values:
             case {"kind": "character", "characters": str(characters), **more} if not more:
                 return CharVocabulary(characters)
@@ -110,7 +138,11 @@ class Vocabulary:
         )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write vocabulary.json; an existing file is replaced in one step."""
+        """Write vocabulary.json; an existing file is replaced atomically.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
         partial.write_text(json.dumps(self.to_dict()) + "\n", encoding="ascii")
@@ -118,7 +150,12 @@ class Vocabulary:
 
     @staticmethod
     def load(path: str | os.PathLike) -> "Vocabulary":
-        """Read what `save` wrote. Raises OSError, or ValueError if it is something else."""
+        """Read a vocabulary written by `save`.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: the file holds something else.
+        """
         try:
             return Vocabulary.from_dict(json.loads(read_limited(Path(path))))
         except (ValueError, RecursionError) as error:
@@ -135,7 +172,14 @@ class Vocabulary:
 
 
 class CharVocabulary(Vocabulary):
-    """Given characters in their order, then pad: V = characters + 1. An unknown one is an error."""
+    """Characters in a given order, then pad: V = characters + 1; no unknown and no end token.
+
+    Args:
+        characters: the characters, ids 0 to V − 2. Each occurs once.
+
+    Raises:
+        ValueError: there is no character, one occurs twice, or one is half of a surrogate pair.
+    """
 
     unit = "character"
 
@@ -160,14 +204,22 @@ class CharVocabulary(Vocabulary):
 
     @classmethod
     def from_text(cls, text: str) -> "CharVocabulary":
-        """The characters of the text in order of first appearance."""
+        """Text -> the vocabulary of its characters, in order of first appearance.
+
+        Raises:
+            ValueError: the text is empty or holds half of a surrogate pair.
+        """
         return cls("".join(dict.fromkeys(text)))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "CharVocabulary":
-        """The characters of a UTF-8 file (.gz too), read as a stream, in order of first appearance.
+        """UTF-8 file (.gz too) -> the vocabulary of its characters, in order of first appearance.
 
-        Raises FileNotFoundError, or ValueError if the file is empty or not UTF-8.
+        The file is read as a stream.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is empty, not UTF-8, or of a known format that is not text.
         """
         seen: dict[str, None] = {}
         for text in text_chunks(Path(path)):
@@ -197,7 +249,7 @@ class CharVocabulary(Vocabulary):
 
 
 class ByteVocabulary(Vocabulary):
-    """Pad 0, unknown 1, end 2, then the 256 bytes: V = 259."""
+    """Pad 0, unknown 1, end 2, then the 256 bytes: V = 259. Texts are encoded as UTF-8."""
 
     unit = "byte"
     size, pad_id, unk_id, end_id = 259, 0, 1, 2
@@ -208,14 +260,18 @@ class ByteVocabulary(Vocabulary):
         return self.encode_bytes(text.encode("utf-8", "surrogateescape"))
 
     def encode_bytes(self, data: bytes) -> np.ndarray:
-        """Ids of the bytes, as an int32 array."""
+        """Bytes -> ids [n], int32."""
         return np.frombuffer(data, np.uint8).astype(np.int32) + self.first_byte_id
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes up to the end token; the unknown token becomes U+FFFD's bytes."""
+        """Ids -> the exact bytes up to the end token, without pads; unknown becomes U+FFFD.
+
+        Raises:
+            ValueError: an id is outside 0 to V − 1.
+        """
         first, unknown = self.first_byte_id, "\ufffd".encode()
         return b"".join(
             unknown if i == self.unk_id else bytes((i - first,)) for i in self._content(ids)
@@ -226,4 +282,5 @@ class ByteVocabulary(Vocabulary):
 
 
 def _code_points(text: str) -> np.ndarray:
+    """Text -> code points [n], uint32."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
