@@ -1,4 +1,4 @@
-"""Training that resumes bit for bit: `loop` draws a batch, steps, records, and saves."""
+"""Training that resumes bit for bit; `loop` draws a batch, steps, records and saves."""
 
 from fastvae.training.config import TrainingConfig
 from fastvae.training.loop import train

@@ -1,6 +1,6 @@
-"""Training checkpoints: model, Adam's state and the state of the run, in one safetensors file.
+"""Training checkpoints: model, Adam's state and the run's state in one safetensors file.
 
-Each is replaced atomically and nothing is ever unpickled.
+No pickle: the run's state is JSON in the file's header. Files are replaced atomically.
 """
 
 import json
@@ -41,9 +41,17 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: Path | None = None,
 ) -> None:
-    """Model, Adam's state and `state` (JSON: step, seed, best value) in one file, with a digest.
+    """Write a checkpoint: the model, Adam's state and `state`, with a digest.
 
-    What the file replaces becomes `keep` where that is given. Raises OSError in one line.
+    Args:
+        path: the file to write; an existing one is replaced.
+        model: the model.
+        optimizer: its Adam optimizer.
+        state: the run's state as JSON values: step, seed, best bound, means since the last record.
+        keep: path that an existing file at `path` is moved to; None overwrites it.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     tensors = {f"{BEST_PREFIX}{name}": t for name, t in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -53,10 +61,21 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Fill model and optimizer in place -> the `state` that was saved.
+    """Load a checkpoint into model and optimizer, in place -> the run's `state`.
 
-    Raises DamagedFileError where the file is not what was written, ValueError where it belongs to
-    another model; neither changes model or optimizer.
+    Model and optimizer stay unchanged if the checkpoint is rejected.
+
+    Args:
+        path: the checkpoint.
+        model: the model to fill.
+        optimizer: its Adam optimizer, to fill.
+
+    Returns:
+        the `state` given to `save_checkpoint`.
+
+    Raises:
+        DamagedFileError: the file is damaged or not a training checkpoint.
+        ValueError: it belongs to another model or another version of fastvae.
     """
     with open_tensors(path) as file:
         # The digest first: a damaged header must not pass for another model's.
@@ -87,9 +106,19 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[
 def load_latest(
     folder: Path, model: nn.Module, optimizer: Optimizer, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
-    """A run's last checkpoint, or the one before with one line to `say`; None where there is none.
+    """Load a run's last checkpoint, or the previous one if the last is damaged -> its state.
 
-    Raises ValueError where all are damaged or belong to another model.
+    Args:
+        folder: the run directory.
+        model: the model to fill.
+        optimizer: its Adam optimizer, to fill.
+        say: receives one line of text if the previous checkpoint is used.
+
+    Returns:
+        the run's state, or None if there is no checkpoint.
+
+    Raises:
+        ValueError: all checkpoints are damaged, or one belongs to another model.
     """
     why = f"{folder / LAST} is missing"
     damaged = False

@@ -1,4 +1,4 @@
-"""The settings of a training run, checked."""
+"""The settings of a training run, with their checks."""
 
 import math
 from dataclasses import dataclass, fields
@@ -8,7 +8,7 @@ from fastvae.names import suggestion
 from fastvae.objective import KLSchedule
 from fastvae.scalars import plain
 
-# The least value of a field; 0 where it is not named here.
+# The least value of a field; 0 for fields not named here.
 LEAST = {
     "steps": 1,
     "batch_size": 1,
@@ -18,7 +18,7 @@ LEAST = {
     "checkpoint_every": 1,
     "eval_samples": 1,
 }
-LARGEST = 2**53  # every whole number up to it is a float, and JSON of any reader
+LARGEST = 2**53  # whole numbers up to it are exact as floats, as which some readers parse JSON
 ABOVE_ZERO = ("learning_rate", "lr_decay", "clip_norm", "kl_nats")
 
 
@@ -27,34 +27,34 @@ class TrainingConfig:
     """The settings of a training run.
 
     Args:
-        steps: of the optimizer.
-        batch_size: sequences of a step, over all processes and micro-batches together.
-        learning_rate: of Adam.
-        lr_decay: what multiplies the learning rate every `lr_decay_every` steps.
+        steps: steps of the optimizer.
+        batch_size: sequences per step, over all processes and micro-batches together.
+        learning_rate: Adam's learning rate.
+        lr_decay: factor of the learning rate, applied every `lr_decay_every` steps.
         lr_decay_every: steps between two decays.
-        lr_decay_start: the step from which these are counted.
-        kl_floor: `floor` of `fastvae.KLSchedule`.
-        kl_start: its `start`, a step.
-        kl_end: its `end`, a step.
-        kl_cycles: its `cycles`.
-        kl_rise: its `rise`.
-        kl_target: its `target`.
-        kl_nats: hold the KL at so many nats per sample instead of following that schedule
-            (`fastvae.objective.KLController`); None follows it.
-        free_bits: the least KL that counts for each latent dimension, nats.
-        clip_norm: gradients of a larger norm are scaled to it; None never.
+        lr_decay_start: the step from which these steps are counted.
+        kl_floor: `floor` of `fastvae.KLSchedule`: the KL weight before `kl_start`.
+        kl_start: its `start`: the step at which the KL weight begins to rise.
+        kl_end: its `end`: the step from which the KL weight is `kl_target`.
+        kl_cycles: its `cycles`: number of rises between them.
+        kl_rise: its `rise`: fraction of a cycle in which the weight rises.
+        kl_target: its `target`: the KL weight at the end.
+        kl_nats: hold the KL at this value, nats per sequence, instead of following that schedule
+            (`fastvae.objective.KLController`); None follows the schedule.
+        free_bits: threshold for each latent dimension: a smaller KL counts as this value, nats.
+        clip_norm: largest norm of the gradient; larger ones are scaled to it. None is no limit.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
-        accumulate: micro-batches of a step; batch norm sees one micro-batch of all processes.
-        seed: of the data order, of latent noise and of word dropout.
-        log_every: steps between two lines of training metrics.
-        eval_every: steps between two evaluations; 0 never.
-        eval_samples: sequences of an evaluation; None all of the validation data.
+        accumulate: micro-batches per step; batch norm sees one micro-batch of all processes.
+        seed: seed of the data order, of latent noise and of word dropout.
+        log_every: steps between two records of training metrics.
+        eval_every: steps between two evaluations; 0 is never.
+        eval_samples: sequences per evaluation; None is all of the validation data.
         checkpoint_every: steps between two checkpoints.
-        sample_every: steps between two sets of samples; 0 never.
-        samples: sequences of such a set.
+        sample_every: steps between two sets of samples; 0 is never.
+        samples: sequences per set.
 
     Raises:
-        ValueError: a field has a value that makes no sense; the message names it.
+        ValueError: a field is out of range or of a wrong type; the message names it.
     """
 
     steps: int = 100_000
@@ -105,7 +105,11 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The config with these fields. Raises ValueError naming one that it does not have."""
+        """Fields by name -> config; fields that are missing have their defaults.
+
+        Raises:
+            ValueError: a field is unknown, out of range or of a wrong type; the message names it.
+        """
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
@@ -114,23 +118,23 @@ class TrainingConfig:
 
     @property
     def kl_schedule(self) -> KLSchedule:
-        """Step -> weight of the KL term."""
+        """The KL weight as a function of the step."""
         names = [field.name for field in fields(KLSchedule)]
         return KLSchedule(**{name: getattr(self, f"kl_{name}") for name in names})
 
     @property
     def honest_kl_weight(self) -> float:
-        """The weight from which on the bound means something: `kl_target`, 0 where it is held."""
+        """The least KL weight at which the bound is shown: `kl_target`, or 0 with `kl_nats`."""
         return self.kl_target if self.kl_nats is None else 0.0
 
     def learning_rate_at(self, step: int) -> float:
-        """Adam's learning rate in the step that follows `step` others."""
+        """Number of steps done -> Adam's learning rate in the next one."""
         decays = max(0, step - self.lr_decay_start) // self.lr_decay_every
         return self.learning_rate * self.lr_decay**decays
 
 
 def _check_field(name: str, kind: Any, value: Any) -> None:
-    """Raises ValueError where the value is not of the annotated kind or out of range."""
+    """Raise ValueError if a value is not of the field's type or out of range."""
     whole = kind in (int, int | None)
     if isinstance(value, bool) or not isinstance(value, kind if whole else kind | int):
         raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")

@@ -1,4 +1,4 @@
-"""The training loop: draw a batch, step, record; the run's directory opened and resumed."""
+"""The training loop: draw a batch, step, record; opens and resumes the run directory."""
 
 import itertools
 import threading
@@ -35,28 +35,31 @@ def train(
     resume: bool = False,
     console: "Console | None" = None,
 ) -> dict[str, Any]:
-    """Train a model on a corpus and keep the run in a directory, from which it can be resumed.
+    """Train a model on a corpus and save the run in a directory from which it can be resumed.
 
-    Under torchrun every process calls this with the same arguments, and the first one writes.
-    SIGINT, SIGTERM and SIGHUP end the run after the current step and save it. What `torch.compile`
-    or `DataParallel` made of a model trains as that and is saved as the model.
+    Under torchrun every process calls this with the same arguments; only the first one writes
+    files. SIGINT, SIGTERM and SIGHUP end the run after the current step and save it. A model
+    wrapped by `torch.compile` or `DataParallel` trains wrapped and is saved unwrapped.
 
     Args:
-        model: a `HybridVAE` or `LSTMVAE`; it trains on the device where it is.
+        model: a `HybridVAE` or `LSTMVAE`; it trains in place on its device, with several GPU
+            processes on the GPU of `LOCAL_RANK`.
         corpus: the training data.
         config: the settings.
-        run_dir: directory of the run: weights, checkpoint, metrics, samples.
-        validation: data for evaluations, of the same vocabulary; None evaluates nothing.
-        resume: continue the run in `run_dir`; without it, a directory that holds a run is an error.
+        run_dir: the run directory, created if missing: weights, checkpoints, metrics.
+        validation: data for evaluations, with the vocabulary of `corpus`; None evaluates nothing.
+        resume: continue the run in `run_dir`, or begin one if there is none. Without `resume` a
+            directory that holds a run is an error.
         console: where progress is shown; None is standard error.
 
     Returns:
-        step: steps done. interrupted: whether a signal ended the run. best: the lowest validation
-        bound, nats per sample, or None. train, valid: the last record of each in metrics.jsonl, or
-        None.
+        step: number of steps done.
+        interrupted: whether a signal ended the run.
+        best: the lowest validation bound, nats per sequence, or None.
+        train, valid: the last record of each in metrics.jsonl, or None.
 
     Raises:
-        ValueError: settings, data or directory do not fit each other, or the loss is not finite.
+        ValueError: settings, data or directory do not fit together, or the loss is not finite.
         OSError: the directory cannot be written.
     """
     for name, data in {"training": corpus, "validation": validation}.items():
@@ -71,7 +74,7 @@ def train(
         stack.callback(step.release)
         recorder, done = Recorder(step, corpus, validation), 0
         if step.rank == 0:
-            from fastvae.training.progress import TrainingDisplay  # with it comes rich
+            from fastvae.training.progress import TrainingDisplay  # imports rich
 
             display = stack.enter_context(
                 TrainingDisplay(console, config.steps, config.honest_kl_weight)
@@ -98,7 +101,7 @@ def train(
 def _run_loop(
     step: TrainingStep, recorder: Recorder, done: int, stop: threading.Event
 ) -> dict[str, Any]:
-    """Train until the last step or until `stop` is set; see `train` for what it returns."""
+    """Train until the last step or until `stop` is set -> the result of `train`."""
     model, corpus, config = step.model, recorder.corpus, step.config
     say, stopping = recorder.display.say if recorder.display else None, False
     if say and done >= config.steps:
@@ -139,7 +142,7 @@ def _open_run(recorder: Recorder) -> int:
 
     def digests(of_before: bool) -> dict[str, str | None]:
         """Digests of all that training and validation read, or as runs of before have them."""
-        if of_before:  # of the first batch
+        if of_before:  # older runs: the first batch
             tokens = corpus.batch(config.batch_size, seeded_generator(config.seed, 0))
             return {"data": digest([tokens.numpy()])}
         validation = None if recorder.validation is None else recorder.validation.digest()
@@ -159,7 +162,7 @@ def _open_run(recorder: Recorder) -> int:
         recorder.best, recorder.window = state["best"], state["window"]
         if recorder.controller:
             recorder.controller.state.copy_(torch.tensor(state["kl_controller"]))
-        # A kill may have come between the checkpoint and the weights beside it.
+        # The run may have been killed after writing the checkpoint and before the weights.
         model.save_pretrained(run.path, vocabulary)
         say(f"resuming from step {state['step']}")
     elif (run.path / METRICS).exists():
@@ -172,6 +175,7 @@ def _open_run(recorder: Recorder) -> int:
 
 
 def _unfinished_annealing(config: TrainingConfig) -> str:
+    """The warning that the run ends before its annealing."""
     last = config.kl_schedule(config.steps - 1)
     return (
         f"the KL weight is annealed until step {config.kl_end} (kl_end), but the run ends at step "
@@ -180,6 +184,7 @@ def _unfinished_annealing(config: TrainingConfig) -> str:
 
 
 def _check_data(name: str, data: Any, model: TextVAE) -> None:
+    """Raise ValueError unless the data have the model's length and vocabulary size."""
     sizes, wanted = (data.length, data.vocabulary.size), (model.length, model.vocab_size)
     if sizes != wanted:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Several processes: joining the group that torchrun started, and what wraps a model in it."""
+"""Training in several processes: joining the group that torchrun starts, wrapping the model."""
 
 import atexit
 import inspect
@@ -17,7 +17,10 @@ from fastvae.nn import set_process_group
 
 @contextmanager
 def joined(model: nn.Module) -> Iterator[dist.ProcessGroup | None]:
-    """The group of all processes, joined where torchrun started them; None for one process."""
+    """Yield the group of all processes, joined if torchrun started them; None for one process.
+
+    Moves the model to this process's GPU and sets its process group.
+    """
     if not dist.is_initialized() and not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         yield None
         return
@@ -26,8 +29,8 @@ def joined(model: nn.Module) -> Iterator[dist.ProcessGroup | None]:
         torch.cuda.set_device(device)
         model.to(device)
     if not dist.is_initialized():
-        # The others wait while the first process evaluates. Left at exit: a group that is joined
-        # again under the same torchrun finds the addresses of the first one, and can hang.
+        # The others wait while the first process evaluates. The group is destroyed only at exit: a
+        # group joined again under the same torchrun finds the first one's addresses and can hang.
         dist.init_process_group(timeout=timedelta(hours=1))
         atexit.register(_leave)
     set_process_group(model, dist.group.WORLD)
@@ -38,12 +41,13 @@ def joined(model: nn.Module) -> Iterator[dist.ProcessGroup | None]:
 
 
 def _leave() -> None:
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside what torch.compile, DataParallel or DistributedDataParallel made of it."""
+    """The model inside the wrappers of torch.compile, DataParallel and DistributedDataParallel."""
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's
             model = model._orig_mod
@@ -54,13 +58,25 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def wire(group: dist.ProcessGroup, device: torch.device) -> torch.device:
-    """Where small tensors travel from: the CPU, unless the group has no backend for it."""
+    """The device for small tensors sent to the group: the CPU if the group has a backend for it.
+
+    Args:
+        group: the process group.
+        device: the device to use otherwise.
+    """
     return torch.device("cpu") if "gloo" in str(dist.get_backend_config(group)) else device
 
 
 def wrapped(model: nn.Module, group: dist.ProcessGroup) -> DistributedDataParallel:
-    """The model with averaged gradients; begins with the first process's parameters and buffers."""
-    # Batch norm keeps the buffers equal; newer versions of torch rename the option that trusts it.
+    """Wrap a model in DistributedDataParallel, which averages gradients.
+
+    All processes begin with the parameters and buffers of the first one.
+
+    Args:
+        model: the model.
+        group: the process group.
+    """
+    # Batch norm keeps the buffers equal, so they need no broadcast; newer torch renames the option.
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(model, process_group=group, **{option: False})

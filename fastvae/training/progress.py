@@ -1,4 +1,4 @@
-"""What a training run shows while it runs, on standard error."""
+"""The progress of a training run, shown on standard error."""
 
 import io
 import time
@@ -12,7 +12,13 @@ from fastvae.console import escape, progress
 
 
 class TrainingDisplay:
-    """A progress bar on a terminal, elsewhere a line every ten seconds; texts come out escaped."""
+    """A progress bar on a terminal, elsewhere a line every ten seconds; text is escaped.
+
+    Args:
+        console: where to show it; None is standard error.
+        steps: steps of the run.
+        kl_target: the least KL weight at which the bound is shown.
+    """
 
     def __init__(self, console: Console | None, steps: int, kl_target: float) -> None:
         self.console = console or make_console(stderr=True)
@@ -32,19 +38,24 @@ class TrainingDisplay:
             self._show(self.bar.stop)
 
     def say(self, text: str) -> None:
-        """One line, whatever the text holds."""
+        """Print one line of text."""
         options = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
         self._show(lambda: self.console.print(escape(text), **options))
 
     def _show(self, write: Callable[[], object]) -> None:
-        """Write to the terminal; once it has been closed, nothing more: the run must be saved."""
+        """Call `write`, which prints; if the terminal is closed, print nothing from then on."""
         try:
             write()
-        except (OSError, SystemExit):  # rich ends the program where a pipe has no reader
+        except (OSError, SystemExit):  # rich exits if a pipe has no reader
             self.bar, self.console = None, Console(file=io.StringIO())
 
     def update(self, step: int, record: dict[str, Any] | None) -> None:
-        """Show how far the run is and its last record."""
+        """Show the number of steps done and the last record.
+
+        Args:
+            step: number of steps done.
+            record: the last training record, or None.
+        """
         text = ""
         if record:
             text = (
@@ -59,7 +70,7 @@ class TrainingDisplay:
             self.spoken = time.monotonic()
 
     def _bound(self, record: dict[str, Any]) -> str:
-        """The KL, and the bits per character once its weight makes the bound mean something."""
+        """The KL, and bits per character if the KL weight has reached `kl_target`."""
         if record["kl_weight"] < self.kl_target:
             return f"KL {record['kl']:,.2f} (weight {record['kl_weight']:.3g})"
         return f"KL {record['kl']:,.2f}  bpc {record['bpc']:.3f}"

@@ -1,6 +1,7 @@
-"""A training step as one launch: recorded once as a CUDA graph, then replayed with other inputs.
+"""A training step as one launch: recorded once as a CUDA graph, then replayed with new inputs.
 
-A step of a small model is hundreds of short kernels, which take longer to launch than to run.
+A step of a small model consists of hundreds of short kernels that take longer to launch than to
+run.
 """
 
 import warnings
@@ -9,26 +10,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, cuda
 
-WARM_UP = 3  # steps before the recording, in which kernels compile and libraries choose theirs
+WARM_UP = 3  # steps before the recording, in which kernels compile and libraries choose algorithms
 
 
 class RecordedStep:
-    """A training step that is recorded once as a CUDA graph and then replayed.
+    """A training step that is recorded once as a CUDA graph and then replayed: tensors -> tensor.
 
-    The fourth call records, and later ones replay. A call is one run of `fn`: forward, backward and
-    the step of a capturable optimizer, beginning with zero_grad(). Everything else that `fn` reads
-    and writes must stay where it is: parameters, and settings, so a learning rate that changes is a
-    tensor.
+    The fourth call records the graph, later calls replay it. A call runs `fn` once: zero_grad(),
+    forward, backward and the step of a capturable optimizer. All other tensors that `fn` reads or
+    writes, such as parameters, must keep their addresses. Python numbers keep the values of the
+    recording: a learning rate that changes must be a tensor.
 
     Args:
-        fn: the step, tensors -> tensor. Where it waits for the device it cannot be recorded: `say`
-            is told so, and `fn` runs as it is.
+        fn: the step, tensors -> tensor. If it synchronizes with the device it cannot be recorded;
+            then `say` gets one line and `fn` runs kernel by kernel.
         device: a CUDA device.
-        say: what is called with a line of text.
+        say: receives a line of text.
 
     Raises:
-        ValueError: the device is not CUDA, or a call's inputs have other shapes than the first
-            one's.
+        ValueError: the device is not CUDA, or inputs have other shapes than in the first call.
     """
 
     def __init__(
@@ -46,6 +46,14 @@ class RecordedStep:
         self.failed = False
 
     def __call__(self, *tensors: Tensor | None) -> Tensor:
+        """Run the step on new inputs -> its output.
+
+        Args:
+            tensors: inputs of `fn`, on any device, or None; shapes as in the first call.
+
+        Raises:
+            ValueError: inputs have other shapes than in the first call.
+        """
         shapes = [None if t is None else t.shape for t in tensors]
         self.shapes = self.shapes or shapes
         if shapes != self.shapes:
@@ -62,7 +70,7 @@ class RecordedStep:
         return self.output.clone()
 
     def _run(self, tensors: tuple[Tensor | None, ...]) -> Tensor:
-        """Once as it is, on the stream of the recording."""
+        """Run the step without a graph, on the stream of the recording."""
         current = cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with cuda.stream(self.stream):
@@ -71,9 +79,10 @@ class RecordedStep:
         return result
 
     def _record(self, tensors: tuple[Tensor | None, ...]) -> None:
+        """Record the step as a graph; if that fails, say why."""
         self.inputs = [t if t is None else t.to(self.device, copy=True) for t in tensors]
         graph = cuda.CUDAGraph()
-        # The products' workspace must be the graph's own: that of the stream may be freed.
+        # The graph needs its own cuBLAS workspace: the stream's may be freed.
         torch._C._cuda_clearCublasWorkspaces()
         try:
             with cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):

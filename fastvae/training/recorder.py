@@ -1,4 +1,4 @@
-"""What follows a step: terms checked and averaged, records, validation, samples, checkpoints."""
+"""Everything after a step: checks and averages terms, writes records, evaluates, samples, saves."""
 
 import math
 import time
@@ -17,14 +17,19 @@ from fastvae.training.step import TERMS, Batch, TrainingStep, autocast, seeded_g
 if TYPE_CHECKING:
     from fastvae.training.progress import TrainingDisplay
 
-CROWDED_SECONDS = 1  # the least time that tells whether cores are busy
-SLOW_SECONDS = 10  # without a record after which that is asked between two records
+CROWDED_SECONDS = 1  # least time over which busy cores can be detected
+SLOW_SECONDS = 10  # without a record, after which busy cores are looked for between records
 
 
 class Recorder:
-    """Means of a run's terms; on the first process, which has a `run`, its records and files too.
+    """Averages a run's terms; on the first process, which has a `run`, also writes its files.
 
     `best` is the lowest validation bound, `records` the last record of each split.
+
+    Args:
+        step: the run's training step.
+        corpus: the training data.
+        validation: the validation data, or None.
     """
 
     def __init__(self, step: TrainingStep, corpus: Any, validation: Any) -> None:
@@ -37,22 +42,37 @@ class Recorder:
         self.step = self.saved_at = 0
         self.best: float | None = None
         self.window = dict.fromkeys(("steps", "characters", *TERMS), 0.0)  # since the last record
-        self.pending: list[Tensor] = []  # terms of steps that nobody has waited for yet
+        self.pending: list[Tensor] = []  # terms of steps, not yet synchronized
         self.records: dict[str, dict[str, Any]] = {}
         self.timed_steps, self.clock = 0, 0.0
         self.cpu_clock, self.crowded = 0.0, False
 
     def attach(self, run: RunDirectory, display: "TrainingDisplay") -> None:
-        """Make this the process that records in `run` and shows progress."""
+        """Make this the process that records and shows progress.
+
+        Args:
+            run: the run directory to record in.
+            display: where to show progress.
+        """
         self.run, self.display = run, display
 
     def start(self, step: int) -> None:
-        """Time what follows; `step` steps have been done and saved."""
+        """Start the clock; `step` steps are done and saved."""
         self.step = self.saved_at = step
         self.clock, self.cpu_clock = time.perf_counter(), time.thread_time()
 
     def after_step(self, batch: Batch, terms: Tensor, stopping: bool) -> None:
-        """Take in a step's terms [5], and do what is due; all is saved where `stopping`."""
+        """Record a step, and log, evaluate, sample and save if due.
+
+        Args:
+            batch: the step's batch.
+            terms: its terms, [5], as `TERMS` names them, on any device.
+            stopping: whether the run ends here; then everything is saved.
+
+        Raises:
+            ValueError: a term is not finite.
+            OSError: a file cannot be written.
+        """
         self.step += 1
         self.timed_steps += 1
         self.pending.append(terms)
@@ -84,7 +104,15 @@ class Recorder:
             self.saved_at = self.step
 
     def save_checkpoint(self, name: str, keep: str | None = None) -> None:
-        """Write the run's checkpoint of this name; what it replaces is kept as `keep`."""
+        """Write a checkpoint of the run.
+
+        Args:
+            name: its file name.
+            keep: file name for an existing checkpoint of this name; None overwrites it.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         state = {
             "seed": self.config.seed,
             "step": self.step,
@@ -98,10 +126,11 @@ class Recorder:
         save_checkpoint(folder / name, self.model, self.optimizer, state, kept)
 
     def _due(self, every: int) -> bool:
+        """Whether an action done every `every` steps, and in the last step, is due; 0 is never."""
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
     def _collect_terms(self) -> None:
-        """Add the pending steps' terms to the window. Raises ValueError if one is not finite."""
+        """Add the terms of pending steps to the window; raise ValueError if one is not finite."""
         rows = torch.stack(self.pending)
         if self.group:
             dist.all_reduce(rows, group=self.group)
@@ -123,7 +152,7 @@ class Recorder:
                 self.window[name] += value
 
     def _record_means(self) -> None:
-        """The means since the last record."""
+        """Record the means since the last record."""
         steps = self.window["steps"]
         means = {name: self.window[name] / steps for name in TERMS}
         bound = means["reconstruction"] + means["kl"]
@@ -150,7 +179,7 @@ class Recorder:
         self.timed_steps, self.clock, self.cpu_clock = 0, now, time.thread_time()
 
     def _warn_if_crowded(self, seconds: float) -> None:
-        """One line, once, where this thread, which no step leaves idle, mostly waits for a core."""
+        """Warn once if this thread, which is busy in every step, mostly waited for a core."""
         ran = time.thread_time() - self.cpu_clock
         if self.crowded or self.device.type != "cpu" or seconds < CROWDED_SECONDS:
             return
@@ -162,7 +191,7 @@ class Recorder:
             )
 
     def _validate(self) -> None:
-        """Evaluate on the fixed pass; the best bound so far has its own checkpoint."""
+        """Evaluate on the fixed pass; save the best bound so far in its own checkpoint."""
         c = self.config
         batches = self.validation.batches(c.batch_size, c.eval_samples)
         weight = self.kl_weight(self.step - 1)
@@ -174,11 +203,12 @@ class Recorder:
             self.save_checkpoint(BEST)
 
     def _record(self, record: dict[str, Any]) -> None:
+        """Keep a record as the last of its split and log it."""
         self.records[record["split"]] = record
         self.run.log(record)
 
     def _show_samples(self) -> None:
-        """Print greedy samples, of the same z each time."""
+        """Print greedy samples, from the same z each time."""
         z = torch.randn(
             self.config.samples,
             self.model.latent_size,
@@ -192,6 +222,7 @@ class Recorder:
             self.display.say("  " + text.decode("utf-8", "surrogateescape"))
 
     def _save(self) -> None:
+        """Save metrics, checkpoint and model."""
         self.run.sync()
         self.save_checkpoint(LAST, PREVIOUS)
         self.model.save_pretrained(self.run.path, self.corpus.vocabulary)

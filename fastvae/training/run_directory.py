@@ -1,7 +1,7 @@
-"""The folder of one training run: its lock, its settings, its metrics.
+"""The directory of one training run: its lock, its settings, its metrics.
 
 config.json, vocabulary.json and model.safetensors make it a model that `fastvae.load` reads;
-last, previous and best.safetensors are training checkpoints.
+last.safetensors, previous.safetensors and best.safetensors are training checkpoints.
 """
 
 import itertools
@@ -27,10 +27,10 @@ from fastvae.models.pretrained import BEST, CONFIG, CONFIG_SCHEMA, VOCABULARY, W
 from fastvae.training.checkpoint import LAST, PREVIOUS
 
 SETTINGS, METRICS, LOCK = "training.json", "metrics.jsonl", "lock"
-# What may differ when a run goes on: how far, and what only looks on.
+# Settings that may change on resume: the number of steps, and what does not affect training.
 FREE = {"steps", "log_every", "eval_every", "eval_samples", "checkpoint_every"}
 FREE |= {"sample_every", "samples"}
-# Runs of before have no digest of the validation's, and one of the first batch alone.
+# Older runs have no digest of the validation data, and one of the first training batch only.
 SETTINGS_SCHEMA = {
     "data": str,
     "config": dict,
@@ -50,10 +50,18 @@ _SAME = "with the same, or choose another directory"
 
 
 class RunDirectory:
-    """A run's folder, held by this process alone until `close` or its end.
+    """A run directory, locked by this process until `close` or its end.
 
-    `fresh` tells whether it holds no run yet. Raises OSError where it cannot be written, ValueError
-    where another process holds it, or a run is there and `resume` is False.
+    `fresh` tells whether it holds no run yet.
+
+    Args:
+        path: the directory; created if missing.
+        resume: whether it may hold a run.
+        say: receives a line of text.
+
+    Raises:
+        OSError: the directory cannot be written or locked.
+        ValueError: another process uses it, or it holds a run and `resume` is False.
     """
 
     def __init__(self, path: str | Path, *, resume: bool, say: Callable[[str], None]) -> None:
@@ -72,24 +80,43 @@ class RunDirectory:
             say(f"{self.path} holds no run to resume: beginning one")
 
     def create(self, model, vocabulary, config, data: Callable[[bool], dict]) -> None:
-        """Begin a run: the model with its vocabulary, then the settings, which make it one.
+        """Begin a run: save the model and its vocabulary, then the settings, which mark the run.
 
-        data(of_before): the digests of what it reads, by name, or the one that runs of before have.
+        Args:
+            model: the model.
+            vocabulary: its vocabulary.
+            config: the settings.
+            data: False -> digests of the data by name; True -> the digest that older runs have.
+
+        Raises:
+            OSError: a file cannot be written.
         """
         model.save_pretrained(self.path, vocabulary)
         self._write_settings(config, data(False))
 
     def _write_settings(self, config, data: dict) -> None:
+        """Write training.json."""
         content = {**data, "config": asdict(config), **_machine()}
         write_json(self.path / SETTINGS, content)
 
     def check(self, model, vocabulary, config, data: Callable[[bool], dict]) -> None:
-        """Raises ValueError naming what differs from the run that is there; see `create`."""
+        """Check that a run is resumed as it was started.
+
+        Args:
+            model: the model.
+            vocabulary: its vocabulary.
+            config: the settings.
+            data: as in `create`.
+
+        Raises:
+            ValueError: model, vocabulary, settings or data differ from those of the run; the
+                message names what.
+        """
         saved = read_json(self.path / SETTINGS, SETTINGS_SCHEMA)
         there = read_json(self.path / CONFIG, CONFIG_SCHEMA)
         if there["class"] != type(model).__name__:
             raise ValueError(f"{self.path} holds a {there['class']}, not a {type(model).__name__}")
-        # JSON turns tuples into lists: compare what both look like in a file.
+        # JSON turns tuples into lists: compare both as JSON.
         arguments, settings = json.loads(json.dumps([model.config, asdict(config)]))
         fixed = {k: v for k, v in settings.items() if k not in FREE}
         for now, before in ((arguments, there["arguments"]), (fixed, saved["config"])):
@@ -122,11 +149,11 @@ class RunDirectory:
         self._write_settings(config, found)
 
     def open_metrics(self, step: int) -> dict[str, dict[str, Any]]:
-        """Cut the metrics back to `step` and append from there -> last record of each split."""
+        """Cut the metrics back to `step` and append from there -> the last record of each split."""
         path, kept, damaged = self.path / METRICS, [], []
         content = path.read_bytes() if path.exists() else b""
         lines = content.split(b"\n")
-        lines.pop()  # nothing, or what a kill left of a line
+        lines.pop()  # empty, or a line cut off by a kill
         for number, line in enumerate(lines, 1):
             try:
                 split = parse_json(line, METRICS, {"split": str, "...": object})["split"]
@@ -149,7 +176,11 @@ class RunDirectory:
         return {record["split"]: record for record in kept}
 
     def log(self, record: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and the same to TensorBoard. Raises OSError in one line."""
+        """Append a record to metrics.jsonl and to the TensorBoard log.
+
+        Raises:
+            OSError: metrics.jsonl cannot be written.
+        """
         try:
             self._metrics.write(json.dumps(record).encode() + b"\n")
         except OSError as error:
@@ -160,35 +191,36 @@ class RunDirectory:
                 self._to_board(lambda b, t=tag, v=value: b.add_scalar(t, v, record["step"]))
 
     def sync(self) -> None:
-        """Bring the metrics to disk, before a checkpoint that they belong to."""
+        """Flush the metrics to disk, before the checkpoint that they belong to."""
         os.fsync(self._metrics.fileno())
         self._to_board(lambda board: board.flush())
 
     def close(self) -> None:
-        """Release the folder."""
+        """Release the directory."""
         self._to_board(lambda board: board.close())
         for part in (self._metrics, self._lock):
             if part:
                 part.close()
 
     def _to_board(self, write: Callable) -> None:
-        """Let TensorBoard's writer do something; where it fails the run goes on without it."""
+        """Call `write` with TensorBoard's writer; if it fails, the run continues without it."""
         if not self._board:
             return
         try:
             write(self._board)
-        except Exception as error:  # whatever goes wrong in a log that only looks on
+        except Exception as error:  # a failing log must not stop the run
             self._board = None
             self._say(f"no TensorBoard log from here on: {first_line(error)}")
 
     def _open_board(self, step: int):
+        """TensorBoard's writer for steps after `step`, or None with a line that says why."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self._say("no TensorBoard log: pip install tensorboard to get one")
             return None
         try:
-            # Events of steps after the checkpoint belong to a future that did not happen.
+            # Drops events after the checkpoint, which these steps will log again.
             return SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
         except Exception as error:
             self._say(f"no TensorBoard log: {first_line(error)}")
@@ -196,17 +228,18 @@ class RunDirectory:
 
 
 def _machine() -> dict[str, Any]:
-    """What decides how sums are rounded: a run goes on bit for bit where it stays the same."""
+    """What determines how sums are rounded: a run resumes bit for bit where it stays the same."""
     return {"threads": torch.get_num_threads(), "cpu_capability": _C.cpu_capability()}
 
 
 def _free_name(path: Path) -> Path:
+    """The path, or the first path.1, path.2, ... that does not exist."""
     names = (path.with_name(f"{path.name}{n or ''}") for n in itertools.count())
     return next(name for name in names if not name.exists())
 
 
 def _lock(folder: Path):
-    """An open file that this process alone has locked; the system releases it at any exit."""
+    """Lock the directory -> the open lock file; the system releases it at any exit."""
     try:
         import fcntl
     except ImportError as error:

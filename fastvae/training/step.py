@@ -1,7 +1,8 @@
 """One training step: the batch that it reads, forward, backward, clipping, Adam.
 
-Tokens, eps and dropped tokens are functions of (seed, step), drawn for the whole batch and then
-shared out: a checkpoint needs no generator's state, and two processes see what one would see.
+Tokens, eps and drop mask are functions of (seed, step). They are drawn for the whole batch and then
+divided among processes. So a checkpoint needs no generator state, and several processes train as
+one would.
 """
 
 import gc
@@ -27,15 +28,31 @@ TERMS = ("loss", "reconstruction", "kl", "auxiliary", "gradient_norm")  # of a s
 
 
 class Batch(NamedTuple):
-    """What one step reads, for all processes together."""
+    """The inputs of one step, for all processes together.
 
-    tokens: Tensor  # [B, L]
-    eps: Tensor  # [B, Z], of the latent vectors
-    drop_mask: Tensor | None  # [B, L], the tokens hidden from the decoder
+    Args:
+        tokens: ids, [B, L] int64.
+        eps: standard normal noise of the latent vectors, [B, Z].
+        drop_mask: tokens hidden from the decoder, [B, L] bool, or None without word dropout.
+    """
+
+    tokens: Tensor
+    eps: Tensor
+    drop_mask: Tensor | None
 
 
 def draw_batch(corpus: Any, model: TextVAE, config: TrainingConfig, step: int) -> Batch:
-    """The batch of the step that follows `step` others."""
+    """Number of steps done -> the batch of the next step.
+
+    Args:
+        corpus: the training data.
+        model: gives the latent size and the word dropout.
+        config: gives batch size and seed.
+        step: number of steps done.
+
+    Returns:
+        the batch, on the CPU.
+    """
     generator = seeded_generator(config.seed, step)
     tokens = corpus.batch(config.batch_size, generator)
     eps = torch.randn(len(tokens), model.latent_size, generator=generator, device="cpu")
@@ -46,15 +63,28 @@ def draw_batch(corpus: Any, model: TextVAE, config: TrainingConfig, step: int) -
 
 
 def seeded_generator(seed: int, step: int | str) -> torch.Generator:
-    """Random numbers of one step: close seeds and steps share nothing."""
+    """Seed and step -> a generator; those of close seeds and steps are unrelated.
+
+    Args:
+        seed: the run's seed.
+        step: number of steps done, or a name for another purpose.
+    """
     digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 class TrainingStep:
-    """One process's share of each step: step(batch, n) -> terms [5], as `TERMS` names them.
+    """One process's share of each step: batch -> terms [5], as `TERMS` names them.
 
-    `forward` is the model, or what torch.compile or DataParallel made of it.
+    Args:
+        model: the model.
+        forward: the model, or its wrapper by torch.compile or DataParallel.
+        config: the settings.
+        group: the process group, or None for one process.
+
+    Raises:
+        ValueError: the batch is not divisible by the processes, `kl_nats` is more than the tokens
+            can tell, or a step needs more memory than this machine has.
     """
 
     def __init__(
@@ -77,7 +107,7 @@ class TrainingStep:
         if self.device.type == "cpu":
             what = f"the ids and logits of a step (batch_size {config.batch_size})"
             check_fits(8 * tokens + 2 * 4 * logits, what)
-        # A graph reads the learning rate where it was at the recording.
+        # A CUDA graph reads the learning rate from a fixed address.
         cuda, rate = self.device.type == "cuda", config.learning_rate
         self.optimizer = torch.optim.Adam(
             model.parameters(),
@@ -97,13 +127,13 @@ class TrainingStep:
             self.controller = KLController(config.kl_nats, self.device)
 
     def kl_weight(self, step: int) -> float:
-        """The weight of the KL in the step that followed `step` others, the last one."""
+        """The KL weight of the last step; `step` is the number of steps before it."""
         if self.controller:
             return self.controller.state[2].item()
         return self.config.kl_schedule(step)
 
     def share(self, step: int) -> int:
-        """Give every process the first one's weights and optimizer -> its count of steps."""
+        """Give all processes the first one's weights and optimizer state -> its steps done."""
         if not self.group:
             return step
         self.forward = wrapped(self.forward, self.group)
@@ -123,18 +153,26 @@ class TrainingStep:
         return int(count)
 
     def record(self, say: Callable[[str], None]) -> None:
-        """On one GPU, let the steps that follow run as one CUDA graph."""
+        """Run later steps as one CUDA graph, on one GPU only; `say` gets a line if that fails."""
         if self.device.type == "cuda" and not isinstance(self.forward, nn.DataParallel):
             self._recorded = RecordedStep(self._update, self.device, say)
 
     def release(self) -> None:
-        """Let go of gradients, the recorded step, and the wrapper, which its group must outlive."""
+        """Release gradients, recorded step, and the wrapper, which must not outlive its group."""
         self.optimizer.zero_grad()
         self.forward, self.group, self._recorded = self.model, None, None
         gc.collect()
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
-        """The step that follows `step` others -> its terms [5], on the model's device."""
+        """Do one step -> its terms [5], on the model's device.
+
+        Args:
+            batch: the inputs of all processes.
+            step: number of steps done before.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
         rate = self.config.learning_rate_at(step)
         kl_weight = self.controller.weight if self.controller else self.config.kl_schedule(step)
         for group in self.optimizer.param_groups:
@@ -154,7 +192,7 @@ class TrainingStep:
         drop_mask: Tensor | None,
         kl_weight: float | Tensor | None,
     ) -> Tensor:
-        """Gradients of the micro-batches, clipped, and Adam's step -> terms [5]."""
+        """Compute the gradients of all micro-batches, clip them, step Adam -> terms [5]."""
         c = self.config
         if self.controller:
             kl_weight = self.controller.weight
@@ -186,7 +224,7 @@ class TrainingStep:
         return torch.cat([terms, norm.to(terms).view(1)])
 
     def _mean(self, value: Tensor) -> Tensor:
-        """Of all processes."""
+        """value -> its mean over all processes."""
         if not self.group:
             return value
         value = value.to(wire(self.group, self.device), copy=True)
@@ -194,17 +232,17 @@ class TrainingStep:
         return value.to(self.device) / self.world
 
     def _own_rows(self, micro: int) -> slice:
-        """This process's part of a micro-batch."""
+        """The rows of a micro-batch that belong to this process."""
         size = self.config.batch_size // self.config.accumulate
         share = size // self.world
         begin = micro * size + self.rank * share
         return slice(begin, begin + share)
 
     def _make_moments(self, step: float) -> None:
-        """Adam's state after `step` steps, to be filled."""
+        """Create Adam's state after `step` steps, with zeros to be filled."""
         state = {
             n: {
-                "step": torch.tensor(step, device="cpu"),  # its own: Adam counts in place
+                "step": torch.tensor(step, device="cpu"),  # one per parameter: Adam counts in place
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
@@ -215,5 +253,10 @@ class TrainingStep:
 
 
 def autocast(device: torch.device, config: TrainingConfig) -> torch.autocast:
-    """The context that a forward pass of this precision runs in."""
+    """Context of a forward pass in the config's precision.
+
+    Args:
+        device: the model's device.
+        config: gives the precision.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
