@@ -12,6 +12,8 @@ class AcrossProcesses:
 
 
 class _AllReduce(torch.autograd.Function):
+    """x -> Σ x over the processes of a group; the gradient is summed the same way."""
+
     # torch.distributed.nn.all_reduce is deprecated; some supported torch versions have no gradient
     # for its successor.
     @staticmethod

@@ -256,6 +256,7 @@ class LayerNormLSTM(nn.Module):
         nn.init.zeros_(self.norm_bias)
 
     def extra_repr(self) -> str:
+        """The sizes, for `repr`."""
         first = ", batch_first=True" if self.batch_first else ""
         return f"{self.input_size}, {self.hidden_size}, eps={self.eps}{first}"
 
@@ -374,6 +375,7 @@ class HighwayConv(nn.Module):
         self.norm.reset_parameters()
 
     def extra_repr(self) -> str:
+        """The sizes, for `repr`."""
         return f"{self.channels}, carry={self.carry}"
 
     def folded(self) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.main import get_command
 
 import fastvae
-from fastvae import cli, metrics, models, nn, objective, ops, presets, text, training
+from fastvae import (
+    cli,
+    distributed,
+    evaluation,
+    metrics,
+    models,
+    nn,
+    objective,
+    ops,
+    presets,
+    testing,
+    text,
+    training,
+)
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("README", "docs/getting-started", "docs/training", "docs/generation", "docs/ops")
@@ -125,39 +139,112 @@ def test_help_of_an_op_tells_all(name):
         assert f"\n    {argument}: " in text, argument
 
 
-MODULES = (fastvae, models, nn, ops, text, training, metrics, objective, presets)
+MODULES = (
+    *(fastvae, models, nn, ops, text, training, metrics, objective, presets),
+    *(evaluation, distributed, testing),
+)
 
 
 def documented():
-    """Public functions, classes and methods of the package's own, by name."""
+    """The package's public functions, classes, methods and properties -> their docstrings."""
     found = {}
     for module in MODULES:
         for name in getattr(module, "__all__", vars(module)):
             value = getattr(module, name)
-            home = module.__name__ if not hasattr(module, "__all__") else "fastvae"
+            home = "fastvae" if hasattr(module, "__all__") else module.__name__
             if name.startswith("_") or not getattr(value, "__module__", "").startswith(home):
                 continue
             if inspect.isfunction(value):
-                found[value.__qualname__] = value
-            if inspect.isclass(value):
-                found[value.__qualname__] = value
-                for method in vars(value).values():
-                    method = getattr(method, "__func__", method)
-                    if inspect.isfunction(method) and not method.__name__.startswith("_"):
-                        found[method.__qualname__] = method
+                found[f"{value.__module__}.{name}"] = value, value.__doc__
+            elif inspect.isclass(value):
+                found |= documented_class(value)
     return found
 
 
-@pytest.mark.parametrize("name", documented())
+def documented_class(value):
+    """A class, its bases in the package, and their public methods and properties.
+
+    A method may inherit its docstring from a base in the package, not from torch's.
+    """
+    found = {}
+    own = [cls for cls in value.__mro__ if cls.__module__.startswith("fastvae")]
+    for cls in own:
+        # dataclass and NamedTuple make a docstring such as "Preset(description, model)".
+        made = (vars(cls).get("__doc__") or "").startswith(f"{cls.__name__}(")
+        found[f"{cls.__module__}.{cls.__qualname__}"] = cls, None if made else cls.__doc__
+        for name, member in vars(cls).items():
+            member = getattr(member, "__func__", member)
+            is_method = inspect.isfunction(member) or isinstance(member, property)
+            if is_method and not name.startswith("_"):
+                said = [getattr(vars(base).get(name), "__doc__", None) for base in own]
+                doc = member.__doc__ or next(filter(None, said), None)
+                found[f"{cls.__module__}.{cls.__qualname__}.{name}"] = member, doc
+    return found
+
+
+def missing_in(value, doc):
+    """What a docstring in Google style lacks: a first line, arguments, what is returned."""
+    doc = inspect.cleandoc(doc or "")
+    first = doc.partition("\n")[0]
+    if not first or first in ("Args:", "Returns:", "Raises:"):
+        return ["a first line"]
+    own = not inspect.isclass(value) or {"__init__", "__annotations__"} & vars(value).keys()
+    signature = inspect.signature(value) if own and not isinstance(value, property) else None
+    parameters = [p for p in signature.parameters if p not in ("self", "cls")] if signature else []
+    section = re.search(r"^Args:\n((?:    .*\n?)*)", doc, re.M)
+    listed = re.findall(r"^    (\w+): \S", section[1], re.M) if section else []
+    found = [f"the argument {p}" for p in parameters if len(parameters) > 1 and p not in listed]
+    if signature:
+        found += [f"a parameter named {p}" for p in listed if p not in parameters]
+    if inspect.isfunction(value) and section:
+        returns = signature.return_annotation not in (None, inspect.Signature.empty)
+        if returns and "Returns:" not in doc and "->" not in first:
+            found.append("what it returns")
+    return found
+
+
+DOCUMENTED = documented()
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
 def test_public_names_are_documented(name):
     """In Google style: where there is a choice of arguments, each has its line."""
-    value = documented()[name]
-    own = inspect.isfunction(value) or "__init__" in vars(value) or "__annotations__" in vars(value)
-    parameters = inspect.signature(value).parameters if own else {}
-    arguments = [p for p in parameters if p not in ("self", "cls")]
-    said = inspect.getdoc(value)
-    assert said and not said.startswith(("Args:", "\n"))
-    if len(arguments) > 1:
-        _, _, listed = said.partition("\nArgs:\n")
-        missing = [p for p in arguments if not re.search(rf"^    {re.escape(p)}: \S", listed, re.M)]
-        assert not missing, f"{name}: {missing}"
+    assert not missing_in(*DOCUMENTED[name])
+
+
+def test_public_names_are_found():
+    """Functions, classes, bases, methods and properties, of modules with and without __all__."""
+    assert {
+        "fastvae.models.load",
+        "fastvae.models.hybrid.HybridVAE",
+        "fastvae.models.pretrained.PretrainedMixin.from_pretrained",
+        "fastvae.nn.LayerNormLSTM.forward",
+        "fastvae.text.vocabulary.Vocabulary.start_id",
+        "fastvae.objective.VAEOutput",
+        "fastvae.metrics.evaluate",
+        "fastvae.ops.linear.linear",
+    } <= DOCUMENTED.keys()
+
+
+def test_what_a_docstring_lacks_is_told():
+    def both(a: int, b: int) -> int:
+        return a + b
+
+    class Undocumented(torch.nn.Module):
+        pass
+
+    whole = "Add.\n\nArgs:\n    a: one.\n    b: the other.\n\nReturns:\n    the sum."
+    assert missing_in(both, whole) == []
+    assert missing_in(both, None) == missing_in(both, "Args:\n    a: one.") == ["a first line"]
+    assert missing_in(both, whole.replace("b:", "c:")) == [
+        "the argument b",
+        "a parameter named c",
+    ]
+    assert missing_in(both, whole.replace("Returns:\n    the sum.", "")) == ["what it returns"]
+    assert missing_in(both, "Add.\n\nReturns:\n    a: one.\n    b: the other.") == [
+        "the argument a",
+        "the argument b",
+    ]
+    Undocumented.__module__ = "fastvae.nn"
+    ((name, found),) = documented_class(Undocumented).items()
+    assert name.endswith("Undocumented") and missing_in(*found) == ["a first line"]

@@ -56,6 +56,7 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         self.head: nn.Module | None = None
 
     def extra_repr(self) -> str:
+        """The sizes, for `repr`."""
         return f"{self.vocab_size}, {self.length}, latent_size={self.latent_size}"
 
     def reset_parameters(self) -> None:

@@ -287,6 +287,7 @@ class WindowCorpus(Corpus):
         return digest(_parts(self._ids, "<i4"))
 
     def counts(self) -> dict[str, int]:
+        """Size of the rest after the last whole window: {"characters_left_over": n}, or bytes."""
         return {f"{self.vocabulary.unit}s_left_over": len(self._ids) % self.length}
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
@@ -363,6 +364,7 @@ class LineCorpus(Corpus):
         return digest(chain(_parts(self._offsets, "<i8"), _parts(self._bytes, "u1")))
 
     def counts(self) -> dict[str, int]:
+        """Numbers of lines by name: lines, empty, too_long, normalized; see `LineCounts`."""
         return asdict(self._counts)
 
     def notes(self) -> list[str]:
