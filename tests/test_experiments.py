@@ -16,10 +16,10 @@ import torch
 from rich.console import Console
 
 from fastvae import cli
-from fastvae.experiments import EXPERIMENTS, NAMES, Options, experiment, runner
+from fastvae.experiments import EXPERIMENTS, NAMES, Options, experiment, runner, speed
 from fastvae.experiments.fig3 import EQUAL_SIZE
 from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Configuration, pick, runs, shortened
-from fastvae.experiments.report import code, in_mode, markdown, rows_of, trace
+from fastvae.experiments.report import code, facts, in_mode, markdown, rows_of
 from fastvae.experiments.runner import _last_step
 from fastvae.presets import CHARACTERS, PRESETS, TWEETS, build_model
 from fastvae.text import ByteVocabulary, CharVocabulary
@@ -121,6 +121,12 @@ def test_pages_in_the_docs_are_those_of_their_results(path):
     figure = f"{stem}.png" if experiment.draw else None
     page = markdown(experiment, rows_of(document["results"]), document["notes"], {}, figure)
     assert page == path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("name", ["speed", "speed-characters"])
+def test_speed_pages_in_the_docs_are_those_of_their_results(name):
+    document = json.loads((PAGES / f"{name}.json").read_text())
+    assert speed.page(document, document["notes"]) == (PAGES / f"{name}.md").read_text()
 
 
 def test_figure_3_trains_autoencoders_without_history():
@@ -287,7 +293,8 @@ def fake(configuration, seed, kl):
         "series": configuration.series, "x": configuration.x, "mode": configuration.mode,
         "seed": seed, "unit": "byte",
         "valid": {**measured, "kl": 99.0}, "test": measured, "variety": variety,
-        "variety_of_held_out": variety, "parameters": 5, "kl_weight": 1.0, "steps_per_second": 2.0,
+        "device": "cpu", "threads": 1, "variety_of_held_out": variety, "parameters": 5,
+        "kl_weight": 1.0, "steps_per_second": 2.0,
         "samples": ["a|b", "*c*"], "interpolations": [["`x`", "b", "c"]],
         "curves": {"train": [record, {**record, "step": 2}], "valid": [record]},
     }  # fmt: skip
@@ -337,11 +344,15 @@ def test_claims_tell_the_comparisons_and_series_apart():
     p = {p.mode: p for p in configurations("fig4") if p.series == "LSTM VAE, p = 0.2" and p.x == 48}
     rows = rows_of([fake(p[RELEASED], 0, 1.0), fake(p[MATCHED], 0, 2.0)])
     page = markdown(EXPERIMENTS["fig4"], rows, [], {}, None)
-    line = next(x for x in page.splitlines() if "falls to 0" in x)
-    assert "(p = 0.2) 48: 1.0; (p = 0.5) not run" in line and "(p = 0.2) 48: 2.0" in line
-    assert line.index("48: 1.0") < line.index("48: 2.0")
+    claim = "| the LSTM VAE's KL falls to 0 past a length of 48 "
+    assert f"{claim}| KL, nats | p = 0.2, length 48 | 1.0 | 2.0 |\n" in page
+    page = markdown(EXPERIMENTS["fig4"], rows[1:], [], {}, None)
+    assert (
+        f"{claim}| KL, nats | p = 0.2, length 48 | 2.0 |\n" in page and "as released |" not in page
+    )
     alphas = rows_of([fake(Configuration(f"α = {a:g}", 1, "small"), 0, a) for a in (0.0, 0.2)])
-    assert trace(alphas, "kl", series="α = 0") == "1: 0.0"
+    found = facts(alphas, "KL", "kl", series="α = 0", axis="layers")
+    assert found == [("KL", "layers 1", "0.0")]
     assert in_mode(rows, MATCHED) == rows[1:]
 
 

@@ -2,12 +2,13 @@
 
 from fastvae.experiments.figures import costs
 from fastvae.experiments.grid import Claim, Configuration, Experiment
-from fastvae.experiments.report import trace
+from fastvae.experiments.report import facts
 from fastvae.presets import CHARACTERS
 
 WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-AT_ONCE = {"kl_floor": 1.0}  # the whole weight of the KL from the first step
+AT_ONCE = {"kl_floor": 1.0}  # the full KL weight from the first step
 ANNEALED, CONSTANT = "annealed", "not annealed"
+BITS = "bits per character"
 
 
 def _configurations(weight: float) -> tuple[Configuration, ...]:
@@ -23,18 +24,15 @@ EXPERIMENT = Experiment(
     claims=(
         Claim(
             "the KL grows with α",
-            lambda rows: "KL in nats, annealed, at α " + trace(rows, "kl", series=ANNEALED),
+            lambda rows: facts(rows, "KL, nats", "kl", series=ANNEALED, axis="annealed, α"),
         ),
         Claim(
             "annealing helps at small α",
-            lambda rows: (
-                "bits, annealed, at α "
-                + trace(rows, "bpc", ".3f", series=ANNEALED)
-                + "; not annealed "
-                + trace(rows, "bpc", ".3f", series=CONSTANT)
-                + "; KL in nats, not annealed "
-                + trace(rows, "kl", series=CONSTANT)
-            ),
+            lambda rows: [
+                *facts(rows, BITS, "bpc", ".3f", series=ANNEALED, axis="annealed, α"),
+                *facts(rows, BITS, "bpc", ".3f", series=CONSTANT, axis="not annealed, α"),
+                *facts(rows, "KL, nats", "kl", series=CONSTANT, axis="not annealed, α"),
+            ],
         ),
     ),
     grids={CHARACTERS: tuple(p for weight in WEIGHTS for p in _configurations(weight))},

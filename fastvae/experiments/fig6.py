@@ -1,11 +1,11 @@
 """Figure 6: cost and KL against the number of masked convolutions, by the auxiliary weight α.
 
-N layers see N + 1 tokens.
+N layers see N + 1 previous tokens.
 """
 
 from fastvae.experiments.figures import costs
 from fastvae.experiments.grid import Claim, Configuration, Experiment
-from fastvae.experiments.report import trace
+from fastvae.experiments.report import facts
 from fastvae.presets import CHARACTERS
 
 LAYERS, WEIGHTS = (1, 2, 3, 5, 7, 10), (0.0, 0.2, 0.5)
@@ -17,7 +17,7 @@ def _configuration(layers: int, weight: float) -> Configuration:
 
 
 def _kl(weight: float):
-    return lambda rows: "KL in nats at N " + trace(rows, "kl", series=f"α = {weight:g}")
+    return lambda rows: facts(rows, "KL, nats", "kl", series=f"α = {weight:g}", axis="layers:")
 
 
 EXPERIMENT = Experiment(

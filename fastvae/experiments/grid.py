@@ -57,10 +57,15 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper shows, and the function that says in numbers what rows of ours show."""
+    """A claim of the paper, and the function that measures it.
+
+    Args:
+        text: the claim.
+        ours: rows -> facts (measure, configuration, value), each a row of the page's table.
+    """
 
     text: str
-    ours: Callable[[Sequence[Any]], str]
+    ours: Callable[[Sequence[Any]], list[tuple[str, str, str]]]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Table 6: texts on seven points of a line between two draws from the prior, the ends bold."""
+"""Table 6: texts at seven points on a line between two samples of the prior, the ends bold."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from fastvae.experiments import samples
 from fastvae.experiments.grid import BOTH, Claim, Experiment
-from fastvae.experiments.report import Row, code
+from fastvae.experiments.report import Fact, Row, code
 
 
 def _paths(results: Sequence[dict[str, Any]]) -> str:
@@ -19,12 +19,14 @@ def _paths(results: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def _distinct(rows: list[Row]) -> str:
-    paths = [path for row in rows for r in row.results for path in r["interpolations"]]
-    if not paths:
-        return "not run"
-    mean = sum(len(set(path)) for path in paths) / len(paths)
-    return f"{mean:.1f} different texts of {len(paths[0])} on a line, mean of {len(paths)} lines"
+def _distinct(rows: list[Row]) -> list[Fact]:
+    found = []
+    for row in rows:
+        paths = [path for result in row.results for path in result["interpolations"]]
+        mean = sum(len(set(path)) for path in paths) / len(paths)
+        measure = f"different texts of {len(paths[0])} on a line, mean of {len(paths)} lines"
+        found.append((measure, row.series, f"{mean:.1f}"))
+    return found
 
 
 EXPERIMENT = Experiment(

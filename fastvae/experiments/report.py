@@ -1,7 +1,8 @@
-"""Results of a grid as rows (seeds together), a Markdown page and a JSON document."""
+"""Results of a grid as rows (seeds together) and as a Markdown page."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import log
 from statistics import fmean
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastvae.metrics import bits_per_character
 
 # Parts of a result that are long: documents keep them only where their experiment shows them.
 LONG = ("curves", "samples", "interpolations")
+Fact = tuple[str, str, str]  # measure, configuration, value
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,26 @@ def in_mode(rows: Sequence[Row], mode: str) -> list[Row]:
     return [row for row in rows if row.mode in (mode, BOTH)]
 
 
-def trace(rows: Sequence[Row], key: str, form: str = ".1f", *, series: str) -> str:
-    """A measure of one series along x: `12: 8.1, 24: 17.2`."""
+def facts(
+    rows: Sequence[Row], measure: str, key: str, form: str = ".1f", *, series: str, axis: str
+) -> list[Fact]:
+    """A measure of one series along x: (measure, "length 12", "8.1"), ...
+
+    Args:
+        rows: rows of all series.
+        measure: what the values are, with their unit.
+        key: of the rows.
+        form: format of a value.
+        series: the series, whose name is compared as a whole.
+        axis: what x is.
+    """
     found = sorted((row for row in rows if row.series == series), key=lambda row: row.x)
-    return ", ".join(f"{row.x:g}: {row[key]:{form}}" for row in found) or "not run"
+    return [(measure, f"{axis} {row.x:g}", f"{row[key]:{form}}") for row in found]
 
 
-def compare(rows: Sequence[Row], key: str, form: str = ".1f") -> str:
-    """A measure of every row by the name of its series."""
-    return ", ".join(f"{row.series} {row[key]:{form}}" for row in rows) or "not run"
+def compare(rows: Sequence[Row], measure: str, key: str, form: str = ".1f") -> list[Fact]:
+    """A measure of every row: (measure, name of its series, value), ..."""
+    return [(measure, row.series, f"{row[key]:{form}}") for row in rows]
 
 
 def markdown(
@@ -77,7 +90,7 @@ def markdown(
     failed: Mapping[str, str],
     figure: str | None,
 ) -> str:
-    """The experiment's page: claims beside ours, the table of configurations, what was changed."""
+    """The experiment's page: what was run, claims with our values, all measures, details."""
     parts = [f"# {experiment.title}", "\n".join(f"- {note}" for note in notes)]
     if figure:
         parts.append(f"![{experiment.title}]({figure})")
@@ -93,56 +106,95 @@ def markdown(
 
 
 def _claims(experiment: Experiment, rows: Sequence[Row]) -> str:
+    """A table of the claims: one fact a line, one column for each comparison."""
     modes = modes_of(rows)
     names = ["ours"] if modes == [BOTH] else [f"ours, {mode}" for mode in modes]
-    return _table(
-        ["the paper", *names],
-        [[c.text, *(c.ours(in_mode(rows, mode)) for mode in modes)] for c in experiment.claims],
-    )
+    lines = []
+    for claim in experiment.claims:
+        measured = [
+            {(measure, name): value for measure, name, value in claim.ours(in_mode(rows, mode))}
+            for mode in modes
+        ]
+        text = claim.text
+        for measure, name in dict.fromkeys((m, n) for m, n, _ in claim.ours(rows)):
+            values = [found.get((measure, name), "–") for found in measured]
+            lines.append([text, measure, name, *values])
+            text = ""
+        if text:
+            lines.append([text, "", "", *["not run"] * len(modes)])
+    return "## Claims\n\n" + _table(["the paper", "measure", "configuration", *names], lines)
+
+
+COLUMNS = {
+    "reconstruction": ("reconstruction", ".2f"),
+    "kl": ("KL", ".2f"),
+    "bound": ("bound", ".2f"),
+    "bpc": ("bits per {unit}", ".3f"),
+    "kl_share": ("KL / bound", ".2f"),
+    "importance_weighted_nll": ("importance-weighted NLL", ".2f"),
+    "active_units": ("active units", ".3g"),
+    "mutual_information": ("mutual information", ".2f"),
+    "parameters": ("parameters", ",.0f"),
+    "kl_weight": ("KL weight at the end", ".2f"),
+    "steps_per_second": ("steps per second", ".2f"),
+}
 
 
 def _measures(experiment: Experiment, rows: Sequence[Row]) -> str:
-    unit = rows[0].results[0]["unit"]
-    columns = {
-        "reconstruction": ".2f",
-        "kl": ".2f",
-        "bound": ".2f",
-        "bpc": ".3f",
-        "kl_share": ".2f",
-        "importance_weighted_nll": ".2f",
-        "active_units": ".3g",
-        "mutual_information": ".2f",
-        "parameters": ",.0f",
-        "kl_weight": ".2f",
-        "steps_per_second": ".2f",
-    }
-    shown = {"kl": "KL", "bpc": f"bits per {unit}", "kl_weight": "KL weight at the end"}
-    head = [
-        "model",
-        experiment.axis,
-        "compared",
-        *(shown.get(k, k.replace("_", " ")) for k in columns),
-    ]
+    """A table of all measures, one configuration a line, with notes on how to read it."""
+    unit, modes = rows[0].results[0]["unit"], modes_of(rows)
+    names = [name.format(unit=unit) for name, _ in COLUMNS.values()]
+    head = ["model", experiment.axis, "compared", *names]
     lines = [
-        [row.series, f"{row.x:g}", row.mode, *(row.text(k, form) for k, form in columns.items())]
+        [
+            row.series,
+            f"{row.x:g}",
+            row.mode,
+            *(row.text(key, form) for key, (_, form) in COLUMNS.items()),
+        ]
         for row in rows
     ]
     left_out = {1} if not experiment.axis else set()
-    if modes_of(rows) == [BOTH]:
+    if modes == [BOTH]:
         left_out.add(2)
     head, *lines = (
         [cell for n, cell in enumerate(line) if n not in left_out] for line in (head, *lines)
     )
+    notes = "\n".join(f"- {note}" for note in _reading_notes(rows, modes))
+    return f"## All measures\n\n{notes}\n\n{_table(head, lines)}"
+
+
+def _reading_notes(rows: Sequence[Row], modes: Sequence[str]) -> list[str]:
+    """Sentences about the units, the texts and the comparisons of the table of measures."""
     split = _split(rows[0].results[0])
-    first = rows[0].results[0][split]
-    note = (
-        f"Nats per text, means over a fixed pass over the {split} file; importance-weighted NLL of "
-        f"its first {first['importance_weighted_nll_texts']:,} texts with "
-        f"{first['importance_weighted_nll_samples']} samples each, whose bound is not the whole "
-        f"pass's; mutual information of its first {first['mutual_information_texts']:,}. "
-        "± is half the range over seeds."
+    first, name = rows[0].results[0][split], {"valid": "validation"}.get(split, split)
+    nll_texts, mi_texts = (
+        first[f"{key}_texts"] for key in ("importance_weighted_nll", "mutual_information")
     )
-    return note + "\n\n" + _table(head, lines)
+    notes = [
+        f"Reconstruction, KL and bound are means over the {name} file, in nats per text.",
+        f"The importance-weighted NLL is the mean over the first {nll_texts:,} texts, with "
+        f"{first['importance_weighted_nll_samples']} samples each, in nats per text. The bound "
+        "covers all texts, so it can be the smaller one.",
+        f"Mutual information is that of the first {mi_texts:,} texts, in nats. It is at most "
+        f"ln {mi_texts:,} = {log(mi_texts):.2f}.",
+    ]
+    if modes != [BOTH]:
+        notes.append(
+            "As released: the baseline has the settings of the released code. Matched: it has the "
+            "latent size, KL schedule, learning-rate decay and clipping of the model that it is "
+            "compared with, and in Figure 3 also its number of parameters. Both: the model is the "
+            "same in both comparisons."
+        )
+    if any(len(row.results) > 1 for row in rows):
+        notes.append("± is half the range over the seeds.")
+    machines = dict.fromkeys(
+        f"{result['device']}, {result['threads']} thread{'s' * (result['threads'] != 1)}"
+        for row in rows
+        for result in row.results
+    )
+    notes.append(f"Each run trained on: {'; '.join(machines)}.")
+    return notes
 
 
 def code(text: str) -> str:

@@ -1,31 +1,36 @@
-"""Tables 1, 2, 4 and 5: greedy samples from the prior, and in numbers how varied they are."""
+"""Tables 1, 2, 4 and 5: greedy samples from the prior and measures of their diversity."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from fastvae.experiments import fig4, table3
 from fastvae.experiments.grid import Claim, Experiment
-from fastvae.experiments.report import Row, code, compare
+from fastvae.experiments.report import Fact, Row, code, compare
 from fastvae.presets import CHARACTERS, TWEETS
 
 LENGTH, SHOWN = 48, 12
+EXPLAINED = """\
+All values are fractions. distinct-n: distinct n-grams of words among all n-grams. Unique texts:
+different texts among all texts. Most common text: texts equal to the most frequent one."""
 MEASURES = {
     "distinct_1": "distinct-1",
     "distinct_2": "distinct-2",
     "distinct_3": "distinct-3",
-    "unique_share": "unique",
-    "most_common_share": "share of the most common",
+    "unique_share": "unique texts",
+    "most_common_share": "most common text",
 }
 
 
 def variety_table(results: Sequence[dict[str, Any]]) -> str:
-    """Variety of each run's samples, and of as many held-out texts; then its first samples."""
+    """Diversity of each run's samples and of as many held-out texts; then the first samples."""
     if not results:
         return ""
     lines = [_line(_name(r), r["variety"]) for r in results]
     lines.append(_line("held-out texts", results[0]["variety_of_held_out"]))
-    head = f"| | {' | '.join(MEASURES.values())} | texts |\n|{' --- |' * (len(MEASURES) + 2)}"
-    parts = ["## Variety of greedy samples", "\n".join([head, *lines])]
+    head = (
+        f"| samples | {' | '.join(MEASURES.values())} | texts |\n|{' --- |' * (len(MEASURES) + 2)}"
+    )
+    parts = ["## Diversity of greedy samples", EXPLAINED, "\n".join([head, *lines])]
     for result in results:
         texts = "\n".join(f"- {code(text)}" for text in result["samples"][:SHOWN])
         parts.append(f"## {_name(result)}\n\n{texts}")
@@ -41,10 +46,11 @@ def _name(result: dict[str, Any]) -> str:
     return f"{result['series']} ({result['mode']}, seed {result['seed']})"
 
 
-def _ours(rows: list[Row]) -> str:
-    return f"distinct-3: {compare(rows, 'distinct_3', '.3f')}; unique: " + compare(
-        rows, "unique_share", ".3f"
-    )
+def _ours(rows: list[Row]) -> list[Fact]:
+    return [
+        *compare(rows, "distinct-3", "distinct_3", ".3f"),
+        *compare(rows, "fraction of unique texts", "unique_share", ".3f"),
+    ]
 
 
 EXPERIMENT = Experiment(
