@@ -135,7 +135,7 @@ def _print_evaluation(result: dict[str, Any], unit: str, latent_size: int) -> No
         share = 100 * result["exact_reconstruction"]
         console().print(
             f"The latent returns {share:.1f} % of the texts exactly, for {result['kl']:.1f} nats: "
-            "train with a higher --kl-nats for more, with a lower one for better samples.",
+            "train with a higher --kl-nats for more, with a lower one for a lower bound.",
             soft_wrap=True,
         )
 
