@@ -196,6 +196,14 @@ def read_tensors(path: Path, file) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def check_utf8(path: Path) -> None:
+    """Raise ValueError unless a path's name is text: safetensors and matplotlib take no other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name of the folder {str(path)!r} is not UTF-8: rename it") from None
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents. Raises OSError in one line."""
     try:

@@ -14,7 +14,10 @@ def find_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise ValueError(f"device {name} cannot be used here: {first_line(error)}") from error
+        why = first_line(error).partition(". ")[0]  # what follows lists all backends of PyTorch
+        raise ValueError(f"device {name} cannot be used here: {why}") from error
+    if device.type == "meta":
+        raise ValueError("device meta holds no numbers: choose cpu or cuda")
     return device
 
 

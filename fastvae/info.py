@@ -26,7 +26,11 @@ ON_GPU = {
 }
 BACKWARD = "layer_norm_lstm", "highway_conv_project", "highway_conv_gate", "linear"
 ON_GPU |= {f"{op}_backward": ON_GPU[op] for op in BACKWARD}
-PROVED = "run on an NVIDIA H100; for AMD's cards compiled only"
+# README and docs/performance.md say the same.
+PROVED = (
+    "run on an NVIDIA H100, but float32 changes made since have not; for AMD's cards compiled only"
+)
+PERSISTENT_PROVED = "run on an NVIDIA H100 before their launch changed"
 
 
 def facts() -> dict[str, Any]:
@@ -74,7 +78,7 @@ def _persistent() -> str:
     if not built:
         return "not built; `pip install -v` says why"
     serving = ", ".join(sorted(built & _served()))
-    return f"built; serving {serving or 'nothing'}"
+    return f"built; serving {serving or 'nothing'}; {PERSISTENT_PROVED}"
 
 
 def _served() -> set[str]:

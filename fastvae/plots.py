@@ -1,7 +1,7 @@
 """Learning curves of runs, from their metrics.jsonl to a PNG."""
 
 import atexit
-import json
+import math
 import os
 import shutil
 import tempfile
@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from fastvae.training.run_directory import read_records
 
 CURVES = "learning-curve.png"  # in a run directory
 COLORS = {"train": "#8fb3d1", "valid": "#1f5a8f"}
@@ -41,12 +43,10 @@ def pyplot():
 def read_metrics(path: str | Path) -> dict[str, list[dict[str, Any]]]:
     """A run's metrics.jsonl -> rows by split, in order of steps; OSError or ValueError by name."""
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            rows[row["split"]].append({"step": row["step"], **row})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: line {number} is no record of a run") from error
+    for number, row in read_records(Path(path).read_bytes()):
+        if row is None:
+            raise ValueError(f"{path}: line {number} is no record of a run")
+        rows[row["split"]].append(row)
     return rows
 
 
@@ -121,6 +121,8 @@ def _panels(lines: Lines) -> tuple[Any, dict[str, Any]]:
 
 def _save(figure, path: str | Path) -> None:
     try:
+        if not Path(path).suffix:  # matplotlib would add one in silence
+            raise ValueError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # of names that the font lacks
             figure.savefig(path, dpi=130)
@@ -136,7 +138,7 @@ def _curves(axis, lines: Lines, key: str) -> None:
     last = max(row["step"] for rows, _, _ in lines.values() for row in rows)
     framed = []
     for label, (rows, color, valid) in lines.items():
-        points = [(row["step"], row[key]) for row in rows]
+        points = [(row["step"], row[key]) for row in rows if _is_finite(row[key])]
         if not points:
             continue
         marker = "o" if valid and len(points) < 30 else None
@@ -156,8 +158,15 @@ def _curves(axis, lines: Lines, key: str) -> None:
         axis.set_ylim(0, 1.08 * high or 1)
 
 
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def _weight(axis, metrics: Metrics) -> None:
-    points = [(row["step"], row["kl_weight"]) for row in metrics["train"] or metrics["valid"]]
+    rows = metrics["train"] or metrics["valid"]
+    points = [(row["step"], row["kl_weight"]) for row in rows if _is_finite(row["kl_weight"])]
+    if not points:
+        return
     right = axis.twinx()
     right.plot(*zip(*points, strict=True), color=WEIGHT, ls=":", lw=1.2)
     right.set_ylim(0, 1.08 * max(weight for _, weight in points) or 1)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import grad, jacrev, jvp, vjp
+from torch.func import grad, jacfwd, jacrev, jvp, vjp
+from torch.utils.checkpoint import checkpoint
 
 import fastvae
 from fastvae.ops.highway_conv import highway_conv, highway_conv_reference
@@ -92,6 +93,28 @@ def test_forward_mode_is_refused(name):
         dual = forward_ad.make_dual(inputs[1], torch.ones_like(inputs[1]))
         with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
             op(inputs[0], dual, *inputs[2:])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_mode_over_reverse_is_refused(name):
+    op, _, shapes = CASES[name]
+    inputs = tensors(*shapes)
+    slope = grad(lambda x: op(x, *inputs[1:]).sin().sum())
+    with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+        jvp(slope, (inputs[0],), (torch.ones_like(inputs[0]),))
+    with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+        jacfwd(slope)(inputs[0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_activation_checkpointing(name):
+    op, reference, shapes = CASES[name]
+    grads = []
+    for function in (op, reference):
+        inputs = [x.requires_grad_() for x in tensors(*shapes)]
+        checkpoint(function, *inputs, use_reentrant=False).sin().sum().backward()
+        grads.append([x.grad for x in inputs])
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("name", CASES)

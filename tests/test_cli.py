@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import resource
 import shutil
@@ -15,7 +16,7 @@ import torch
 
 from fastvae import cli
 from fastvae.console import escape
-from fastvae.info import ON_GPU
+from fastvae.info import ON_GPU, PERSISTENT_PROVED
 from fastvae.models import load
 from fastvae.models.hybrid import HybridVAE
 from fastvae.plots import learning_curves, read_metrics
@@ -264,11 +265,11 @@ def test_info_of_persistent_kernels(fastvae, monkeypatch):
     def said():
         return json.loads(fastvae("info", "--json")[1])["persistent CUDA kernels"]
 
-    assert said() == "built; serving decode_bytenet"
+    assert said() == f"built; serving decode_bytenet; {PERSISTENT_PROVED}"
     with persistent.serve(["decode_lstm"]):
-        assert said() == "built; serving decode_lstm"
+        assert said() == f"built; serving decode_lstm; {PERSISTENT_PROVED}"
     with persistent.serve([]):
-        assert said() == "built; serving nothing"
+        assert said() == f"built; serving nothing; {PERSISTENT_PROVED}"
 
 
 def test_info_without_triton(fastvae, monkeypatch):
@@ -515,6 +516,22 @@ def test_a_run_leaves_its_learning_curve_and_runs_are_compared(fastvae, refused,
     assert "no rows yet" in refused("plot", run, other)
     assert "cannot write" in refused("plot", run, "--out", tmp_path / "none" / "x.png")
     assert "'word' is not supported" in refused("plot", run, "--out", tmp_path / "x.word")
+    assert ".png, .svg or .pdf" in refused("plot", run, "--out", tmp_path)
+    row = (run / "metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(row)["split"] == "train"
+    for damaged in (
+        '{"step": 1, "split": "train"}',
+        row.replace('"step": ', '"step": "a", "b": '),
+        "[" * 10_000,
+        "\udcff",
+    ):
+        (other / "metrics.jsonl").write_text(f"{row}\n{damaged}\n", errors="surrogateescape")
+        assert "metrics.jsonl: line 2 is no record of a run" in refused("plot", other)
+    (other / "metrics.jsonl").write_text(row + '\n{"step": 9, "spl')  # cut off by a kill
+    assert fastvae("plot", other, "--out", drawing)[0] == 0
+    endless = {**json.loads(row), "bound": math.inf, "kl": math.nan, "kl_weight": math.nan}
+    (other / "metrics.jsonl").write_text(json.dumps(endless) + "\n")
+    assert fastvae("plot", other, "--out", drawing)[0] == 0
 
 
 # Options that several commands share
@@ -539,6 +556,30 @@ def test_threads(fastvae, run):
 
 def test_threads_of_none(refused, run):
     assert "--threads" in refused("sample", run, "--threads", 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--threads", 100_000, "--threads"),
+        ("--seed", 2**64, "--seed"),
+        ("--temperature", "inf", "temperature must be 0 to 1e+37, got inf"),
+        ("--temperature", "nan", "--temperature"),
+        ("--device", "meta", "device meta holds no numbers"),
+        ("--device", "mps", "device mps cannot be used here"),
+    ],
+)
+def test_options_out_of_range(refused, run, option, value, message):
+    said = refused("sample", run, option, value)
+    assert message in said and len(said) < 300
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams(run, streams):
+    command = f'"{sys.executable}" -m fastvae sample "{run}" -n 1 {streams}'
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd="/")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert bool(ended.stdout) == (streams == "2>&-")
 
 
 @pytest.mark.parametrize("columns", [60, 100])

@@ -301,3 +301,38 @@ def test_int8_linear_is_near(dtype):
     steps = x.double().abs().amax(1, keepdim=True) / 254, weight.double().abs().amax(1) / 254
     bound = steps[0] * weight.double().abs().sum(1) + steps[1] * x.double().abs().sum(1, True)
     assert (off.abs() <= bound + 33 * steps[0] * steps[1]).all()
+
+
+def test_rows_too_wide_for_exact_int8_products_are_refused():
+    def inputs(width):
+        torch.manual_seed(0)
+        features = torch.full((1, 1, width), 127.0)
+        feature_weight = torch.zeros(8, width)
+        feature_weight[1] = 127.0  # every product is the largest there is
+        rows, conv_weight, conv_bias = (
+            torch.zeros(3, 8),
+            torch.zeros(0, 12, 4, 2),
+            torch.zeros(0, 12),
+        )
+        return (
+            features,
+            feature_weight,
+            rows,
+            conv_weight,
+            conv_bias,
+            torch.eye(4)[:2],
+            torch.zeros(2),
+        )
+
+    widest = (2**31 - 1) // 127**2
+    exact = ops.decode_bytenet(*inputs(widest), int8=True)
+    assert exact.item() == ops.decode_bytenet(*inputs(widest)).item() == 1
+    with pytest.raises(
+        RuntimeError, match="feature_weight has rows of 133145, more than the 133144"
+    ):
+        ops.decode_bytenet(*inputs(widest + 1), int8=True)
+    with pytest.raises(RuntimeError, match="use int8=False"):
+        ops.decode_bytenet_pack(*(inputs(widest + 1)[i] for i in (1, 3, 5)), int8=True)
+    weights = torch.zeros(16, widest + 1), torch.zeros(16, 4), torch.zeros(2, 4)
+    with pytest.raises(RuntimeError, match="use int8=False"):
+        ops.decode_lstm_pack(*weights, int8=True)

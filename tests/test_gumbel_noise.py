@@ -30,6 +30,13 @@ def test_kernel(shape, value, isa, threads):
     torch.testing.assert_close(found, expected, rtol=5e-7, atol=5e-7)
 
 
+@pytest.mark.parametrize("temperature", [math.inf, -math.inf, math.nan, 1e38])
+def test_infinite_noise_is_refused(temperature):
+    with pytest.raises(RuntimeError, match="temperature must be at most 1e\\+37"):
+        gumbel_noise(seed(0), 1, 1, 3, temperature)
+    assert gumbel_noise(seed(0), 9, 9, 99, 1e37).isfinite().all()
+
+
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
 def test_triton(shape):
     kernels = pytest.importorskip("fastvae.kernels.gumbel_noise")

@@ -2,9 +2,12 @@
 
 import errno
 import io
+import itertools
 import json
+import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +28,9 @@ from test_training import (
     run,
     worker,
 )
+
+import fastvae
+from fastvae.training import recorder
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 
@@ -225,6 +231,68 @@ def test_resuming_nothing_begins_a_run(tmp_path):
     console = quiet()
     _, result = run(tmp_path, resume=True, steps=2, console=console)
     assert result["step"] == 2 and "no run" in console.file.getvalue()
+
+
+def test_a_saved_model_is_no_run_to_resume(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for _ in range(2):  # a refusal leaves nothing that a run would have left
+        with pytest.raises(ValueError, match=r"has config.json but no training.json"):
+            run(tmp_path, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("left", ["last.safetensors", "best.safetensors", "metrics.jsonl"])
+def test_a_run_without_its_settings_keeps_what_it_holds(whole, tmp_path, left):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    for name in {"training.json", "last.safetensors", "previous.safetensors", "best.safetensors"}:
+        if name != left:
+            (folder / name).unlink()
+    if left != "metrics.jsonl":
+        (folder / "metrics.jsonl").unlink()
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match=r"no training.json, so it cannot be resumed"):
+        run(folder, resume=True)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_metrics_without_their_last_line_end_or_missing(whole, tmp_path):
+    folder, console = tmp_path / "run", quiet()
+    shutil.copytree(whole, folder)
+    path = folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    run(folder, resume=True, console=console)
+    assert records(folder) == records(whole) and "metrics" not in console.file.getvalue()
+    path.unlink()
+    run(folder, resume=True, console=console)
+    said = " ".join(console.file.getvalue().split())
+    assert "metrics.jsonl is missing: it begins anew after step" in said
+
+
+def test_a_bound_that_is_not_a_number_is_never_the_best(tmp_path, monkeypatch):
+    bounds = itertools.chain([math.nan, 5.0, math.inf, 4.0], itertools.repeat(6.0))
+    whole_result = recorder.evaluate
+
+    def evaluate(*arguments, **options):
+        return whole_result(*arguments, **options) | {"bound": next(bounds)}
+
+    monkeypatch.setattr(recorder, "evaluate", evaluate)
+    console = quiet()
+    _, result = run(tmp_path / "run", console=console, eval_every=1)
+    assert result["best"] == 4.0
+    said = " ".join(console.file.getvalue().split())
+    assert "validation at step 1: the bound is nan" in said
+    assert "validation at step 3: the bound is inf" in said
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"run \xff")
+    with pytest.raises(ValueError, match=r"is not UTF-8: rename it"):
+        run(folder)
+    assert not folder.exists()
+    with pytest.raises(ValueError, match=r"is not UTF-8: rename it"):
+        fastvae.load(folder)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path):

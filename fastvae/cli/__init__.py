@@ -1,5 +1,6 @@
 """The command line: each command reads, calls the library, and prints."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -69,6 +70,10 @@ def info(as_json: Json = False) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, or 2 with one line on standard error, 130 on Ctrl-C."""
+    # What is printed where a stream was closed before the start goes nowhere, and into no file that
+    # would be opened under its number.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  open to the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     # Generated text holds any character; a terminal that lacks one must not end the program.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")

@@ -14,6 +14,13 @@ def use_threads(count: int | None) -> int | None:
     return count
 
 
+def check_seed(seed: int) -> int:
+    """The seed, if torch takes it."""
+    if not -(2**63) <= seed < 2**63:
+        raise typer.BadParameter(f"a seed has 64 bits at most, got {seed}")
+    return seed
+
+
 Run = Annotated[Path, typer.Argument(help="Folder of a trained run or a saved model.")]
 Data = Annotated[Path, typer.Option("--data", help="Text file in UTF-8 (gzip too).")]
 MaybeData = Annotated[
@@ -35,10 +42,13 @@ Raw = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="CPU threads.", callback=use_threads),
+    typer.Option("--threads", min=1, max=1024, help="CPU threads.", callback=use_threads),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", help="Seed of everything drawn at random.", callback=check_seed),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...")]
 Best = Annotated[bool, typer.Option("--best", help="Best weights instead of the last ones.")]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")]

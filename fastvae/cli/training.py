@@ -98,7 +98,7 @@ def train(
         if result["train"] or result["valid"]:
             try:
                 learning_curves(read_metrics(out / METRICS), out / CURVES, title=str(out))
-            except OSError as error:  # the run is saved
+            except (OSError, ValueError) as error:  # the run is saved
                 tell([one_line(error)])
     if result["interrupted"]:
         raise typer.Exit(130)

@@ -19,6 +19,7 @@ from fastvae.atomic_files import (
     DTYPES,
     check_signature,
     check_tensors,
+    check_utf8,
     digest_json,
     first_line,
     make_folder,
@@ -188,6 +189,7 @@ def load_as(classes: dict[str, type], folder: str | Path, best: bool) -> tuple[A
         ValueError: a file is damaged or does not match the others; the message names it.
     """
     folder = Path(folder)
+    check_utf8(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is not a folder (for a model on the Hub, pass what "

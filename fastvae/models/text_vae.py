@@ -15,6 +15,7 @@ from fastvae.distributed import AcrossProcesses
 from fastvae.models.pretrained import PretrainedMixin
 from fastvae.nn import upcast
 from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats
+from fastvae.ops.gumbel_noise import HOTTEST
 from fastvae.scalars import plain
 
 State = tuple[Tensor, Tensor]
@@ -232,8 +233,8 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             tokens, [B, L] int64; every position after `end_id` holds `pad_id`.
 
         Raises:
-            ValueError: z has a wrong shape, temperature is below 0, or `quantization` is unknown or
-                needs a decoder that the model lacks.
+            ValueError: z has a wrong shape, temperature is out of range, or `quantization` is
+                unknown or needs a decoder that the model lacks.
         """
         self._check_latent(z)
         int8 = self._check_quantization(quantization)
@@ -268,8 +269,8 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             tokens, [count, L] int64, on the model's device.
 
         Raises:
-            ValueError: temperature is below 0, or `quantization` is unknown or needs a decoder that
-                the model lacks.
+            ValueError: temperature is out of range, or `quantization` is unknown or needs a decoder
+                that the model lacks.
         """
         parameter = next(self.parameters())
         drawn_on = parameter.device if generator is None else generator.device
@@ -339,8 +340,8 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         self, z: Tensor, temperature: float, generator: torch.Generator | None
     ) -> Tensor | None:
         """Gumbel noise [L, B, V] whose addition makes argmax a sample; None for temperature 0."""
-        if not temperature >= 0:
-            raise ValueError(f"temperature must be 0 or more, got {temperature}")
+        if not 0 <= temperature <= HOTTEST:
+            raise ValueError(f"temperature must be 0 to {HOTTEST:g}, got {temperature}")
         if temperature == 0:
             return None
         drawn_on = z.device if generator is None else generator.device

@@ -44,7 +44,8 @@ def _register(name: str, backward: Callable, setup_context: Callable) -> None:
             return op(*inputs)
 
     def forward(*inputs):
-        with torch.enable_grad():  # for the levels of torch.func that follow
+        # torch.autograd.Function turns both off; the levels of torch.func that follow need them.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
             return below(*inputs)
 
     members = {"forward": forward, "setup_context": setup_context, "backward": backward}

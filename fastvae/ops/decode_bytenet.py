@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastvae.ops.checks import check_decode_bytenet, check_decode_bytenet_pack
 from fastvae.ops.decode_lstm import Step, decode_steps, fake_packed, pack_reference
-from fastvae.ops.int8 import float_linear, int8_linear
+from fastvae.ops.int8 import check_int8, float_linear, int8_linear
 
 
 def decode_bytenet(
@@ -53,10 +53,12 @@ def decode_bytenet(
         tokens, [B, T] int64.
 
     Raises:
-        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
+        RuntimeError: a tensor has a wrong shape, dtype or device, or rows too wide for `int8`; the
+            message names it.
     """
     if features.dim() == 3 and not features.shape[1]:  # no kernel starts for nothing
         return features.new_empty(0, features.shape[0], dtype=torch.int64)
+    check_int8(int8, feature_weight=feature_weight, classifier_weight=classifier_weight)
     return torch.ops.fastvae.decode_bytenet(
         features,
         feature_weight,
@@ -90,8 +92,10 @@ def decode_bytenet_pack(
         `fastvae.cpu_capability()`; decoding refuses them with another one.
 
     Raises:
-        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
+        RuntimeError: a tensor has a wrong shape, dtype or device, or rows too wide for `int8`; the
+            message names it.
     """
+    check_int8(int8, feature_weight=feature_weight, classifier_weight=classifier_weight)
     return torch.ops.fastvae.decode_bytenet_pack(
         feature_weight, conv_weight, classifier_weight, int8
     )

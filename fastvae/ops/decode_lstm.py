@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastvae.ops.checks import check_decode_lstm, check_decode_lstm_pack
-from fastvae.ops.int8 import float_linear, int8_linear
+from fastvae.ops.int8 import check_int8, float_linear, int8_linear
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
 from fastvae.ops.precision import accumulate_dtype
 
@@ -65,10 +65,12 @@ def decode_lstm(
         tokens, [B, T] int64.
 
     Raises:
-        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
+        RuntimeError: a tensor has a wrong shape, dtype or device, or rows too wide for `int8`; the
+            message names it.
     """
     if features.dim() == 3 and not features.shape[1]:  # no kernel starts for nothing
         return features.new_empty(0, features.shape[0], dtype=torch.int64)
+    check_int8(int8, feature_weight=feature_weight, weight_hh=weight_hh)
     return torch.ops.fastvae.decode_lstm(
         features,
         feature_weight,
@@ -106,8 +108,10 @@ def decode_lstm_pack(
         `fastvae.cpu_capability()`; decoding refuses them with another one.
 
     Raises:
-        RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
+        RuntimeError: a tensor has a wrong shape, dtype or device, or rows too wide for `int8`; the
+            message names it.
     """
+    check_int8(int8, feature_weight=feature_weight, weight_hh=weight_hh)
     return torch.ops.fastvae.decode_lstm_pack(feature_weight, weight_hh, classifier_weight, int8)
 
 

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from fastvae.ops.checks import check_gumbel_noise
 
+HOTTEST = 1e37  # temperature: the noise is finite in float32
+
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 WORD = 0xFFFFFFFF
@@ -34,6 +36,8 @@ def gumbel_noise(
     Raises:
         RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
+    if not abs(temperature) <= HOTTEST:
+        raise RuntimeError(f"temperature must be at most {HOTTEST:g} in size, got {temperature}")
     return torch.ops.fastvae.gumbel_noise(seed, steps, batch, vocab_size, temperature)
 
 

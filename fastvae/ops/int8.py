@@ -14,6 +14,18 @@ from torch import Tensor
 
 from fastvae.ops.precision import accumulate_dtype
 
+WIDEST = (2**31 - 1) // 127**2  # numbers of a row whose products' sum fits in an int32
+
+
+def check_int8(int8: bool, **weights: Tensor) -> None:
+    """Raise RuntimeError if a row of these weights is too wide for exact products."""
+    for name, weight in weights.items() if int8 else ():
+        if weight.dim() and weight.shape[-1] > WIDEST:
+            raise RuntimeError(
+                f"{name} has rows of {weight.shape[-1]}, more than the {WIDEST} whose products "
+                "are exact as int8: use int8=False"
+            )
+
 
 def round_rows(x: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
     """x [..., K] -> q [..., K] in float64, s [..., 1] in the dtype that x accumulates in.

@@ -171,10 +171,11 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dh, dc_n, *_):
     if not ctx.saved:
         raise RuntimeError("layer_norm_lstm was called with save=False, so it has no backward")
-    _, _, _, h0, _, h, *_ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # read once: torch.utils.checkpoint gives them once
+    _, _, _, h0, _, h, *_ = saved
     dh = torch.zeros_like(h) if dh is None else dh
     dc_n = torch.zeros_like(h0) if dc_n is None else dc_n
-    grads = torch.ops.fastvae.layer_norm_lstm_backward(dh, dc_n, *ctx.saved_tensors)
+    grads = torch.ops.fastvae.layer_norm_lstm_backward(dh, dc_n, *saved)
     return (*grads, None, None)
 
 

@@ -198,8 +198,13 @@ class Recorder:
         with autocast(self.device, c):
             result = evaluate(self.model, batches, kl_weight=weight, seed=c.seed)
         self._record({"step": self.step, "split": "valid", "kl_weight": weight, **result})
-        if self.best is None or result["bound"] < self.best:
-            self.best = result["bound"]
+        bound = result["bound"]
+        if not math.isfinite(bound):
+            self.display.say(
+                f"validation at step {self.step}: the bound is {bound}, never the best"
+            )
+        elif self.best is None or not self.best <= bound:  # older runs may have kept a NaN
+            self.best = bound
             self.save_checkpoint(BEST)
 
     def _record(self, record: dict[str, Any]) -> None:

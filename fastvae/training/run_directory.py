@@ -7,7 +7,7 @@ last.safetensors, previous.safetensors and best.safetensors are training checkpo
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from fastvae import _C
 from fastvae.atomic_files import (
+    check_utf8,
     first_line,
     make_folder,
     parse_json,
@@ -67,17 +68,32 @@ class RunDirectory:
     def __init__(self, path: str | Path, *, resume: bool, say: Callable[[str], None]) -> None:
         self.path, self._say = Path(path), say
         self._metrics = self._board = None
+        check_utf8(self.path)
         make_folder(self.path)
+        was_run = (self.path / LOCK).exists()
         self._lock = _lock(self.path)
-        held = (SETTINGS, METRICS, LAST, PREVIOUS, BEST, CONFIG, WEIGHTS)
-        if not resume and any((self.path / name).exists() for name in held):
-            self.close()
-            raise ValueError(
-                f"{self.path} already holds a run: resume it (--resume) or choose another folder"
-            )
         self.fresh = not (self.path / SETTINGS).exists()
+        if wrong := self._unusable(resume, was_run):
+            if not was_run:
+                (self.path / LOCK).unlink()
+            self.close()
+            raise ValueError(wrong)
         if resume and self.fresh:
             say(f"{self.path} holds no run to resume: beginning one")
+
+    def _unusable(self, resume: bool, was_run: bool) -> str | None:
+        """Why no run may begin or go on here, if so; `was_run`: training has been here before."""
+        model, run = (CONFIG, WEIGHTS), (METRICS, LAST, PREVIOUS, BEST)
+        held = [name for name in (*model, *run) if (self.path / name).exists()]
+        if not resume and (held or not self.fresh):
+            return f"{self.path} already holds a run: resume it (--resume) or choose another folder"
+        # A run killed before its first step has left a lock and a model, which may be replaced.
+        if self.fresh and (set(held) & set(run) or (held and not was_run)):
+            return (
+                f"{self.path} has {held[0]} but no {SETTINGS}, so it cannot be resumed: "
+                "choose another folder"
+            )
+        return None
 
     def create(self, model, vocabulary, config, data: Callable[[bool], dict]) -> None:
         """Begin a run: save the model and its vocabulary, then the settings, which mark the run.
@@ -152,16 +168,12 @@ class RunDirectory:
         """Cut the metrics back to `step` and append from there -> the last record of each split."""
         path, kept, damaged = self.path / METRICS, [], []
         content = path.read_bytes() if path.exists() else b""
-        lines = content.split(b"\n")
-        lines.pop()  # empty, or a line cut off by a kill
-        for number, line in enumerate(lines, 1):
-            try:
-                split = parse_json(line, METRICS, {"split": str, "...": object})["split"]
-                record = parse_json(line, METRICS, RECORD_SCHEMAS[split])
-            except (ValueError, KeyError):
+        if step and not path.exists():
+            self._say(f"{path} is missing: it begins anew after step {step}")
+        for number, record in read_records(content):
+            if record is None:
                 damaged.append(number)
-                continue
-            if record["step"] <= step:
+            elif record["step"] <= step:
                 kept.append(record)
         if damaged:
             aside = _free_name(self.path / f"{METRICS}.damaged")
@@ -225,6 +237,21 @@ class RunDirectory:
         except Exception as error:
             self._say(f"no TensorBoard log: {first_line(error)}")
             return None
+
+
+def read_records(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Content of metrics.jsonl -> number and record of each line, None where it is damaged.
+
+    A last line without its end that is damaged was cut off by a kill and is left out.
+    """
+    *lines, rest = content.split(b"\n")
+    for number, line in enumerate((*lines, rest), 1):
+        try:
+            split = parse_json(line, METRICS, {"split": str, "...": object})["split"]
+            yield number, parse_json(line, METRICS, RECORD_SCHEMAS[split])
+        except (ValueError, KeyError):
+            if number <= len(lines):
+                yield number, None
 
 
 def _machine() -> dict[str, Any]:
