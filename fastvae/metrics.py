@@ -31,7 +31,12 @@ def bits_per_character(nats_per_sample: float, characters_per_sample: float) -> 
 
     Returns:
         nats_per_sample / (characters_per_sample · ln 2).
+
+    Raises:
+        ValueError: there is no character.
     """
+    if not characters_per_sample:
+        raise ValueError("there are no characters to measure: every token is a pad")
     return nats_per_sample / (characters_per_sample * math.log(2))
 
 
@@ -64,6 +69,8 @@ def evaluate(
     sums, means, count, characters = torch.zeros(4, dtype=torch.float64, device="cpu"), [], 0, 0
     with torch.no_grad(), evaluating(model):
         for tokens in batches:
+            if not len(tokens):
+                continue
             tokens = tokens.to(parameter.device)
             out = model(tokens, kl_weight, eps=_row_noise(model, tokens, generator).to(parameter))
             terms = (out.loss, out.reconstruction, out.kl, out.auxiliary)
@@ -215,6 +222,8 @@ def reconstruction_accuracy(model: nn.Module, batches: Iterable[Tensor]) -> dict
         equal += ((found == text) & kept).sum().item()
         count += kept.sum().item()
     texts = len(means)
+    if not count:
+        raise ValueError(_NOTHING)
     return {
         "exact_reconstruction": right / texts,
         "shuffled_reconstruction": shuffled / texts,
@@ -286,11 +295,13 @@ def importance_weighted_nll(
         the estimates, [B] float64, on the CPU.
 
     Raises:
-        ValueError: `samples` is below 1.
+        ValueError: `samples` is below 1, or there are no tokens.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     B = len(tokens)
+    if not B:
+        raise ValueError(_NOTHING)
     parameter = next(model.parameters())
     tokens = tokens.to(parameter.device)
     total = torch.full((B,), -math.inf, dtype=torch.float64, device="cpu")

@@ -303,6 +303,8 @@ class LayerNormLSTM(nn.Module):
                 "x is a PackedSequence: pad it with torch.nn.utils.rnn.pad_packed_sequence and "
                 "ignore what follows a sequence's end"
             )
+        if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+            raise ValueError("state must be a pair (h0, c0) of tensors [B, H]")
         rows = "[B, T" if self.batch_first else "[T, B"
         if x is not None and x.dim() != 3:
             hint = f": for one sequence give x.unsqueeze({0 if self.batch_first else 1})"
@@ -409,6 +411,8 @@ class HighwayConvStack(_Composite):
         self, channels: int, layers: int, *, carry: bool = True, device=None, dtype=None
     ) -> None:
         super().__init__()
+        if layers < 0:
+            raise ValueError(f"layers must be 0 or more, got {layers}")
         self.layers = nn.ModuleList(
             HighwayConv(channels, carry=carry, device=device, dtype=dtype) for _ in range(layers)
         )

@@ -258,3 +258,48 @@ def test_reconstruction_accuracy_by_hand():
     }
     with pytest.raises(ValueError, match="two texts or more"):
         metrics.reconstruction_accuracy(Copier(), batches[:1])
+
+
+PADS = torch.full((2, 8), 5)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda model: metrics.evaluate(model, [PADS]),
+        lambda model: metrics.evaluate(model, [PADS[:0]]),
+        lambda model: metrics.reconstruction_accuracy(model, [PADS]),
+        lambda model: metrics.importance_weighted_nll(model, PADS[:0], 2),
+        lambda model: metrics.int8_loss(model, [PADS]),
+    ],
+)
+def test_nothing_but_pads_or_no_text_is_refused(measure):
+    model = HybridVAE(
+        6,
+        8,
+        latent_size=2,
+        encoder_channels=(4,),
+        feature_channels=4,
+        hidden_size=4,
+        pad_id=5,
+        mask_pad=True,
+    )
+    with pytest.raises(ValueError, match=r"there (is nothing|are no characters)"):
+        measure(model)
+
+
+def test_empty_batches_count_for_nothing():
+    torch.manual_seed(0)
+    model = HybridVAE(
+        6, 8, latent_size=2, encoder_channels=(4,), feature_channels=4, hidden_size=4, pad_id=5
+    )
+    text = torch.arange(16).view(2, 8) % 5
+    assert metrics.evaluate(model, [text[:0], text]) == metrics.evaluate(model, [text])
+
+
+def test_noise_of_another_batch_is_refused():
+    model = HybridVAE(
+        6, 8, latent_size=2, encoder_channels=(4,), feature_channels=4, hidden_size=4, pad_id=5
+    )
+    with pytest.raises(ValueError, match=r"eps must have shape \(2, 2\), got \(1, 2\)"):
+        model(PADS, eps=torch.zeros(1, 2))

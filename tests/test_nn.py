@@ -364,11 +364,19 @@ def test_lstm_batch_first():
         ),
         ((torch.zeros(0, 2, 3),), "at least one step"),
         ((None,), "x or tokens must be given"),
+        ((torch.zeros(2, 2, 3), (torch.zeros(2, 4),) * 3), r"state must be a pair \(h0, c0\)"),
+        ((torch.zeros(2, 2, 3), (torch.zeros(2, 4),)), r"state must be a pair \(h0, c0\)"),
+        ((torch.zeros(2, 2, 3), torch.zeros(2, 2, 4)), r"state must be a pair \(h0, c0\)"),
     ],
 )
 def test_lstm_inputs_in_the_callers_terms(arguments, message):
     with pytest.raises(ValueError, match=message):
         fastvae.nn.LayerNormLSTM(3, 4)(*arguments)
+
+
+def test_a_stack_of_fewer_than_no_layers():
+    with pytest.raises(ValueError, match="layers must be 0 or more, got -1"):
+        fastvae.nn.HighwayConvStack(4, -1)
 
 
 def test_empty_batch_computes():

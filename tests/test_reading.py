@@ -25,7 +25,7 @@ from fastvae.text import (
     WindowCorpus,
     normalize_tweet,
 )
-from fastvae.text.reading import Reading
+from fastvae.text.reading import Reading, load_reading
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 SIZES = {"latent_size": 3, "encoder_channels": (4,), "feature_channels": 4, "hidden_size": 4}
@@ -481,3 +481,9 @@ def test_what_this_package_can_read_by_itself():
     known = [Reading("windows"), Reading("lines", "tweets"), Reading("lines", "none")]
     assert all(reading.is_known for reading in known)
     assert not Reading("lines", "mine.normalize").is_known and not Reading("MyCorpus").is_known
+
+
+def test_a_record_that_no_run_writes_is_refused(tmp_path):
+    (tmp_path / "text.json").write_text('{"kind": "windows", "normalization": "tweets"}')
+    with pytest.raises(ValueError, match=r"text.json: windows are read as they are, not by tweets"):
+        load_reading(tmp_path)

@@ -146,9 +146,10 @@ class LineTokens:
                 self.cut += 1
                 content = content[: self.room]
             elif self.strict:
+                least = "at least " * (len(line) >= CHUNK)  # longer lines are cut there
                 raise ValueError(
-                    f"{name} has {len(content)} {self.vocabulary.unit}s, more than the {self.room} "
-                    f"that fit: {content[:40]!r}"
+                    f"{name} has {least}{len(content)} {self.vocabulary.unit}s, more than the "
+                    f"{self.room} that fit: {content[:40]!r}"
                 )
             else:
                 return None

@@ -107,7 +107,8 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             checked on a GPU.
 
         Raises:
-            ValueError: tokens have a wrong shape or dtype, or an id is outside the vocabulary.
+            ValueError: tokens or eps have a wrong shape or dtype, or an id is outside the
+                vocabulary.
             RuntimeError: `torch.jit.trace` traces the call, which is not supported.
         """
         if torch.jit.is_tracing():
@@ -117,7 +118,10 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         self.check_tokens(tokens, ids=validate)
         self._warn_if_alone()
         mean, logvar = map(upcast, self._encode(tokens))
-        eps = torch.randn_like(mean) if eps is None else eps
+        if eps is None:
+            eps = torch.randn_like(mean)
+        elif eps.shape != mean.shape:
+            raise ValueError(f"eps must have shape {tuple(mean.shape)}, got {tuple(eps.shape)}")
         features, state = self._expand(mean + (0.5 * logvar).exp() * eps)
         kl_per_dimension = gaussian_kl(mean, logvar).mean(0)
         reconstruction = self._nats(tokens, features, state, drop_mask).mean()

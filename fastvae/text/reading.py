@@ -78,6 +78,8 @@ def load_reading(folder: Path) -> Reading | None:
         return None
     match read_json(path):
         case {"kind": str(kind), "normalization": str(normalization), **more} if not more:
+            if kind == WINDOWS and normalization != "none":
+                raise ValueError(f"{path}: windows are read as they are, not by {normalization}")
             return Reading(kind, normalization)
     raise ValueError(f"{path} needs exactly kind and normalization, two strings")
 
