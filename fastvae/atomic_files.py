@@ -33,7 +33,8 @@ class DamagedFileError(ValueError):
 def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Replace a file atomically; what it replaces becomes `keep` where that is given.
 
-    Raises OSError in one line; the old file is kept then and nothing else is left behind.
+    Raises OSError in one line; the old file is then kept, perhaps as `keep`, and nothing else is
+    left behind.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:

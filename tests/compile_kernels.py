@@ -26,7 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastvae.kernels import decode_bytenet, decode_lstm, highway_conv, layer_norm_lstm
+from fastvae.kernels import decode_bytenet, decode_lstm, gumbel_noise, highway_conv, layer_norm_lstm
 from fastvae.kernels.gates import row_launch
 from fastvae.kernels.products import aligned
 
@@ -171,8 +171,16 @@ def decode_bytenet_configurations(t: str, dtype: torch.dtype) -> Iterator[Config
         yield configuration(decode_bytenet.sequence_kernel, given, launch, ("C",), **constants)
 
 
+def noise_configurations() -> Iterator[Configuration]:
+    types = {"seed": "*i64", "noise": "*fp32", "temperature": "fp32", "COUNT": "i32"}
+    launch = {"BLOCKS": gumbel_noise.BLOCKS}
+    yield configuration(gumbel_noise.noise_kernel, types, launch)
+    yield configuration(gumbel_noise.noise_kernel, {**types, "COUNT": "i64"}, launch)
+
+
 def configurations(target: str) -> Iterator[Configuration]:
     hip = TARGETS[target].backend == "hip"
+    yield from noise_configurations()
     for name, dtype in DTYPES.items():
         of_type = f"*{name}", dtype
         yield from lstm_configurations(*of_type, hip)

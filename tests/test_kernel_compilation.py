@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("compile_kernels.py")
+KERNELS = Path(__file__).parents[1] / "kernels"
 
 
 @pytest.mark.slow
@@ -36,6 +37,10 @@ def test_compiles(target, extent, tmp_path):
     assert not [k for k in kernels if "wrong" in k]
     assert run.returncode == 0, run.stderr
     assert len(kernels) > 20 and {k["target"] for k in kernels} == {target}
+    if target == "sm_90":
+        sources = "".join(path.read_text() for path in KERNELS.glob("*.py"))
+        names = set(re.findall(r"^def (\w+_kernel)\(", sources, re.MULTILINE))
+        assert names == {k["kernel"].split()[0] for k in kernels}
     if extent != "--extremes":
         counted = [k for k in kernels if counts_accesses(k)]
         assert len(counted) > 30
