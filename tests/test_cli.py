@@ -407,6 +407,9 @@ def test_bad_use_is_one_line(refused, fastvae, run, text, tmp_path):
     assert "--data" in refused("evaluate", run)
     assert "nowhere is not a folder" in refused("sample", tmp_path / "nowhere")
     assert ".npy" in refused("encode", run, "--data", text, "--out", tmp_path / "z.txt")
+    (tmp_path / "folder.npy").mkdir()
+    folder = tmp_path / "folder.npy"
+    assert "is a folder: name a file" in refused("encode", run, "--data", text, "--out", folder)
     below_a_file = text / "z.npy"
     assert "cannot make the folder" in refused("encode", run, "--data", text, "--out", below_a_file)
     status, out, err = fastvae()

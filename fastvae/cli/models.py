@@ -293,6 +293,8 @@ def encode(
     """
     if out.suffix != ".npy":
         raise ValueError(f"--out {out}: the file's name must end in .npy")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file")
     model, vocabulary = load_model(run, best=best, device=device)
     reading = find_reading(run, model, read, normalize)
     total = lines = None
