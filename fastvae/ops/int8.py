@@ -14,7 +14,9 @@ from torch import Tensor
 
 from fastvae.ops.precision import accumulate_dtype
 
-WIDEST = (2**31 - 1) // 127**2  # numbers of a row whose products' sum fits in an int32
+# Numbers of a row: their products fit in an int32, and so do 128 times the weights, which the CPU
+# kernels subtract, because they multiply by unsigned bytes.
+WIDEST = (2**31 - 1) // (127 * 128)
 
 
 def check_int8(int8: bool, **weights: Tensor) -> None:
