@@ -7,7 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,38 @@ from fastvae.device import check_fits
 from fastvae.models import MODELS, TextVAE
 from fastvae.names import suggestion
 from fastvae.text import (
-    ByteVocabulary,
     Corpus,
     LineCorpus,
     Reading,
     Vocabulary,
     WindowCorpus,
+    survey,
 )
 from fastvae.text.reading import LINES, NORMALIZERS, WINDOWS
 from fastvae.training.config import TrainingConfig
 
-CHARACTERS, TWEETS = "characters", "tweets"
-READINGS = {CHARACTERS: Reading(WINDOWS), TWEETS: Reading(LINES, "tweets")}
+
+@dataclass(frozen=True)
+class Text:
+    """A kind of text.
+
+    Args:
+        description: one line for people.
+        reading: how a file becomes samples.
+        unit: what a token is: "character" or "byte".
+    """
+
+    description: str
+    reading: Reading
+    unit: str
+
+
+TEXTS = {
+    "lines": Text("each line is a text of characters", Reading(LINES), "character"),
+    "byte-lines": Text("each line is a text of bytes", Reading(LINES), "byte"),
+    "windows": Text("windows of a stream of characters", Reading(WINDOWS), "character"),
+    "tweets": Text("lines of bytes, normalized as tweets", Reading(LINES, "tweets"), "byte"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,27 +56,33 @@ class Preset:
     Args:
         description: one line for people.
         model: the class, "HybridVAE" or "LSTMVAE".
-        length: L, tokens of a sequence.
+        length: L, tokens of a sequence; None is chosen from the text.
         model_arguments: arguments of the class that differ from its defaults.
-        text: "characters" (windows of a file's characters) or "tweets" (normalized lines of bytes).
+        text: the kind of text, a key of `TEXTS`.
         training: fields of `TrainingConfig` that differ from its defaults.
+        shares: fields of `TrainingConfig` in steps, as shares of all steps; `training` goes first.
     """
 
     description: str
     model: str = "HybridVAE"
-    length: int = 48
+    length: int | None = 48
     model_arguments: Mapping[str, Any] = field(default_factory=dict)
-    text: str = CHARACTERS
+    text: str = "windows"
     training: Mapping[str, Any] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
 
-    def model_for(self, vocabulary: Vocabulary) -> TextVAE:
+    def model_for(self, vocabulary: Vocabulary, length: int | None = None) -> TextVAE:
         """Build the preset's model for a vocabulary, initialized from torch's global generator.
 
+        Args:
+            vocabulary: gives V and the ids of pad and end.
+            length: L, tokens of a sequence; None is the preset's.
+
         Raises:
-            ValueError: this machine has too little memory to train it, or an argument is out of
-                range.
+            ValueError: this machine has too little memory to train it, an argument is out of range,
+                or neither the preset nor `length` gives the length.
         """
-        return build_model(self, vocabulary)
+        return build_model(self if length is None else replace(self, length=length), vocabulary)
 
     def config(self, **fields: Any) -> TrainingConfig:
         """The preset's training settings, with these fields replaced -> `TrainingConfig`.
@@ -64,7 +90,10 @@ class Preset:
         Raises:
             ValueError: a field does not exist or its value is out of range.
         """
-        return TrainingConfig.from_dict({**self.training, **fields})
+        given = {**self.training, **fields}
+        steps = given.get("steps", TrainingConfig.steps)
+        shares = {name: round(share * steps) for name, share in self.shares.items()}
+        return TrainingConfig.from_dict({**shares, **given})
 
 
 def load(name: str) -> Preset:
@@ -106,6 +135,20 @@ PRESETS: dict[str, Preset] = {
         },
         training={"steps": 3000, "batch_size": 32, "kl_floor": 0.001, "kl_end": 2000},
     ),
+    "lines": Preset(
+        "a hybrid for a file of names, sentences or other short lines",
+        length=None,
+        model_arguments={
+            "latent_size": 32,
+            "encoder_channels": (128, 256),
+            "feature_channels": 100,
+            "hidden_size": 256,
+            "mask_pad": True,
+        },
+        text="lines",
+        training={"steps": 10_000, "batch_size": 64, "kl_target": 0.85},
+        shares={"kl_end": 1.0},
+    ),
     "ptb-lstm": Preset(
         "the paper's hybrid with an LSTM decoder, on characters",
         model_arguments={**_PTB_MODEL, "hidden_size": 500},
@@ -138,7 +181,7 @@ PRESETS: dict[str, Preset] = {
         "the paper's hybrid for tweets, on lines of bytes",
         length=128,
         model_arguments={"latent_size": 100},
-        text=TWEETS,
+        text="tweets",
         training={
             "steps": 100_000,
             "batch_size": 32,
@@ -154,14 +197,14 @@ PRESETS: dict[str, Preset] = {
         model="LSTMVAE",
         length=128,
         model_arguments={"latent_size": 100, "hidden_size": 1000, "word_dropout": 0.5},
-        text=TWEETS,
+        text="tweets",
         training={**_BASELINE_TRAINING, "batch_size": 32, "clip_norm": 100.0},
     ),
 }
 
 
 MEANINGS = {
-    "length": "Characters or bytes of a text.",
+    "length": "Tokens of a text; none is chosen from the file.",
     "latent_size": "Size of a latent vector.",
     "encoder_channels": "Channels of each block of the encoder; each halves the length.",
     "feature_channels": "Channels of the features that the decoder reads.",
@@ -212,11 +255,7 @@ def defaults(preset: Preset) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     parameters = inspect.signature(MODELS[preset.model].__init__).parameters
     model = {name: parameters[name].default for name in _model_fields(preset.model)}
-    training = {f.name: f.default for f in fields(TrainingConfig)}
-    return (
-        {"length": preset.length, **model, **preset.model_arguments},
-        {**training, **preset.training},
-    )
+    return {"length": preset.length, **model, **preset.model_arguments}, asdict(preset.config())
 
 
 def configure(name: str, overrides: Mapping[str, str]) -> Preset:
@@ -281,20 +320,24 @@ def open_corpus(
     Args:
         path: path of the file; gzip is unpacked.
         length: L, tokens of a sample.
-        vocabulary: the vocabulary to use; None builds it from the file (characters), or is a
-            `ByteVocabulary` (tweets).
-        text: "characters" or "tweets".
+        vocabulary: the vocabulary to use; None is that of the file, or a `ByteVocabulary`.
+        text: the kind of text, a key of `TEXTS`.
         cache: directory that keeps the encoded text for the next run; None is a temporary one.
 
     Returns:
-        a `WindowCorpus` for "characters", a `LineCorpus` for "tweets".
+        a `WindowCorpus` or a `LineCorpus`.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file cannot be read as this kind of text; see `WindowCorpus` and
-            `LineCorpus`.
+        ValueError: no kind of text has this name, or the file cannot be read like this; see
+            `WindowCorpus` and `LineCorpus`.
     """
-    return read_corpus(path, length, READINGS[text], vocabulary, cache=cache)
+    if text not in TEXTS:
+        raise ValueError(f"no text {text!r}: {suggestion(text, TEXTS)}")
+    kind = TEXTS[text]
+    if vocabulary is None and kind.reading.kind == LINES:
+        vocabulary = survey(path, unit=kind.unit, cache=cache).vocabulary
+    return read_corpus(path, length, kind.reading, vocabulary, cache=cache)
 
 
 def read_corpus(
@@ -311,8 +354,8 @@ def read_corpus(
         path: path of the file; gzip is unpacked.
         length: L, tokens of a sample.
         reading: how the file becomes samples.
-        vocabulary: the vocabulary to use; None builds it from the file (windows), or is a
-            `ByteVocabulary` (lines).
+        vocabulary: the vocabulary to use; None is that of the file (windows) or a `ByteVocabulary`
+            (lines).
         cache: directory that keeps the encoded text for the next run; None is a temporary one.
 
     Returns:
@@ -327,8 +370,11 @@ def read_corpus(
     return LineCorpus(
         path,
         length,
-        vocabulary=vocabulary or ByteVocabulary(),
+        vocabulary=vocabulary,
         normalize=NORMALIZERS[reading.normalization],
+        column=reading.column,
+        field=reading.field,
+        part=reading.part,
         cache=cache,
     )
 
@@ -344,8 +390,11 @@ def build_model(preset: Preset, vocabulary: Vocabulary) -> TextVAE:
         the model, on torch's default device, in training mode.
 
     Raises:
-        ValueError: this machine has too little memory to train it, or an argument is out of range.
+        ValueError: this machine has too little memory to train it, an argument is out of range, or
+            the preset has no length.
     """
+    if preset.length is None:
+        raise ValueError("the preset takes its length from the text: give one")
     arguments = {
         "vocab_size": vocabulary.size,
         "length": preset.length,

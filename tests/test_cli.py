@@ -2,6 +2,7 @@ import io
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -20,6 +21,7 @@ from fastvae.info import ON_GPU, PERSISTENT_PROVED
 from fastvae.models import load
 from fastvae.models.hybrid import HybridVAE
 from fastvae.plots import learning_curves, read_metrics
+from fastvae.presets import PRESETS
 from fastvae.text import ByteVocabulary, CharVocabulary
 
 TEXT = "the cat sat on the mat.\na dog ran to the [/b] cat.\n" * 40
@@ -346,10 +348,10 @@ def test_a_closed_pipe_is_quiet(run):
         (None, (), "no such file: {data}"),
         (b"", (), "{data} is empty"),
         (b"short", (), "{data} has 5 characters, fewer than one window of 16"),
-        (b"x" * 31 + b"\xff\n", (), "{data} is not UTF-8 at byte 31"),
+        (b"x" * 31 + b"\xff\n", (), "line 1 of {data} is not UTF-8 at byte 31"),
         (b"x" * 99 + b"\n", ("--preset", "tweets"), "{data}: no line fits the length"),
         (TEXT.encode(), ("--length", "18", "--encoder-channels", "4,4"), "not divisible by 4"),
-        (TEXT.encode(), ("--preset", "huge"), "no preset 'huge': there are small, ptb-lstm"),
+        (TEXT.encode(), ("--preset", "huge"), "no preset 'huge': there are small, lines, ptb-lstm"),
         (TEXT.encode(), ("--speed", "9"), "No such option: --speed"),
         (TEXT.encode(), ("--steps", "many"), "steps = 'many': expected a whole number"),
         (TEXT.encode(), ("--steps",), "--steps"),
@@ -611,7 +613,9 @@ def test_fields(fastvae):
     assert rows["word_dropout"]["group"] == "Model" and "carry" not in rows
     assert all(row["meaning"].endswith(".") for row in rows.values())
     status, out, _ = fastvae("fields")
-    assert status == 0 and "--encoder-channels" in out and "64,128" in out
+    assert status == 0 and "--encoder-channels" in out and "128,256" in out
+    steps = PRESETS["lines"].config().steps
+    assert re.search(rf"--kl-end +{steps} ", out)  # a share of the steps
 
 
 def test_fields_of_no_preset(refused):

@@ -201,9 +201,9 @@ def test_an_endless_line_is_left_out_and_not_held(tmp_path):
     assert corpus.left_out == 2
 
 
-def test_lines_are_bytes(tmp_path):
+def test_lines_need_an_end_token(tmp_path):
     (tmp_path / "lines").write_text("ab\n")
-    with pytest.raises(ValueError, match="ByteVocabulary"):
+    with pytest.raises(ValueError, match="vocabulary with an end token"):
         LineCorpus(tmp_path / "lines", 4, vocabulary=CharVocabulary("ab"))
 
 
@@ -521,7 +521,13 @@ def test_lines_left_out_or_changed_are_counted(tmp_path):
     path = tmp_path / "lines"
     path.write_bytes(b"@a b\n\nabcdefghijkl\n\r\nhi\n@ann " + b"x" * 9 + b"\n")
     corpus = LineCorpus(path, 12, normalize=normalize_tweet)
-    assert corpus.counts() == {"lines": 6, "empty": 2, "too_long": 2, "normalized": 2}
+    assert corpus.counts() == {
+        "lines": 6,
+        "empty": 2,
+        "too_long": 2,
+        "unknown": 0,
+        "normalized": 2,
+    }
     assert corpus.notes() == [
         f"{path}: 4 of 6 lines left out: 2 empty, 2 too long (over 11 bytes)",
         f"{path}: 2 of 6 lines changed by normalization "

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -66,12 +68,13 @@ def test_schedules_of_the_paper(name, floor, start, end, decays_from, batch, cli
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_builds_a_model_and_a_config(name):
     preset = PRESETS[name]
+    preset = replace(preset, length=preset.length or 24)
     vocabulary = ByteVocabulary() if preset.text == "tweets" else PTB
     with torch.device("meta"):
         model = build_model(preset, vocabulary)
     assert (model.vocab_size, model.length) == (vocabulary.size, preset.length)
     assert (model.pad_id, model.end_id) == (vocabulary.pad_id, vocabulary.end_id)
-    TrainingConfig(**preset.training)
+    preset.config()
 
 
 def test_overrides_reach_model_length_and_training():
@@ -113,16 +116,25 @@ def test_wrong_names_and_values_are_named(name, overrides, message):
         configure(name, overrides)
 
 
-def test_characters_and_tweets_become_their_corpora(tmp_path):
+def test_windows_and_tweets_become_their_corpora(tmp_path):
     path = tmp_path / "text"
     path.write_text("@bob see https://a.b\nyes\n")
-    characters = open_corpus(path, 8, text="characters")
-    assert isinstance(characters, WindowCorpus)
-    assert characters.vocabulary.decode(next(characters.batches(1))[0]) == "@bob see"
+    windows = open_corpus(path, 8, text="windows")
+    assert isinstance(windows, WindowCorpus)
+    assert windows.vocabulary.decode(next(windows.batches(1))[0]) == "@bob see"
     tweets = open_corpus(path, 32, text="tweets")
     assert isinstance(tweets, LineCorpus)
     lines = [tweets.vocabulary.decode(row) for row in next(tweets.batches(2))]
     assert lines == ["@userid see url", "yes"]
+
+
+def test_presets_that_leave_the_length_open():
+    preset = fastvae.presets.load("lines")
+    assert preset.model_for(PTB, 40).length == 40
+    with pytest.raises(ValueError, match="takes its length from the text"):
+        preset.model_for(PTB)
+    assert preset.config(steps=500).kl_end == 500
+    assert preset.config(steps=500, kl_end=100).kl_end == 100
 
 
 def test_presets_from_python():

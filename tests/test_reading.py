@@ -154,7 +154,7 @@ def test_what_only_python_can_read_is_refused_until_told(words, tmp_path, fastva
     arguments = "reconstruct", tmp_path / "own", "--read", "lines", "--json"
     assert json.loads(fastvae_cli(*arguments, stdin=b"the king\n")[1])[0]["text"] == "the king"
     status, _, err = fastvae_cli("evaluate", tmp_path / "own", "--data", words, "--read", "lines")
-    assert status == 2 and "lines of characters" in err
+    assert status == 2 and "no token that ends a line" in err
 
 
 def test_lines_need_not_be_tweets(words, tmp_path, fastvae_cli):
@@ -169,7 +169,7 @@ def test_lines_need_not_be_tweets(words, tmp_path, fastvae_cli):
     assert json.loads(out)["text"] == {
         "kind": "lines",
         "normalization": "none",
-        "train": {"lines": 6, "empty": 1, "too_long": 0, "normalized": 0},
+        "train": {"lines": 6, "empty": 1, "too_long": 0, "unknown": 0, "normalized": 0},
         "valid": None,
     }
     said = fastvae_cli("reconstruct", tmp_path / "lines", "--data", words)[1].decode()
@@ -261,7 +261,7 @@ def test_commands_tell_what_they_leave_out(lines_model, tmp_path, fastvae_cli):
     left = f"{path}: 4 of 5 lines left out: 1 empty, 3 too long (over 15 bytes)\n"
     status, out, err = fastvae_cli("evaluate", lines_model, "--data", path, *QUICK)
     assert (status, err) == (0, left)
-    counts = {"lines": 5, "empty": 1, "too_long": 3, "normalized": 0}
+    counts = {"lines": 5, "empty": 1, "too_long": 3, "unknown": 0, "normalized": 0}
     found = json.loads(out)
     assert found["samples"] == 1
     assert found["text"] == {"kind": "lines", "normalization": "tweets", **counts}
@@ -277,7 +277,7 @@ def test_commands_tell_what_they_leave_out(lines_model, tmp_path, fastvae_cli):
     path.write_text("\n" + "too long for sixteen\n")
     status, _, err = fastvae_cli("reconstruct", lines_model, "--data", path)
     assert (status, err.count("\n")) == (2, 1)
-    assert "of 2 lines 1 are empty, the others over 15 bytes" in err
+    assert "2 of 2 lines left out: 1 empty, 1 too long (over 15 bytes): no text is left" in err
 
 
 def test_windows_tell_what_is_cut_and_left_over(windows_model, tmp_path, fastvae_cli):
@@ -485,5 +485,5 @@ def test_what_this_package_can_read_by_itself():
 
 def test_a_record_that_no_run_writes_is_refused(tmp_path):
     (tmp_path / "text.json").write_text('{"kind": "windows", "normalization": "tweets"}')
-    with pytest.raises(ValueError, match=r"text.json: windows are read as they are, not by tweets"):
+    with pytest.raises(ValueError, match=r"text.json: windows are read as they are: .*tweets"):
         load_reading(tmp_path)

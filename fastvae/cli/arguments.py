@@ -22,9 +22,26 @@ def check_seed(seed: int) -> int:
 
 
 Run = Annotated[Path, typer.Argument(help="Folder of a trained run or a saved model.")]
-Data = Annotated[Path, typer.Option("--data", help="Text file in UTF-8 (gzip too).")]
+Data = Annotated[
+    Path, typer.Option("--data", help="Text file in UTF-8 (gzip too); - is standard input.")
+]
 MaybeData = Annotated[
     Path | None, typer.Option("--data", help="Text file (gzip too); else texts on standard input.")
+]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Column of a tab- or comma-separated file that holds the texts: its number from 1 on, "
+        "or its name in the first line. 0 is the whole line.",
+    ),
+]
+Field = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Field of JSON lines that holds the texts.")
+]
+HeldOut = Annotated[
+    bool,
+    typer.Option("--held-out", help="Only the texts of the file that train held out."),
 ]
 Read = Annotated[
     str | None,

@@ -1,11 +1,16 @@
 """What the commands read: models, files, texts on standard input."""
 
+import atexit
 import codecs
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from tempfile import mkdtemp
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,11 +20,18 @@ from fastvae.console import console, escape
 from fastvae.device import find_device
 from fastvae.models import load
 from fastvae.models.text_vae import TextVAE
-from fastvae.presets import READINGS, TWEETS, read_corpus
+from fastvae.presets import TEXTS, read_corpus
 from fastvae.text import ByteVocabulary, Corpus, Reading, Vocabulary
-from fastvae.text.corpus import LineCounts, normalized_lines
 from fastvae.text.files import CHUNK, byte_chunks, stream_chunks
-from fastvae.text.reading import LINES, NORMALIZATIONS, NORMALIZERS, WINDOWS, load_reading
+from fastvae.text.lines import LineCounts, encode_fitting, read_texts
+from fastvae.text.reading import (
+    LINES,
+    NORMALIZATIONS,
+    NORMALIZERS,
+    VALID,
+    WINDOWS,
+    load_reading,
+)
 
 STANDARD_INPUT = "standard input"
 
@@ -35,16 +47,26 @@ def load_model(
 
 
 def find_reading(
-    folder: Path, model: TextVAE, kind: str | None = None, normalization: str | None = None
+    folder: Path,
+    model: TextVAE,
+    kind: str | None = None,
+    normalization: str | None = None,
+    column: str | None = None,
+    field: str | None = None,
+    held_out: bool = False,
 ) -> Reading:
-    """How the model's training text was read, unless `kind` or `normalization` say otherwise.
+    """How the model's training text was read, unless an option says otherwise.
 
     A model without a record reads as those of the command line do that have or lack an end token.
-    Raises ValueError where only Python can read as the record says.
+    All texts of a file are read, or with `held_out` those that training left for validation. Raises
+    ValueError where only Python can read as the record says, or where nothing was held out.
     """
     reading = load_reading(folder)
     if reading is None:
-        reading = Reading(WINDOWS) if model.end_id is None else READINGS[TWEETS]
+        reading = Reading(WINDOWS) if model.end_id is None else TEXTS["tweets"].reading
+    if held_out and reading.part is None:
+        raise ValueError(f"--held-out: {folder} was trained on all texts of its file")
+    reading = replace(reading, part=VALID if held_out else None)
     if kind not in (None, WINDOWS, LINES):
         raise ValueError(f"--read {kind}: text is read as {WINDOWS} or {LINES}")
     if kind not in (None, reading.kind):
@@ -54,6 +76,8 @@ def find_reading(
             f"{folder} was trained on {reading.kind}, a corpus that the command line cannot make: "
             f"say how to read with --read {WINDOWS} or --read {LINES}"
         )
+    if column is not None or field is not None:
+        reading = in_place(reading, column, field)
     if normalization is not None:
         return reading.normalized_by(normalization)
     if reading.normalization not in NORMALIZERS:
@@ -64,14 +88,45 @@ def find_reading(
     return reading
 
 
+def in_place(reading: Reading, column: str | None, field: str | None) -> Reading:
+    """A reading with the column or field that hold the texts; column 0 is the whole line."""
+    return replace(reading, column=None if column == "0" else column, field=field)
+
+
 def open_for(model: TextVAE, vocabulary: Vocabulary, reading: Reading, path: Path) -> Corpus:
     """A file as a corpus, read as the model's training text was. ValueError for other models."""
-    if reading.kind == LINES and not isinstance(vocabulary, ByteVocabulary):
+    if reading.kind == LINES and vocabulary.end_id is None:
         raise ValueError(
-            f"{path}: windows of characters and lines of bytes can be read from a file, "
-            "not lines of characters, which this model is for"
+            f"{path}: this model has no token that ends a line: read the text with --read {WINDOWS}"
         )
-    return read_corpus(path, model.length, reading, vocabulary)
+    return read_corpus(data_file(path), model.length, reading, vocabulary)
+
+
+def data_file(path: Path) -> Path:
+    """The file to read: the path, or for - a temporary file of what standard input holds.
+
+    Raises ValueError for standard input that is closed, or that several processes would share.
+    """
+    if str(path) != "-":
+        return path
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("several processes cannot share standard input: name a file with --data")
+    folder = Path(mkdtemp(prefix="fastvae-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = folder / STANDARD_INPUT.replace(" ", "-")
+    with open(copy, "wb") as file:
+        for chunk in stream_chunks(_standard_input(), STANDARD_INPUT):
+            file.write(chunk)
+    return copy
+
+
+def _standard_input() -> BinaryIO:
+    """Standard input's bytes; tells a person at a terminal how to end it."""
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: name a file with --data")
+    if sys.stdin.isatty():
+        console(stderr=True).print("Type texts, one a line, then Ctrl-D.")
+    return sys.stdin.buffer
 
 
 def tell(notes: Iterable[str]) -> None:
@@ -84,10 +139,11 @@ def tell(notes: Iterable[str]) -> None:
 class LineTokens:
     """Number and tokens of lines of a file, or of standard input where `path` is None.
 
-    Windows of L tokens take the first L of a line; `cut` counts the lines that have more. Empty
-    lines and others that are too long are left out, but with `every_line` an empty line has tokens
-    and one that is too long has None. With `strict`, one that is too long raises ValueError.
-    Iterate once.
+    A file's column or field holds its texts; on standard input each line is a text, unless `path`
+    is -. Windows of L tokens take the first L of a line; `cut` counts the lines that have more.
+    Empty lines and others that do not fit are left out, but with `every_line` an empty line has
+    tokens and one that does not fit has None. With `strict`, one that does not fit raises
+    ValueError. Iterate once.
     """
 
     vocabulary: Vocabulary
@@ -98,11 +154,11 @@ class LineTokens:
     every_line: bool = False
     counts: LineCounts = field(default_factory=LineCounts)
     cut: int = 0
-    first_too_long: int | None = None
+    first_without: int | None = None
 
     @property
     def name(self) -> str:
-        return STANDARD_INPUT if self.path is None else str(self.path)
+        return STANDARD_INPUT if self.path in (None, Path("-")) else str(self.path)
 
     @property
     def end_id(self) -> int | None:
@@ -115,53 +171,62 @@ class LineTokens:
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray | None]]:
         """Number and tokens [L] in order. Raises ValueError naming a line that has none."""
-        normalize = NORMALIZERS[self.reading.normalization]
-        for line in normalized_lines(self._chunks(), normalize, self.counts):
-            number = self.counts.lines
-            row = self.encode(line, f"line {number} of {self.name}")
-            if not line:
+        reading = self.reading if self.path else replace(self.reading, column=None, field=None)
+        normalize = NORMALIZERS[reading.normalization]
+        texts = read_texts(self._chunks(), reading, normalize, self.counts, self.name)
+        for number, text in texts:
+            row = self.encode(text, f"line {number} of {self.name}")
+            if not text:
                 self.counts.empty += 1
             if row is None:
-                self.counts.too_long += 1
-                self.first_too_long = self.first_too_long or number
-            if self.every_line or (line and row is not None):
+                self.first_without = self.first_without or number
+            if self.every_line or (text and row is not None):
                 yield number, row
         if not self.counts.lines:
             if self.path is not None:
-                raise ValueError(f"{self.path} is empty")
+                raise ValueError(f"{self.name} is empty")
             raise ValueError(
                 "standard input holds no text: pipe one in, or name a file with --data"
             )
 
-    def encode(self, line: bytes, name: str) -> np.ndarray | None:
+    def encode(self, text: bytes, name: str) -> np.ndarray | None:
         """Tokens [L] of a text that is normalized already and that errors call `name`."""
-        content = line
-        if not isinstance(self.vocabulary, ByteVocabulary):
-            try:  # a line of a MiB may have been cut within a character
-                content, _ = codecs.utf_8_decode(line, "strict", len(line) < CHUNK)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{name} is not UTF-8 at byte {error.start}") from None
-        if len(content) > self.room:
-            if self.reading.kind == WINDOWS:
-                self.cut += 1
-                content = content[: self.room]
-            elif self.strict:
-                least = "at least " * (len(line) >= CHUNK)  # longer lines are cut there
-                raise ValueError(
-                    f"{name} has {least}{len(content)} {self.vocabulary.unit}s, more than the "
-                    f"{self.room} that fit: {content[:40]!r}"
-                )
-            else:
-                return None
-        if isinstance(content, str):
-            ids = self.vocabulary.encode_array(content, source=name)
+        if self.reading.kind == WINDOWS:
+            ids = self._first_tokens(text, name)
         else:
-            ids = self.vocabulary.encode_bytes(content)
+            ids = self._fitting_tokens(text, name)
+        if ids is None:
+            return None
         row = np.full(self.length, self.vocabulary.pad_id, np.int64)
         row[: len(ids)] = ids
         if self.end_id is not None:
             row[len(ids)] = self.end_id
         return row
+
+    def _first_tokens(self, text: bytes, name: str) -> np.ndarray:
+        """Ids [≤ L] of what a window holds of a text."""
+        if isinstance(self.vocabulary, ByteVocabulary):
+            self.cut += len(text) > self.length
+            return self.vocabulary.encode_bytes(text[: self.length])
+        try:  # a line of a MiB may have been cut within a character
+            characters, _ = codecs.utf_8_decode(text, "strict", len(text) < CHUNK)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is not UTF-8 at byte {error.start}") from None
+        self.cut += len(characters) > self.length
+        return self.vocabulary.encode_array(characters[: self.length], source=name)
+
+    def _fitting_tokens(self, text: bytes, name: str) -> np.ndarray | None:
+        """Ids [< L] of a text, or None if it does not fit and this is no error."""
+        if not self.strict:
+            return encode_fitting(self.vocabulary, text, self.room, self.counts, name)
+        ids = self.vocabulary.encode_bytes(text, source=name)
+        if len(ids) > self.room:
+            least = "at least " * (len(text) >= CHUNK)  # longer lines are cut there
+            raise ValueError(
+                f"{name} has {least}{len(ids)} {self.vocabulary.unit}s, more than the "
+                f"{self.room} that fit: {text[:40].decode('utf-8', 'replace')!r}"
+            )
+        return ids
 
     def notes(self) -> list[str]:
         """Sentences about the lines that were not read, or not as they are."""
@@ -178,25 +243,23 @@ class LineTokens:
             found.append(
                 f"{self.name}: {self.counts.empty:,} {of} empty: their rows are of the empty text"
             )
-        if self.counts.too_long:
+        if self.first_without:
+            unknown = f", {self.counts.unknown:,} with {unit}s that the vocabulary lacks"
             found.append(
-                f"{self.name}: {self.counts.too_long:,} {of} too long (over {self.room} {unit}s), "
-                f"the first is line {self.first_too_long:,}: their rows are NaN"
+                f"{self.name}: {self.counts.too_long:,} {of} too long (over {self.room} {unit}s)"
+                + unknown * bool(self.counts.unknown)
+                + f", the first is line {self.first_without:,}: their rows are NaN"
             )
-        return found + self._counted(replace(self.counts, empty=0, too_long=0))
+        return found + self._counted(replace(self.counts, empty=0, too_long=0, unknown=0))
 
     def _counted(self, counts: LineCounts) -> list[str]:
         unit, normalization = self.vocabulary.unit, self.reading.normalization
         return counts.notes(self.name, self.room, unit, normalization)
 
     def _chunks(self) -> Iterator[bytes]:
-        if self.path is not None:
+        if self.name != STANDARD_INPUT:
             return byte_chunks(self.path)
-        if sys.stdin is None:
-            raise ValueError("standard input is closed: name a file with --data")
-        if sys.stdin.isatty():
-            console(stderr=True).print("Type texts, one a line, then Ctrl-D.")
-        return stream_chunks(sys.stdin.buffer, STANDARD_INPUT)
+        return stream_chunks(_standard_input(), STANDARD_INPUT)
 
 
 def encode_texts(

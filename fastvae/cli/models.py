@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -17,8 +16,11 @@ from fastvae.atomic_files import make_folder
 from fastvae.cli.arguments import (
     Batch,
     Best,
+    Column,
     Data,
     Device,
+    Field,
+    HeldOut,
     Int8,
     Json,
     MaybeData,
@@ -69,11 +71,14 @@ def evaluate(
     best: Best = False,
     read: Read = None,
     normalize: Normalize = None,
+    column: Column = None,
+    field: Field = None,
+    held_out: HeldOut = False,
     as_json: Json = False,
 ) -> None:
     """Reconstruction, KL, bound, bits per character and more on a file, in nats per text."""
     model, vocabulary = load_model(run, best=best, device=device)
-    reading = find_reading(run, model, read, normalize)
+    reading = find_reading(run, model, read, normalize, column, field, held_out)
     corpus = open_for(model, vocabulary, reading, data)
     tell(corpus.notes())
     count = min(len(corpus), limit or len(corpus))
@@ -94,7 +99,7 @@ def evaluate(
         parts = track(corpus.batches(batch_size, n), "int8 weights", -(-n // batch_size))
         result |= {f"int8_{k}": v for k, v in metrics.int8_loss(model, parts, seed=seed).items()}
     if as_json:
-        print_json({**result, "text": {**asdict(reading), **corpus.counts()}})
+        print_json({**result, "text": {**reading.to_dict(), **corpus.counts()}})
     else:
         _print_evaluation(result, vocabulary.unit, model.latent_size)
 
@@ -186,6 +191,9 @@ def reconstruct(
     int8: Int8 = False,
     read: Read = None,
     normalize: Normalize = None,
+    column: Column = None,
+    field: Field = None,
+    held_out: HeldOut = False,
     raw: Raw = False,
     as_json: Json = False,
 ) -> None:
@@ -196,7 +204,9 @@ def reconstruct(
     """
     show = _printer(raw, as_json)
     model, vocabulary = load_model(run, best=best, device=device)
-    reading = find_reading(run, model, read, normalize)
+    if held_out and data is None:
+        raise ValueError("--held-out is for a file: name it with --data")
+    reading = find_reading(run, model, read, normalize, column, field, held_out)
     generator = torch.Generator().manual_seed(seed)
     if data is not None and reading.kind == WINDOWS:
         corpus = open_for(model, vocabulary, reading, data)
@@ -220,10 +230,7 @@ def reconstruct(
             found.append({**line, "text": text, "reconstruction": show("out ", copy, vocabulary)})
     if lines:
         if not found:
-            raise ValueError(
-                f"{lines.name} holds no text that fits: of {lines.counts.lines:,} lines "
-                f"{lines.counts.empty:,} are empty, the others over {lines.room} {vocabulary.unit}s"
-            )
+            raise ValueError(f"{lines.notes()[0]}: no text is left")
         tell(lines.notes())
     if as_json:
         print_json(found)
@@ -285,6 +292,8 @@ def encode(
     best: Best = False,
     read: Read = None,
     normalize: Normalize = None,
+    column: Column = None,
+    field: Field = None,
 ) -> None:
     """Posterior means of texts as a NumPy file.
 
@@ -296,7 +305,7 @@ def encode(
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: name a file")
     model, vocabulary = load_model(run, best=best, device=device)
-    reading = find_reading(run, model, read, normalize)
+    reading = find_reading(run, model, read, normalize, column, field)
     total = lines = None
     if data is not None and reading.kind == WINDOWS:
         corpus = open_for(model, vocabulary, reading, data)

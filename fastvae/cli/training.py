@@ -3,17 +3,17 @@
 import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from fastvae.cli.arguments import Data, Device, Json, Normalize, Seed, Threads
+from fastvae.cli.arguments import Column, Data, Device, Field, Json, Normalize, Seed, Threads
 from fastvae.cli.demo import demo as run_demo
 from fastvae.cli.fields import MODEL, groups, shown, with_field_options
 from fastvae.cli.inputs import tell
+from fastvae.cli.plan import plan_training
 from fastvae.console import console, escape, one_line, print_json, table
 from fastvae.device import find_device
 from fastvae.experiments import NAMES, PAPER_STEPS, Options
@@ -22,13 +22,10 @@ from fastvae.plots import CURVES, compare_runs, learning_curves, read_metrics
 from fastvae.presets import (
     MEANINGS,
     PRESETS,
-    READINGS,
+    TEXTS,
     build_model,
-    configure,
-    read_corpus,
 )
 from fastvae.training import train as run_training
-from fastvae.training.config import TrainingConfig
 from fastvae.training.run_directory import METRICS
 
 
@@ -53,8 +50,24 @@ def demo(
 def train(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run, made if missing.")],
-    valid: Annotated[Path | None, typer.Option(help="Text file to evaluate on.")] = None,
-    preset: Annotated[str, typer.Option(help="Settings to start from: see above.")] = "small",
+    valid: Annotated[
+        Path | None,
+        typer.Option(help="Text file to evaluate on; else 5 % of the lines are held out."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings to start from; else by the file: see above.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help=f"{', '.join(TEXTS)}; else by preset and file.")
+    ] = None,
+    column: Column = None,
+    field: Field = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="What a token is, if not a character, such as 'Cl|Br|.'"
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     normalize: Normalize = None,
     device: Device = None,
@@ -65,22 +78,29 @@ def train(
 ) -> None:
     """Train on any text file.
 
-    A preset sets the model and its training; the options below change it. Defaults shown are those
-    of preset small: fastvae fields --preset NAME lists another's.
+    A file of short lines is read line by line with preset lines, any other as a stream with preset
+    small. A preset sets the model and its training; the options below change it. Defaults shown are
+    those of preset lines: fastvae fields --preset NAME lists another's.
 
     PRESETS
 
     Ctrl-C saves; the same command with --resume goes on from there.
     """
-    chosen = configure(preset, overrides)
-    config = TrainingConfig(**chosen.training)
-    reading = READINGS[chosen.text]
-    if normalize is not None:
-        reading = reading.normalized_by(normalize)
-    cache = out / "cache"
-    corpus = read_corpus(data, chosen.length, reading, cache=cache)
-    vocabulary = corpus.vocabulary
-    validation = valid and read_corpus(valid, chosen.length, reading, vocabulary, cache=cache)
+    plan = plan_training(
+        data,
+        out,
+        overrides,
+        preset=preset,
+        text=text,
+        column=column,
+        field=field,
+        tokens=tokens,
+        normalize=normalize,
+        valid=valid,
+        resume=resume,
+    )
+    chosen, corpus, validation = plan.preset, plan.corpus, plan.validation
+    config, vocabulary = chosen.config(), corpus.vocabulary
     torch.manual_seed(config.seed)
     model = build_model(chosen, vocabulary).to(find_device(device))
     result = run_training(
@@ -90,10 +110,11 @@ def train(
         out,
         validation=validation,
         resume=resume,
+        notes=plan.notes,
     )
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks
         counts = {"train": corpus.counts(), "valid": validation and validation.counts()}
-        result["text"] = {**asdict(reading), **counts}
+        result["text"] = {**corpus.reading.to_dict(), **counts}
         _print_training(result, out, config.honest_kl_weight, as_json)
         if result["train"] or result["valid"]:
             try:
@@ -110,7 +131,7 @@ train.__doc__ = train.__doc__.replace(
 
 
 def fields(
-    preset: Annotated[str, typer.Option(help="Whose defaults are shown.")] = "small",
+    preset: Annotated[str, typer.Option(help="Whose defaults are shown.")] = "lines",
     as_json: Json = False,
 ) -> None:
     """Every field of models and training that train takes as an option."""

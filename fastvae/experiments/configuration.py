@@ -57,7 +57,7 @@ def run(job: Job) -> bool:
     if job.threads:
         torch.set_num_threads(job.threads)
     corpora = _open(job)
-    config = TrainingConfig(**job.preset.training)
+    config = job.preset.config()
     torch.manual_seed(config.seed)
     model = build_model(job.preset, corpora["train"].vocabulary).to(find_device(job.device))
     result = train(

@@ -5,9 +5,8 @@ The auxiliary loss (weight α), free bits (nats per dimension without cost) and 
 """
 
 from fastvae.experiments.figures import bound_at_kl
-from fastvae.experiments.grid import Claim, Configuration, Experiment
+from fastvae.experiments.grid import CHARACTERS, Claim, Configuration, Experiment
 from fastvae.experiments.report import Fact, Row
-from fastvae.presets import CHARACTERS
 
 BASE = {"length": 48}
 AUXILIARY, FREE_BITS, CYCLES = "auxiliary loss, α", "free bits, nats", "cyclical annealing, cycles"

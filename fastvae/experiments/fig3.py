@@ -6,9 +6,16 @@ has that size at each length.
 """
 
 from fastvae.experiments.figures import curves
-from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Claim, Configuration, Experiment
+from fastvae.experiments.grid import (
+    BOTH,
+    CHARACTERS,
+    MATCHED,
+    RELEASED,
+    Claim,
+    Configuration,
+    Experiment,
+)
 from fastvae.experiments.report import facts
-from fastvae.presets import CHARACTERS
 
 AUTOENCODER = {"kl_floor": 0.0, "kl_start": 0, "kl_end": 0, "kl_target": 0.0}
 # Length -> LSTM units that make the recurrent model as large as the feed-forward one.

@@ -5,9 +5,16 @@ feed-forward VAE.
 """
 
 from fastvae.experiments.figures import costs
-from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Claim, Configuration, Experiment
+from fastvae.experiments.grid import (
+    BOTH,
+    CHARACTERS,
+    MATCHED,
+    RELEASED,
+    Claim,
+    Configuration,
+    Experiment,
+)
 from fastvae.experiments.report import Fact, Row, facts
-from fastvae.presets import CHARACTERS
 
 LENGTHS = (12, 24, 36, 48, 60)
 HYBRID, CONV = "hybrid, α = 0.2", "feed-forward"

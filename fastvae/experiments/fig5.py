@@ -1,9 +1,8 @@
 """Figure 5: cost and KL against the auxiliary loss's weight α, with and without annealing."""
 
 from fastvae.experiments.figures import costs
-from fastvae.experiments.grid import Claim, Configuration, Experiment
+from fastvae.experiments.grid import CHARACTERS, Claim, Configuration, Experiment
 from fastvae.experiments.report import facts
-from fastvae.presets import CHARACTERS
 
 WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 AT_ONCE = {"kl_floor": 1.0}  # the full KL weight from the first step

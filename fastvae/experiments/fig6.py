@@ -4,9 +4,8 @@ N layers see N + 1 previous tokens.
 """
 
 from fastvae.experiments.figures import costs
-from fastvae.experiments.grid import Claim, Configuration, Experiment
+from fastvae.experiments.grid import CHARACTERS, Claim, Configuration, Experiment
 from fastvae.experiments.report import facts
-from fastvae.presets import CHARACTERS
 
 LAYERS, WEIGHTS = (1, 2, 3, 5, 7, 10), (0.0, 0.2, 0.5)
 

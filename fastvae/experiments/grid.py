@@ -9,8 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from fastvae.names import suggestion
-from fastvae.presets import CHARACTERS, PRESETS, TWEETS, Preset, changed, field_types, parse
-from fastvae.training.config import TrainingConfig
+from fastvae.presets import PRESETS, Preset, changed, field_types, parse
 
 RELEASED, MATCHED, BOTH = "as released", "matched", "both"
 # What a matched baseline takes from the model that it is compared with, besides the latent size.
@@ -18,6 +17,7 @@ MATCHED_FIELDS = (
     "kl_floor", "kl_start", "kl_end", "lr_decay", "lr_decay_every", "lr_decay_start", "clip_norm"
 )  # fmt: skip
 # Steps where neither --steps nor --paper says otherwise: every annealing has ended by then.
+CHARACTERS, TWEETS = "characters", "tweets"  # the texts that grids are for
 STEPS = {CHARACTERS: 20_000, TWEETS: 70_000}
 
 
@@ -48,7 +48,7 @@ class Configuration:
         preset = PRESETS[self.preset]
         if self.match:
             other = PRESETS[self.match]
-            training = TrainingConfig(**other.training)
+            training = other.config()
             taken = {name: getattr(training, name) for name in MATCHED_FIELDS}
             taken["latent_size"] = other.model_arguments["latent_size"]
             preset = changed(preset, taken)
@@ -135,7 +135,7 @@ def shortened(preset: Preset, steps: int) -> Preset:
     An annealing squeezed into fewer steps collapses for reasons that are not the paper's. The decay
     starts after the annealing, as the paper's does, and ends at the paper's learning rate.
     """
-    config = TrainingConfig(**preset.training)
+    config = preset.config()
     looks = {
         "log_every": max(1, steps // 200),
         "eval_every": max(1, steps // 20),

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastvae.experiments import fig4, table3
-from fastvae.experiments.grid import Claim, Experiment
+from fastvae.experiments.grid import CHARACTERS, TWEETS, Claim, Experiment
 from fastvae.experiments.report import Fact, Row, code, compare
-from fastvae.presets import CHARACTERS, TWEETS
 
 LENGTH, SHOWN = 48, 12
 EXPLAINED = """\

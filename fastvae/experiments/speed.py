@@ -13,8 +13,8 @@ from fastvae import reference
 from fastvae.console import track
 from fastvae.device import find_device
 from fastvae.experiments import fig4, table3
-from fastvae.experiments.grid import RELEASED, Configuration, runs
-from fastvae.presets import CHARACTERS, TWEETS, build_model, open_corpus
+from fastvae.experiments.grid import CHARACTERS, RELEASED, TWEETS, Configuration, runs
+from fastvae.presets import build_model, open_corpus
 
 TITLE = "Speed: training steps per second"
 CLAIM = "the hybrid trains about 2x faster than the LSTM VAE"
@@ -36,7 +36,7 @@ def measure_speed(
     where = find_device(device)
     trainers, sizes = {}, {}
     for run in runs(CONFIGURATIONS[text], steps, 1, overrides):
-        corpus = open_corpus(Path(data), run.preset.length, text=text, cache=cache)
+        corpus = open_corpus(Path(data), run.preset.length, text=run.preset.text, cache=cache)
         torch.manual_seed(0)
         model = build_model(run.preset, corpus.vocabulary).to(where)
         reference_model = getattr(reference, run.preset.model)(**model.config).to(where)

@@ -5,9 +5,16 @@ Additional baselines: the LSTM VAE without history (p = 1) and the feed-forward 
 
 from collections.abc import Callable
 
-from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Claim, Configuration, Experiment
+from fastvae.experiments.grid import (
+    BOTH,
+    MATCHED,
+    RELEASED,
+    TWEETS,
+    Claim,
+    Configuration,
+    Experiment,
+)
 from fastvae.experiments.report import Fact, Row, compare
-from fastvae.presets import TWEETS
 
 DROPOUT = (0.2, 0.5, 0.8, 1.0)
 PAPER = {0.2: (67.4, 1.0), 0.5: (77.1, 2.1), 0.8: (93.7, 3.8)}

@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastvae.text.files import CHUNK, MappedArray, byte_chunks, lines, stored, text_chunks
+from fastvae.text.files import CHUNK, MappedArray, byte_chunks, stored, text_chunks
+from fastvae.text.lines import LineCounts, encode_fitting, read_texts
 from fastvae.text.reading import (
     LINES,
-    NORMALIZATIONS,
     WINDOWS,
     Reading,
     normalization_name,
@@ -28,44 +28,6 @@ from fastvae.text.reading import (
 from fastvae.text.vocabulary import ByteVocabulary, CharVocabulary, Vocabulary
 
 PathLike = str | os.PathLike
-
-
-@dataclass
-class LineCounts:
-    """Counts of a file's lines; `empty` and `too_long` lines are left out of the corpus.
-
-    Args:
-        lines: all lines.
-        empty: empty lines.
-        too_long: lines of more bytes than fit.
-        normalized: lines changed by the normalization.
-    """
-
-    lines: int = 0
-    empty: int = 0
-    too_long: int = 0
-    normalized: int = 0  # changed by the normalization
-
-    def notes(self, name: str, room: int, unit: str, normalization: str) -> list[str]:
-        """One sentence about lines left out and one about lines changed, if there are any.
-
-        Args:
-            name: name of the corpus.
-            room: bytes of the longest line that fits.
-            unit: what a token is: "byte" or "character".
-            normalization: name of the normalization; see `Reading`.
-        """
-        found = []
-        of = f"of {self.lines:,} lines"
-        if left := self.empty + self.too_long:
-            found.append(
-                f"{name}: {left:,} {of} left out: {self.empty:,} empty, {self.too_long:,} too long "
-                f"(over {room} {unit}s)"
-            )
-        if self.normalized:
-            how = NORMALIZATIONS.get(normalization, normalization)
-            found.append(f"{name}: {self.normalized:,} {of} changed by normalization ({how})")
-        return found
 
 
 class Corpus:
@@ -307,25 +269,35 @@ class WindowCorpus(Corpus):
 
 
 class LineCorpus(Corpus):
-    """Lines as bytes: a sample is the bytes of a line, the end token, and pads up to L.
+    """Lines: a sample is the tokens of a line, the end token, and pads up to L.
 
-    Empty lines and lines of more than L − 1 bytes are left out; `counts` tells how many. The fixed
-    pass consists of all other lines in order.
+    Empty lines, lines of more than L − 1 tokens and lines with a character or token that the
+    vocabulary lacks are left out; `counts` tells how many. The fixed pass consists of all other
+    lines in order.
 
     Args:
         path: path of the file; gzip is unpacked.
         length: L, tokens of a sample.
-        vocabulary: a `ByteVocabulary`; None makes one.
-        normalize: function applied to each line first, such as `normalize_tweet`; bytes that are
+        vocabulary: a vocabulary with an end token, such as that of a `survey`; None is a
+            `ByteVocabulary`.
+        normalize: function applied to each text first, such as `normalize_tweet`; bytes that are
             not UTF-8 reach it as surrogate escapes. None changes nothing.
+        column: the column of a tab- or comma-separated file that holds the texts: its number from
+            1 on, or its name in the file's first line. The first line tells which of the two
+            separates; quotes are those of RFC 4180, in comma-separated files only. None is the
+            whole line.
+        field: the field of JSON lines that holds the texts; None is the whole line.
+        part: "train" or "valid": only the lines of this part of a split by a hash of each text,
+            which holds out 5 %; copies of a text are in the same part. None is all lines.
         cache: directory that keeps lines and their index for the next run; None is a temporary one.
             Lines normalized by any function other than `normalize_tweet` are not kept, because it
             cannot be known whether the function still does the same.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is empty, no line fits, it is of a known format that is not text, or
-            the vocabulary is of another class.
+        ValueError: the file is empty, no line fits, it is of a known format that is not text, a
+            line lacks the column or field or, except for bytes, is not UTF-8, or the vocabulary has
+            no end token.
     """
 
     def __init__(
@@ -335,24 +307,29 @@ class LineCorpus(Corpus):
         *,
         vocabulary: Vocabulary | None = None,
         normalize: Callable[[str], str] | None = None,
+        column: str | int | None = None,
+        field: str | None = None,
+        part: str | None = None,
         cache: PathLike | None = None,
     ):
         self.vocabulary = ByteVocabulary() if vocabulary is None else vocabulary
-        if not isinstance(self.vocabulary, ByteVocabulary):
-            raise ValueError("LineCorpus reads bytes: its vocabulary must be a ByteVocabulary")
+        if self.vocabulary.end_id is None:
+            raise ValueError("lines need a vocabulary with an end token, as a survey has")
         self._set_length(length)
         path = Path(path)
-        self.name = str(path)
-        self.reading = Reading(LINES, normalization_name(normalize))
+        self.name = f"{path}, {part} part" if part else str(path)
+        column = None if column is None else str(column)
+        self.reading = Reading(LINES, normalization_name(normalize), column, field, part)
         source = normalization_source(self.reading.normalization)
+        settings = {**self.reading.to_dict(), "normalize": source}
         locate, notes = stored(
             path,
             self._cache_folder(None if source is None else cache),
-            {"lines": length, "normalize": source},
-            lambda folder: _write_lines(path, length - 1, normalize, folder),
+            {"lines": length, "vocabulary": self.vocabulary.to_dict(), **settings},
+            lambda folder: self._write(path, normalize, folder),
         )
         self._counts = LineCounts(**notes)
-        self._bytes = MappedArray(locate("bytes"), "u1")
+        self._ids = MappedArray(locate("ids"), self._dtype)
         self._offsets = MappedArray(locate("offsets"), "<i8")
 
     @property
@@ -360,11 +337,16 @@ class LineCorpus(Corpus):
         """Number of lines left out as too long."""
         return self._counts.too_long
 
+    @property
+    def _dtype(self) -> np.dtype:
+        """What holds an id in the cache, counted from the first that stands for text."""
+        return np.min_scalar_type(len(self.vocabulary.text_ids) - 1).newbyteorder("<")
+
     def digest(self) -> str:
-        return digest(chain(_parts(self._offsets, "<i8"), _parts(self._bytes, "u1")))
+        return digest(chain(_parts(self._offsets, "<i8"), _parts(self._ids, self._dtype)))
 
     def counts(self) -> dict[str, int]:
-        """Numbers of lines by name: lines, empty, too_long, normalized; see `LineCounts`."""
+        """Numbers of lines by name; see `LineCounts`."""
         return asdict(self._counts)
 
     def notes(self) -> list[str]:
@@ -382,11 +364,49 @@ class LineCorpus(Corpus):
         starts, ends = np.split(self._offsets[index.numpy()[:, None] + np.arange(2)], 2, axis=1)
         sizes = ends - starts
         # Columns past a line's end are overwritten below; the minimum keeps them inside the file.
-        index = np.minimum(starts + columns, len(self._bytes) - 1)
-        ids = self._bytes[index].astype(np.int64) + self.vocabulary.first_byte_id
+        index = np.minimum(starts + columns, len(self._ids) - 1)
+        ids = self._ids[index].astype(np.int64) + self.vocabulary.text_ids.start
         ids = np.where(columns < sizes, ids, self.vocabulary.pad_id)
         ids[columns == sizes] = self.vocabulary.end_id
         return torch.from_numpy(ids)
+
+    def _write(self, path: Path, normalize: Callable[[str], str] | None, folder: Path) -> dict:
+        """Write the fitting lines' ids end to end, and offsets: 0, then each line's end."""
+        counts, start, room = LineCounts(), self.vocabulary.text_ids.start, self.length - 1
+        position, ends = 0, array("q", [0])
+        texts = read_texts(byte_chunks(path), self.reading, normalize, counts, str(path))
+        with open(folder / "ids", "wb") as file, open(folder / "offsets", "wb") as offsets:
+            for number, text in texts:
+                if not text:
+                    counts.empty += 1
+                    continue
+                name = f"line {number} of {path}"
+                ids = encode_fitting(self.vocabulary, text, room, counts, name)
+                if ids is not None:
+                    file.write((ids - start).astype(self._dtype))
+                    position += len(ids)
+                    ends.append(position)
+                    if len(ends) >= CHUNK:
+                        offsets.write(np.array(ends, "<i8"))
+                        ends = array("q")
+            offsets.write(np.array(ends, "<i8"))
+        if not position:
+            raise ValueError(_why_none(counts, self.name, room, self.vocabulary.unit))
+        return asdict(counts)
+
+
+def _why_none(counts: LineCounts, name: str, room: int, unit: str) -> str:
+    """Why a file has no line that fits."""
+    if not counts.lines:
+        return f"{name} is empty"
+    if not counts.too_long and not counts.unknown:
+        return f"{name} has only empty lines"
+    return (
+        f"{name}: no line fits the length: all {counts.too_long:,} have more than {room} {unit}s "
+        f"(length {room + 1} less the end token)"
+        + f", {counts.unknown:,} have {unit}s that the vocabulary lacks"
+        * bool(counts.unknown)
+    ).replace("all 0 have", "none has")
 
 
 def _encoded(path: Path, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
@@ -398,53 +418,3 @@ def _encoded(path: Path, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
     for text in text_chunks(path):
         yield vocabulary.encode_array(text, offset=offset, source=str(path))
         offset += len(text)
-
-
-def normalized_lines(
-    chunks: Iterable[bytes], normalize: Callable[[str], str] | None, counts: LineCounts
-) -> Iterator[bytes]:
-    """Chunks of bytes -> lines, normalized unless they have a MiB or more.
-
-    Args:
-        chunks: parts of a file, as `byte_chunks` gives them.
-        normalize: function applied to each line, or None.
-        counts: counts of lines and of changed lines, updated in place.
-
-    Returns:
-        an iterator of lines without their ends.
-    """
-    for line in lines(chunks):
-        counts.lines += 1
-        if normalize and len(line) < CHUNK:
-            text = normalize(line.decode("utf-8", "surrogateescape"))
-            before, line = line, text.encode("utf-8", "surrogateescape")
-            counts.normalized += line != before
-        yield line
-
-
-def _write_lines(
-    path: Path, longest: int, normalize: Callable[[str], str] | None, folder: Path
-) -> dict:
-    """Write the fitting lines' bytes end to end, and offsets: 0, then each line's end."""
-    counts, position, ends = LineCounts(), 0, array("q", [0])
-    with open(folder / "bytes", "wb") as data, open(folder / "offsets", "wb") as offsets:
-        for line in normalized_lines(byte_chunks(path), normalize, counts):
-            if not line:
-                counts.empty += 1
-            elif len(line) > longest or len(line) >= CHUNK:
-                counts.too_long += 1
-            else:
-                position += data.write(line)
-                ends.append(position)
-                if len(ends) >= CHUNK:
-                    offsets.write(np.array(ends, "<i8").tobytes())
-                    ends = array("q")
-        offsets.write(np.array(ends, "<i8").tobytes())
-    if not position:
-        if not counts.too_long:
-            raise ValueError(f"{path} " + ("has only empty lines" if counts.lines else "is empty"))
-        raise ValueError(
-            f"{path}: no line fits the length: all {counts.too_long} have more than {longest} "
-            f"bytes (length {longest + 1} less the end token)"
-        )
-    return asdict(counts)

@@ -27,7 +27,7 @@ except ImportError:  # Windows: folders of killed builds stay
 
 CHUNK = 1 << 20  # bytes read at once
 HEAD = 1 << 12  # bytes read to recognize a format
-FORMAT = 2  # of the cache's files: part of every key
+FORMAT = 3  # of the cache's files: part of every key
 LONGEST_STEM = 128  # bytes of the source's name in those of the cache's files
 LARGEST_NOTES = 1 << 24  # bytes: a vocabulary of every character there is fits
 RESIDENT = 128 << 20  # bytes of a mapped file that may stay in this process's memory
@@ -191,6 +191,17 @@ def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield from chunks
 
 
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """Raise ValueError at the end if the file is another one than at the beginning."""
+    check_exists(path)
+    before = path.stat()
+    yield
+    after = path.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise ValueError(f"{path} changed while it was read: start again when it is complete")
+
+
 def stored(
     path: Path, cache: Path, settings: dict, write: Callable[[Path], dict]
 ) -> tuple[Callable[[str], Path], dict]:
@@ -228,7 +239,8 @@ def stored(
     if notes is None:
         cache.mkdir(parents=True, exist_ok=True)
         with _partial_folder(cache) as folder:
-            notes = write(folder)
+            with unchanged(path):
+                notes = write(folder)
             digests = {file.name: _file_digest(file) for file in folder.iterdir()}
             content = json.dumps({"notes": notes, "digests": digests})
             (folder / "json").write_text(f"{_digest(content)}\n{content}", encoding="ascii")

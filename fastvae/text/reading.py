@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +13,7 @@ from fastvae.text import tweets
 
 FILE = "text.json"
 WINDOWS, LINES = "windows", "lines"
+TRAIN, VALID = "train", "valid"  # parts of lines
 NORMALIZATIONS = {"tweets": "tweets: links become url, @handles @userid"}
 NORMALIZERS: dict[str, Callable[[str], str] | None] = {
     "none": None,
@@ -28,10 +29,39 @@ class Reading:
         kind: "windows" of a stream, "lines", or the class name of a corpus made in Python.
         normalization: what each line goes through: "none", "tweets", or the name of a Python
             function.
+        column: the column of a tab- or comma-separated file that holds the texts: its number from
+            1 on, or its name in the file's first line. None is the whole line.
+        field: the field of JSON lines that holds the texts; None is the whole line.
+        part: "train" or "valid": the part of a split by a hash of each text that holds out 5 %;
+            None is all texts.
+
+    Raises:
+        ValueError: a normalization, column, field or part is given for windows, both column and
+            field are given, or there is no such part.
     """
 
     kind: str
     normalization: str = "none"
+    column: str | None = None
+    field: str | None = None
+    part: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.column is not None and self.field is not None:
+            raise ValueError("a file has columns or JSON fields, not both: give one of them")
+        if self.part not in (None, TRAIN, VALID):
+            raise ValueError(f"part must be {TRAIN}, {VALID} or None, got {self.part!r}")
+        if self.kind == WINDOWS:
+            if self.normalization != "none":
+                raise ValueError(
+                    f"windows are read as they are: normalization {self.normalization} is for lines"
+                )
+            if (self.column, self.field, self.part) != (None, None, None):
+                raise ValueError("windows are read as they are: columns and parts are for lines")
+
+    def to_dict(self) -> dict[str, str]:
+        """The fields that are not None, by name, as JSON values."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def is_known(self) -> bool:
@@ -46,8 +76,6 @@ class Reading:
         """
         if name not in NORMALIZERS:
             raise ValueError(f"no normalization {name!r}: {suggestion(name, NORMALIZERS)}")
-        if self.kind == WINDOWS and name != "none":
-            raise ValueError(f"windows are read as they are: normalization {name} is for lines")
         return replace(self, normalization=name)
 
 
@@ -76,12 +104,18 @@ def load_reading(folder: Path) -> Reading | None:
     path = folder / FILE
     if not path.exists():
         return None
-    match read_json(path):
-        case {"kind": str(kind), "normalization": str(normalization), **more} if not more:
-            if kind == WINDOWS and normalization != "none":
-                raise ValueError(f"{path}: windows are read as they are, not by {normalization}")
-            return Reading(kind, normalization)
-    raise ValueError(f"{path} needs exactly kind and normalization, two strings")
+    values = read_json(path)
+    names = [field.name for field in fields(Reading)]
+    if not (
+        isinstance(values, dict)
+        and {"kind", "normalization"} <= values.keys() <= set(names)
+        and all(isinstance(value, str) for value in values.values())
+    ):
+        raise ValueError(f"{path} needs kind and normalization, and takes {', '.join(names[2:])}")
+    try:
+        return Reading(**values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def save_reading(folder: Path, reading: Reading) -> None:
@@ -94,7 +128,7 @@ def save_reading(folder: Path, reading: Reading) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    write_json(folder / FILE, asdict(reading))
+    write_json(folder / FILE, reading.to_dict())
 
 
 def record_reading(folder: Path, corpus) -> None:
@@ -116,6 +150,6 @@ def record_reading(folder: Path, corpus) -> None:
         save_reading(folder, now)
     elif now != before and now.is_known and before.is_known:
         raise ValueError(
-            f"{folder} was started with text read as {json.dumps(asdict(before))}, "
-            f"got {json.dumps(asdict(now))}: read it as before, or choose another directory"
+            f"{folder} was started with text read as {json.dumps(before.to_dict())}, "
+            f"got {json.dumps(now.to_dict())}: read it as before, or choose another directory"
         )

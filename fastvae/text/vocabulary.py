@@ -1,10 +1,10 @@
-"""Texts to token ids and back: characters, or the 256 bytes with the ids of arXiv:1702.02390."""
+"""Texts to token ids and back: characters, bytes with the ids of arXiv:1702.02390, other tokens."""
 
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +12,24 @@ import numpy as np
 from fastvae.atomic_files import read_limited
 from fastvae.text.files import text_chunks
 
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class OutOfVocabularyError(ValueError):
+    """A text has a character or token that the vocabulary lacks; the message gives its position."""
+
 
 class Vocabulary:
-    """Base class of the two vocabularies: text -> token ids, and back.
+    """Base class of the vocabularies: text -> token ids, and back.
 
-    `size` is V. `pad_id`, `unk_id` and `end_id` are the ids of pad, unknown and end; the last two
-    are None where there is none. `start_id` = V and `dropped_id` = V + 1 exist only on a decoder's
-    input side.
+    `size` is V. `text_ids` are the ids that stand for text; `pad_id`, `unk_id` and `end_id` those
+    of pad, unknown and end; the last two are None where there is none. `start_id` = V and
+    `dropped_id` = V + 1 exist only on a decoder's input side.
     """
 
-    unit: str  # what one token is: "character" or "byte"
+    unit: str  # what one token is: "character", "byte" or "token"
     size: int
+    text_ids: range
     pad_id: int
     unk_id: int | None = None
     end_id: int | None = None
@@ -49,15 +56,31 @@ class Vocabulary:
             the ids, [n] int32.
 
         Raises:
-            ValueError: a character is not in the vocabulary; the message gives its position.
+            OutOfVocabularyError: a character or token is not in the vocabulary.
         """
         raise NotImplementedError
+
+    def encode_bytes(self, data: bytes, *, source: str = "the text") -> np.ndarray:
+        """Bytes of a text in UTF-8 -> ids [n], int32, without end token and pads.
+
+        Args:
+            data: the bytes.
+            source: name of the text, for error messages.
+
+        Returns:
+            the ids, [n] int32.
+
+        Raises:
+            ValueError: the bytes are not UTF-8.
+            OutOfVocabularyError: a character or token is not in the vocabulary.
+        """
+        return self.encode_array(decode_utf8(data, source), source=source)
 
     def encode(self, text: str) -> list[int]:
         """Text -> list of ids, without end token and pads.
 
         Raises:
-            ValueError: a character is not in the vocabulary; the message gives its position.
+            OutOfVocabularyError: a character or token is not in the vocabulary.
         """
         return self.encode_array(text).tolist()
 
@@ -72,7 +95,8 @@ class Vocabulary:
             L ids.
 
         Raises:
-            ValueError: the text is too long, or a character is not in the vocabulary.
+            ValueError: the text is too long.
+            OutOfVocabularyError: a character or token is not in the vocabulary.
         """
         ids = self.encode(text) + ([] if self.end_id is None else [self.end_id])
         if len(ids) > length:
@@ -131,10 +155,19 @@ class Vocabulary:
         match values:
             case {"kind": "character", "characters": str(characters), **more} if not more:
                 return CharVocabulary(characters)
+            case {"kind": "character", "characters": str(characters), "end": True, **more} if (
+                not more
+            ):
+                return CharVocabulary(characters, end=True)
             case {"kind": "byte", **more} if not more:
                 return ByteVocabulary()
+            case {"kind": "token", "tokens": [*tokens], "pattern": str(pattern), **more} if (
+                not more
+            ):
+                return TokenVocabulary(tokens, pattern)
         raise ValueError(
-            'not a vocabulary: its kind must be "character" (with characters) or "byte"'
+            'not a vocabulary: its kind must be "character" (with characters), "byte" or "token" '
+            "(with tokens and pattern)"
         )
 
     def save(self, path: str | os.PathLike) -> None:
@@ -165,17 +198,18 @@ class Vocabulary:
         return isinstance(other, Vocabulary) and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
-        return hash(tuple(self.to_dict().values()))
+        return hash(json.dumps(self.to_dict()))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.size} tokens)"
 
 
 class CharVocabulary(Vocabulary):
-    """Characters in a given order, then pad: V = characters + 1; no unknown and no end token.
+    """Characters in a given order, then pad and perhaps an end token; no unknown token.
 
     Args:
-        characters: the characters, ids 0 to V − 2. Each occurs once.
+        characters: n characters, ids 0 to n − 1; pad is n. Each occurs once.
+        end: whether there is an end token, n + 1, as lines need it: V is n + 2 then, else n + 1.
 
     Raises:
         ValueError: there is no character, one occurs twice, or one is half of a surrogate pair.
@@ -183,20 +217,22 @@ class CharVocabulary(Vocabulary):
 
     unit = "character"
 
-    def __init__(self, characters: str):
+    def __init__(self, characters: str, *, end: bool = False):
         if not characters:
             raise ValueError("a vocabulary needs at least one character")
         if len(set(characters)) < len(characters):
             twice = next(c for c, count in Counter(characters).items() if count > 1)
             raise ValueError(f"the vocabulary has {twice!r} twice")
-        if found := re.search("[\ud800-\udfff]", characters):
+        if found := SURROGATES.search(characters):
             raise ValueError(
                 f"the vocabulary has U+{ord(found[0]):04X}, half of a character: join pairs by "
                 'text.encode("utf-16", "surrogatepass").decode("utf-16"), or read the text as bytes'
             )
         self.characters = characters
+        self.text_ids = range(len(characters))
         self.pad_id = len(characters)
-        self.size = len(characters) + 1
+        self.end_id = len(characters) + 1 if end else None
+        self.size = len(characters) + 1 + end
         codes = _code_points(characters)
         # One entry beyond the highest code point stands for all that come after it.
         self._ids = np.full(int(codes.max()) + 2, -1, dtype=np.int32)
@@ -234,7 +270,7 @@ class CharVocabulary(Vocabulary):
         if ids.size and ids.min() < 0:
             position = int(np.argmax(ids < 0))
             character = text[position]
-            raise ValueError(
+            raise OutOfVocabularyError(
                 f"character {character!r} (U+{ord(character):04X}) at position "
                 f"{offset + position} of {source} is not among the {len(self.characters)} "
                 "of the vocabulary"
@@ -245,7 +281,8 @@ class CharVocabulary(Vocabulary):
         return "".join(self.characters[i] for i in self._content(ids))
 
     def to_dict(self) -> dict:
-        return {"kind": "character", "characters": self.characters}
+        end = {} if self.end_id is None else {"end": True}
+        return {"kind": "character", "characters": self.characters, **end}
 
 
 class ByteVocabulary(Vocabulary):
@@ -254,13 +291,13 @@ class ByteVocabulary(Vocabulary):
     unit = "byte"
     size, pad_id, unk_id, end_id = 259, 0, 1, 2
     first_byte_id = 3
+    text_ids = range(first_byte_id, size)
 
     def encode_array(self, text: str, *, offset: int = 0, source: str = "the text") -> np.ndarray:
         # surrogateescape: what the command line could not decode keeps its bytes
         return self.encode_bytes(text.encode("utf-8", "surrogateescape"))
 
-    def encode_bytes(self, data: bytes) -> np.ndarray:
-        """Bytes -> ids [n], int32."""
+    def encode_bytes(self, data: bytes, *, source: str = "the text") -> np.ndarray:
         return np.frombuffer(data, np.uint8).astype(np.int32) + self.first_byte_id
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -279,6 +316,94 @@ class ByteVocabulary(Vocabulary):
 
     def to_dict(self) -> dict:
         return {"kind": "byte"}
+
+
+class TokenVocabulary(Vocabulary):
+    """Tokens that a regular expression finds, in a given order, then pad and end: V = n + 2.
+
+    A text's matches must join to the text again; for example r"Cl|Br|." reads SMILES with atoms of
+    two letters as one token each.
+
+    Args:
+        tokens: n tokens, ids 0 to n − 1; pad is n, end n + 1. Each occurs once.
+        pattern: a regular expression of Python's `re`; each match is a token.
+
+    Raises:
+        ValueError: there is no token, one is empty, occurs twice or has half of a surrogate pair,
+            or the pattern is not a regular expression.
+    """
+
+    unit = "token"
+
+    def __init__(self, tokens: Iterable[str], pattern: str):
+        self.tokens = tuple(tokens)
+        if not self.tokens:
+            raise ValueError("a vocabulary needs at least one token")
+        for token in self.tokens:
+            if not isinstance(token, str) or not token or SURROGATES.search(token):
+                raise ValueError(f"the vocabulary has {token!r}, not a text of characters")
+        if len(set(self.tokens)) < len(self.tokens):
+            twice = next(t for t, count in Counter(self.tokens).items() if count > 1)
+            raise ValueError(f"the vocabulary has {twice!r} twice")
+        self.pattern = pattern
+        self._split = splitter(pattern)
+        self._ids = {token: i for i, token in enumerate(self.tokens)}
+        self.text_ids = range(len(self.tokens))
+        self.pad_id, self.end_id = len(self.tokens), len(self.tokens) + 1
+        self.size = len(self.tokens) + 2
+
+    def encode_array(self, text: str, *, offset: int = 0, source: str = "the text") -> np.ndarray:
+        found = self._split(text, source)
+        ids = np.array([self._ids.get(token, -1) for token in found], np.int32)
+        if ids.size and ids.min() < 0:
+            position = int(np.argmax(ids < 0))
+            raise OutOfVocabularyError(
+                f"token {found[position]!r} at position {offset + position} of {source} is not "
+                f"among the {len(self.tokens)} of the vocabulary"
+            )
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(self.tokens[i] for i in self._content(ids))
+
+    def to_dict(self) -> dict:
+        return {"kind": "token", "tokens": list(self.tokens), "pattern": self.pattern}
+
+
+def splitter(pattern: str) -> Callable[[str, str], list[str]]:
+    """Regular expression -> a function: a text and its name for messages -> the text's tokens.
+
+    The function raises ValueError where the matches do not join to the text.
+
+    Raises:
+        ValueError: the pattern is not a regular expression.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+
+    def split(text: str, source: str = "the text") -> list[str]:
+        tokens = [match[0] for match in compiled.finditer(text) if match[0]]
+        if (joined := "".join(tokens)) != text:
+            raise ValueError(
+                f"{source}: the matches of {pattern!r} join to {joined[:80]!r}, not to the text "
+                f"{text[:80]!r}: extend the expression, for instance by |."
+            )
+        return tokens
+
+    return split
+
+
+def decode_utf8(data: bytes, source: str) -> str:
+    """Bytes -> text; ValueError names the source and the first byte that is not UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{source} is not UTF-8 at byte {error.start} ({error.reason}): "
+            "convert it, or read it as bytes"
+        ) from None
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ def train(
     validation: Corpus | None = None,
     resume: bool = False,
     console: "Console | None" = None,
+    notes: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Train a model on a corpus and save the run in a directory from which it can be resumed.
 
@@ -51,6 +53,7 @@ def train(
         resume: continue the run in `run_dir`, or begin one if there is none. Without `resume` a
             directory that holds a run is an error.
         console: where progress is shown; None is standard error.
+        notes: sentences to show before those of the corpora.
 
     Returns:
         step: number of steps done.
@@ -82,7 +85,7 @@ def train(
             run = RunDirectory(run_dir, resume=resume, say=display.say)
             stack.callback(run.close)
             recorder.attach(run, display)
-            done = _open_run(recorder)
+            done = _open_run(recorder, notes)
             if not group:
                 step.record(display.say)
         done = step.share(done)
@@ -135,7 +138,7 @@ def _any_process_stopped(stopped: bool, step: TrainingStep) -> bool:
     return bool(flag)
 
 
-def _open_run(recorder: Recorder) -> int:
+def _open_run(recorder: Recorder, notes: Iterable[str]) -> int:
     """Begin the run, or fill model, optimizer and recorder from its checkpoint -> steps done."""
     run, model, corpus, config = recorder.run, recorder.model, recorder.corpus, recorder.config
     vocabulary, say, state = corpus.vocabulary, recorder.display.say, None
@@ -155,8 +158,8 @@ def _open_run(recorder: Recorder) -> int:
         state = load_latest(run.path, model, recorder.optimizer, say)
     record_reading(run.path, corpus)
     model.reading = load_reading(run.path)
-    notes = [getattr(data, "notes", list)() for data in (corpus, recorder.validation)]
-    for note in dict.fromkeys(itertools.chain(*notes)):
+    found = [getattr(data, "notes", list)() for data in (corpus, recorder.validation)]
+    for note in dict.fromkeys(itertools.chain(notes, *found)):
         say(note)
     if state:
         recorder.best, recorder.window = state["best"], state["window"]

@@ -1,0 +1,138 @@
+"""What train chooses by looking at a file: lines or windows, a length, texts to hold out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fastvae.cli.inputs import data_file, in_place
+from fastvae.names import suggestion
+from fastvae.presets import TEXTS, Preset, configure, defaults, parse, read_corpus
+from fastvae.text import Corpus, Survey, survey
+from fastvae.text.files import unchanged
+from fastvae.text.reading import LINES, NORMALIZERS, TRAIN, VALID, WINDOWS, load_reading
+from fastvae.text.survey import looks_like_lines
+
+LONGEST = 128  # L of lines that are recognized as such
+OPTIONS = "To choose otherwise: --text, --length, --valid, --column, --field, --tokens."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model and its data.
+
+    Args:
+        preset: model and training; its length is set.
+        corpus: the training data.
+        validation: the validation data, or None.
+        notes: sentences about what no option said.
+    """
+
+    preset: Preset
+    corpus: Corpus
+    validation: Corpus | None
+    notes: list[str]
+
+
+def plan_training(
+    data: Path,
+    out: Path,
+    overrides: Mapping[str, str],
+    *,
+    valid: Path | None = None,
+    preset: str | None = None,
+    text: str | None = None,
+    column: str | None = None,
+    field: str | None = None,
+    tokens: str | None = None,
+    normalize: str | None = None,
+    resume: bool = False,
+) -> Plan:
+    """Open the data of a run in `out`, and choose what the options of `fastvae train` leave open.
+
+    Without `text` and `preset` the file decides between lines and windows; without `valid` a hash
+    of each line decides whether it is held out. A run that goes on keeps what it chose.
+    """
+    path = data_file(data)
+    before = load_reading(out) if resume else None
+    chosen = None if preset is None else configure(preset, overrides)
+    kind = text or (chosen and chosen.text)
+    if kind is None and (column, field, tokens) != (None, None, None):
+        kind = "lines"
+    if kind is None and before is not None and before.kind == WINDOWS:
+        kind = "windows"
+    if kind is not None and kind not in TEXTS:
+        raise ValueError(f"no text {kind!r}: {suggestion(kind, TEXTS)}")
+    reading = in_place(TEXTS[kind or "lines"].reading, column, field)
+    if normalize is not None:
+        reading = reading.normalized_by(normalize)
+    unit = TEXTS[kind or "lines"].unit
+    if tokens is not None and (reading.kind == WINDOWS or unit != "character"):
+        raise ValueError("--tokens is for lines of characters: leave it out, or say --text lines")
+    with unchanged(path):
+        found, cache = None, out / "cache" if path == data else None
+        if reading.kind == LINES:
+            found = survey(
+                path,
+                unit=unit,
+                tokens=tokens,
+                normalize=NORMALIZERS[reading.normalization],
+                column=reading.column,
+                field=reading.field,
+                cache=cache,
+            )
+        if kind is None and not looks_like_lines(found, _longest(overrides)):
+            kind, found = "windows", None
+            reading = TEXTS[kind].reading
+            if normalize is not None:
+                reading = reading.normalized_by(normalize)
+        kind = kind or "lines"
+        chosen = chosen or configure("small" if kind == "windows" else "lines", overrides)
+        notes = []
+        if (text is None and preset is None) or chosen.length is None:
+            chosen = replace(chosen, length=chosen.length or _length(chosen, found))
+            notes = [f"{data}: {_chosen(kind, chosen, found)}"]
+        vocabulary = found and found.vocabulary
+        if found and not vocabulary:
+            raise ValueError(f"{data} has no line that holds a text shorter than a MiB")
+        if valid is None and found and (before is None or before.part):
+            parts = {part: found.fitting(chosen.length, part) for part in (TRAIN, VALID)}
+            if all(parts.values()):
+                reading = replace(reading, part=TRAIN)
+                held_out = f"{parts[VALID]:,} lines held out for validation, by a hash of each"
+            else:
+                held_out = "no validation: too few lines to hold any out"
+            notes.append(f"{held_out}. {OPTIONS}")
+        elif notes:
+            notes.append(OPTIONS if valid else f"No validation without --valid. {OPTIONS}")
+        corpus = read_corpus(path, chosen.length, reading, vocabulary, cache=cache)
+    validation = None
+    if valid is not None or reading.part:
+        other = replace(reading, part=VALID if reading.part else None)
+        file = path if valid is None else data_file(valid)
+        validation = read_corpus(file, chosen.length, other, corpus.vocabulary, cache=cache)
+    return Plan(chosen, corpus, validation, notes)
+
+
+def _longest(overrides: Mapping[str, str]) -> int:
+    """The L that lines must fit: the one that is given, or 128."""
+    return parse("length", overrides["length"], int) if "length" in overrides else LONGEST
+
+
+def _length(preset: Preset, found: Survey | None) -> int:
+    """The length for a preset that leaves it open: 99 % of the lines fit."""
+    if found is None:
+        raise ValueError("windows of this preset need a length: give --length")
+    model, _ = defaults(preset)
+    return found.length(2 ** len(model.get("encoder_channels", ())))
+
+
+def _chosen(kind: str, preset: Preset, found: Survey | None) -> str:
+    """What was chosen, and how many lines there are."""
+    how = f"read as {kind} ({TEXTS[kind].description}), length {preset.length}"
+    if found is None:
+        return how
+    fit = sum(found.fitting(preset.length, part) for part in (TRAIN, VALID))
+    return (
+        f"{how}: {fit:,} of {found.counts.lines:,} lines fit, {found.repeated:,} repeat an earlier "
+        "one"
+    )

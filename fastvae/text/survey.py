@@ -1,0 +1,216 @@
+"""A pass over a file of lines: what a vocabulary, a length and a split are chosen from."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from fastvae.text.files import CHUNK, byte_chunks, stored
+from fastvae.text.lines import LineCounts, part_of, read_texts, text_hash
+from fastvae.text.reading import (
+    LINES,
+    TRAIN,
+    VALID,
+    Reading,
+    normalization_name,
+    normalization_source,
+)
+from fastvae.text.vocabulary import (
+    ByteVocabulary,
+    CharVocabulary,
+    TokenVocabulary,
+    Vocabulary,
+    decode_utf8,
+    splitter,
+)
+
+UNITS = "character", "byte", "token"
+HASHES_AT_ONCE = 1 << 23  # 64 MiB of them are sorted at a time
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `survey` found out about a file of lines.
+
+    Args:
+        counts: its lines; those of a MiB are too long for any corpus.
+        repeated: number of texts that occurred before.
+        lengths: part ("train" and "valid", a split by hash) -> tokens of a text -> how many texts.
+        vocabulary: the vocabulary of its texts, with an end token; None if no line holds a text of
+            less than a MiB.
+    """
+
+    counts: LineCounts
+    repeated: int
+    lengths: dict[str, dict[int, int]]
+    vocabulary: Vocabulary | None
+
+    def length(self, multiple: int = 1, share: float = 0.99) -> int:
+        """L that holds this share of the texts and their end token.
+
+        Args:
+            multiple: what L must be a multiple of.
+            share: share of the texts that are not empty.
+
+        Returns:
+            L, the smallest such multiple.
+        """
+        found = sum((Counter(part) for part in self.lengths.values()), Counter())
+        wanted, room = share * found.total(), 0
+        for room in sorted(found):
+            wanted -= found[room]
+            if wanted <= 0:
+                break
+        return -(-(room + 1) // multiple) * multiple
+
+    def fitting(self, length: int, part: str) -> int:
+        """Number of texts of a part that fit L tokens with their end.
+
+        Args:
+            length: L.
+            part: "train" or "valid".
+
+        Returns:
+            the number, counting copies.
+        """
+        return sum(count for size, count in self.lengths[part].items() if size < length)
+
+
+def survey(
+    path: str | os.PathLike,
+    *,
+    unit: str = "character",
+    tokens: str | None = None,
+    normalize: Callable[[str], str] | None = None,
+    column: str | int | None = None,
+    field: str | None = None,
+    cache: str | os.PathLike | None = None,
+) -> Survey:
+    """Read a file of lines once: its counts, lengths and vocabulary.
+
+    Memory is bounded by the vocabulary, whatever the size of the file.
+
+    Args:
+        path: path of the file; gzip is unpacked.
+        unit: what a token is: "character", "byte", or "token", what `tokens` finds.
+        tokens: a regular expression for `TokenVocabulary`; it implies "token".
+        normalize: function applied to each text first, as in `LineCorpus`.
+        column: column of a table that holds the texts, as in `LineCorpus`.
+        field: field of JSON lines that holds the texts, as in `LineCorpus`.
+        cache: directory that keeps the result for the next run; None keeps nothing.
+
+    Returns:
+        the survey. Its vocabulary has characters or tokens in order of first appearance.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is empty, or a line is not UTF-8, lacks the column or field, or does
+            not consist of the tokens; the message names it.
+    """
+    if unit not in UNITS or (unit == "token") > (tokens is not None):
+        raise ValueError(f"unit must be character, byte, or token with tokens given, got {unit!r}")
+    path, unit = Path(path), unit if tokens is None else "token"
+    reading = Reading(
+        LINES, normalization_name(normalize), None if column is None else str(column), field
+    )
+    source = normalization_source(reading.normalization)
+    settings = {"survey": unit, "tokens": tokens, **reading.to_dict(), "normalize": source}
+    if source is None:
+        cache = None  # it cannot be known whether the function still does the same
+
+    def write(folder: Path) -> dict:
+        return _survey(path, reading, unit, tokens, normalize, folder)
+
+    with TemporaryDirectory(prefix="fastvae-") as temporary:
+        _, notes = stored(path, Path(cache or temporary), settings, write)
+    return Survey(
+        LineCounts(**notes["counts"]),
+        notes["repeated"],
+        {part: {int(k): v for k, v in found.items()} for part, found in notes["lengths"].items()},
+        notes["vocabulary"] and Vocabulary.from_dict(notes["vocabulary"]),
+    )
+
+
+def _survey(
+    path: Path,
+    reading: Reading,
+    unit: str,
+    tokens: str | None,
+    normalize: Callable[[str], str] | None,
+    folder: Path,
+) -> dict:
+    """The survey as JSON values; uses the folder for a file of hashes."""
+    counts, found = LineCounts(), {TRAIN: Counter(), VALID: Counter()}
+    seen: dict[str, None] = {}
+    split = splitter(tokens) if unit == "token" else lambda text, source: text
+    hashes = folder / "hashes"
+    with open(hashes, "wb") as file:
+        texts = read_texts(byte_chunks(path), reading, normalize, counts, str(path))
+        for number, line in texts:
+            if not line:
+                counts.empty += 1
+            elif len(line) >= CHUNK:
+                counts.too_long += 1
+            else:
+                units = line
+                if unit != "byte":
+                    name = f"line {number} of {path}"
+                    units = split(decode_utf8(line, name), name)
+                    if not seen.keys() >= (new := set(units)):
+                        seen.update(dict.fromkeys(u for u in units if u in new))
+                hashed = text_hash(line)
+                file.write(hashed)
+                found[part_of(hashed)][len(units)] += 1
+    if not counts.lines:
+        raise ValueError(f"{path} is empty")
+    texts = sum(part.total() for part in found.values())
+    repeated = texts - _distinct(hashes) if texts else 0
+    hashes.unlink()
+    vocabulary: Vocabulary | None = None
+    if texts and unit == "byte":
+        vocabulary = ByteVocabulary()
+    elif texts and unit == "token":
+        vocabulary = TokenVocabulary(seen, tokens)
+    elif texts:
+        vocabulary = CharVocabulary("".join(seen), end=True)
+    lengths = {part: dict(sorted(sizes.items())) for part, sizes in found.items()}
+    return {
+        "counts": asdict(counts),
+        "repeated": repeated,
+        "lengths": lengths,
+        "vocabulary": vocabulary and vocabulary.to_dict(),
+    }
+
+
+def _distinct(path: Path) -> int:
+    """File of 8-byte hashes -> number of different ones; sorts a share of all values at a time."""
+    values = np.memmap(path, "<u8", "r")
+    shares = -(-len(values) // HASHES_AT_ONCE)
+    count = 0
+    for share in range(shares):
+        parts = [
+            part[part % shares == share]
+            for start in range(0, len(values), CHUNK)
+            for part in [np.array(values[start : start + CHUNK])]
+        ]
+        count += len(np.unique(np.concatenate(parts)))
+    return count
+
+
+def looks_like_lines(found: Survey, longest: int) -> bool:
+    """Whether a file is lines, each a text of its own, and not a stream such as a book.
+
+    Args:
+        found: the survey of the file.
+        longest: the L that 99 % of the texts must fit with their end.
+
+    Returns:
+        whether there are several lines, less than 5 % of them empty, and the others so short.
+    """
+    lines, empty = found.counts.lines, found.counts.empty
+    short = found.vocabulary and not found.counts.too_long and found.length() <= longest
+    return lines > 1 and 20 * empty < lines and bool(short)

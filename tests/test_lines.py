@@ -1,0 +1,576 @@
+"""Files of short lines: vocabularies, columns, fields, tokens, the split, what train chooses."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastvae import cli
+from fastvae.models import load
+from fastvae.presets import PRESETS
+from fastvae.text import (
+    ByteVocabulary,
+    CharVocabulary,
+    LineCorpus,
+    OutOfVocabularyError,
+    TokenVocabulary,
+    Vocabulary,
+    normalize_tweet,
+    survey,
+)
+from fastvae.text import survey as survey_function
+from fastvae.text.files import unchanged
+
+pytestmark = pytest.mark.usefixtures("no_power_cuts")
+NAMES = [
+    f"{a}{b}{c}" for a in "BDKLMNPRST" for b in ("a", "é", "ou") for c in ("na", "rik", "", "ß")
+]
+TINY = [
+    *("--steps=2", "--batch-size=4", "--latent-size=3", "--encoder-channels=4,4"),
+    *("--hidden-size=8", "--feature-channels=4", "--sample-every=0"),
+]
+PROGRAM = str(Path(sys.executable).with_name("fastvae"))
+
+
+@pytest.fixture
+def fastvae_cli(capsys, monkeypatch):
+    """Run a command in this process -> exit status, standard output, standard error."""
+
+    def run(*arguments, stdin: bytes = b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return end.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def names(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(NAMES) + "\n", encoding="utf-8")
+    return path
+
+
+def texts(corpus):
+    return [corpus.vocabulary.decode(row) for batch in corpus.batches(7) for row in batch.tolist()]
+
+
+def assert_same_weights(*folders):
+    one, other = (load(folder)[0].state_dict() for folder in folders)
+    assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
+
+
+# Vocabularies
+
+
+def test_characters_with_an_end():
+    vocabulary = CharVocabulary("ab", end=True)
+    assert (vocabulary.size, vocabulary.pad_id, vocabulary.end_id) == (4, 2, 3)
+    assert vocabulary.encode_sample("ba", 5) == [1, 0, 3, 2, 2]
+    assert vocabulary.decode([1, 0, 3, 0, 0]) == "ba"
+    assert Vocabulary.from_dict(vocabulary.to_dict()) == vocabulary != CharVocabulary("ab")
+    assert CharVocabulary("ab").to_dict() == {"kind": "character", "characters": "ab"}
+
+
+def test_tokens_of_a_regular_expression(tmp_path):
+    vocabulary = TokenVocabulary(["Cl", "C", "Br"], "Cl|Br|.")
+    assert (vocabulary.size, vocabulary.pad_id, vocabulary.end_id) == (5, 3, 4)
+    assert vocabulary.encode("CClBrC") == [1, 0, 2, 1]
+    assert vocabulary.decode([1, 0, 2, 4, 3]) == "CClBr"
+    vocabulary.save(tmp_path / "vocabulary.json")
+    again = Vocabulary.load(tmp_path / "vocabulary.json")
+    assert again == vocabulary and again.encode("ClC") == [0, 1]
+    with pytest.raises(OutOfVocabularyError, match=r"token 'N' at position 1 of the text"):
+        vocabulary.encode("CN")
+    with pytest.raises(ValueError, match=r"join to 'CC', not to the text 'C C'"):
+        TokenVocabulary(["C"], "C").encode("C C")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pattern", "message"),
+    [
+        ([], ".", "at least one token"),
+        (["a", "a"], ".", "'a' twice"),
+        (["a", ""], ".", "has ''"),
+        (["\ud800"], ".", "not a text of characters"),
+        (["a"], "(", "is not a regular expression: missing"),
+        (["a"], "a{99999999999999999999}", "is not a regular expression"),
+    ],
+)
+def test_no_token_vocabulary(tokens, pattern, message):
+    with pytest.raises(ValueError, match=message):
+        TokenVocabulary(tokens, pattern)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "token", "tokens": ["a", 1], "pattern": "."},
+        {"kind": "token", "tokens": ["a", ["b"]], "pattern": "."},
+        {"kind": "token", "tokens": "ab", "pattern": "."},
+        {"kind": "token", "tokens": ["a"]},
+        {"kind": "character", "characters": "a", "end": False},
+        {"kind": "character", "characters": "a", "end": 1.5},
+    ],
+    ids=str,
+)
+def test_descriptions_that_are_no_vocabulary(values):
+    with pytest.raises(ValueError, match="vocabulary"):
+        Vocabulary.from_dict(values)
+
+
+# The survey
+
+
+def test_survey_counts(tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes("ab\n\nbé\r\nab\nabcdefgh\n".encode())
+    found = survey(path)
+    assert (found.counts.lines, found.counts.empty, found.repeated) == (5, 1, 1)
+    assert found.vocabulary == CharVocabulary("abécdefgh", end=True)
+    sizes = Counter({2: 3, 8: 1})
+    assert sum(map(Counter, found.lengths.values()), Counter()) == sizes
+    assert [found.length(share=s) for s in (0.5, 0.75, 0.76, 1.0)] == [3, 3, 9, 9]
+    assert found.length(4, share=0.75) == 4 and found.length(4) == 12
+    in_bytes = survey(path, unit="byte")
+    assert in_bytes.vocabulary == ByteVocabulary()
+    assert sum(map(Counter, in_bytes.lengths.values()), Counter()) == {2: 2, 3: 1, 8: 1}
+    in_tokens = survey(path, tokens="[a-c]+|.")
+    assert in_tokens.vocabulary.tokens == ("ab", "b", "é", "abc", "d", "e", "f", "g", "h")
+
+
+def test_survey_counts_repeats_in_shares(tmp_path, monkeypatch):
+    """The hashes of a large file are sorted in shares; here 1,000 in shares of 64."""
+    from fastvae.text.survey import HASHES_AT_ONCE
+
+    assert HASHES_AT_ONCE > 1000
+    monkeypatch.setattr(sys.modules[survey_function.__module__], "HASHES_AT_ONCE", 64)
+    path = tmp_path / "lines"
+    path.write_text("".join(f"{n % 700}\n" for n in range(1000)))
+    assert survey(path).repeated == 300
+
+
+def test_survey_of_a_changed_normalization_is_not_kept(names, tmp_path):
+    cache = tmp_path / "cache"
+    assert "B" in survey(names, cache=cache).vocabulary.characters
+    assert "B" not in survey(names, cache=cache, normalize=str.lower).vocabulary.characters
+    assert len(list(cache.glob("*.json"))) == 1
+    assert survey(names, cache=cache).vocabulary == survey(names).vocabulary
+
+
+def test_a_file_that_changes_while_it_is_read(names, tmp_path):
+    def meddle(text):
+        if text == NAMES[0]:
+            with open(names, "a", encoding="utf-8") as file:
+                file.write("more\n")
+        return text
+
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(ValueError, match=r"names.txt changed while it was read"):
+            survey(names, normalize=meddle, cache=cache)
+        with pytest.raises(ValueError, match=r"names.txt changed while it was read"):
+            LineCorpus(names, 8, normalize=meddle, cache=cache)
+    with unchanged(names):
+        pass
+
+
+# Corpora of any vocabulary
+
+
+def test_lines_of_characters(names):
+    vocabulary = survey(names).vocabulary
+    corpus = LineCorpus(names, 8, vocabulary=vocabulary)
+    assert texts(corpus) == NAMES
+    row = corpus[NAMES.index("Béß")].tolist()
+    ids = [vocabulary.characters.index(c) for c in "Béß"]
+    assert row == [*ids, vocabulary.end_id, *[vocabulary.pad_id] * 4]
+    assert set(texts(corpus)) >= {
+        vocabulary.decode(r) for r in corpus.batch(9, torch.Generator().manual_seed(1))
+    }
+
+
+def test_a_vocabulary_of_many_characters(tmp_path):
+    """More than 256 of them need two bytes each in the cache."""
+    path = tmp_path / "lines"
+    lines = [chr(0x4E00 + n) + chr(0x4E00 + 399 - n) for n in range(400)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    corpus = LineCorpus(path, 4, vocabulary=survey(path).vocabulary, cache=tmp_path / "cache")
+    assert texts(corpus) == lines
+    assert (
+        texts(LineCorpus(path, 4, vocabulary=corpus.vocabulary, cache=tmp_path / "cache")) == lines
+    )
+
+
+def test_other_vocabularies_do_not_share_a_cache(names, tmp_path):
+    cache, first = tmp_path / "cache", survey(names).vocabulary
+    other = CharVocabulary(first.characters[::-1], end=True)
+    for vocabulary in (first, other, ByteVocabulary()):
+        assert texts(LineCorpus(names, 9, vocabulary=vocabulary, cache=cache)) == NAMES
+
+
+def test_lines_with_unknown_characters_are_left_out_and_told(tmp_path):
+    path = tmp_path / "lines"
+    path.write_text("ab\nxb\nba\nabab\n")
+    corpus = LineCorpus(path, 4, vocabulary=CharVocabulary("ab", end=True))
+    assert texts(corpus) == ["ab", "ba"]
+    assert corpus.counts() == {
+        **{"lines": 4, "empty": 0, "too_long": 1, "unknown": 1},
+        "normalized": 0,
+    }
+    assert corpus.notes() == [
+        f"{path}: 2 of 4 lines left out: 0 empty, 1 too long (over 3 characters), "
+        "1 with characters that the vocabulary lacks"
+    ]
+    with pytest.raises(ValueError, match=r"no line fits the length: none has more .*, 4"):
+        LineCorpus(path, 4, vocabulary=CharVocabulary("x", end=True))
+
+
+def test_lines_of_characters_must_be_utf8(tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes(b"ok\nfa\xe7ade\n")
+    with pytest.raises(ValueError, match=r"line 2 of .*lines is not UTF-8 at byte 2"):
+        survey(path)
+    with pytest.raises(ValueError, match=r"line 2 of .*lines is not UTF-8 at byte 2"):
+        LineCorpus(path, 8, vocabulary=CharVocabulary("okfade", end=True))
+    assert len(LineCorpus(path, 8)) == 2
+
+
+# Columns and fields
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "expected"),
+    [
+        ("a\tx y\nb\t\nc\tz\n", 2, ["x y", "z"]),
+        ('"a"\tx\nb,c\ty\n', 1, ['"a"', "b,c"]),
+        ("name\tn\nAda\t1\nBob\t2\n", "name", ["Ada", "Bob"]),
+        ('n,name\n1,"Paris, Texas"\n2,"say ""hi"""\n', "name", ["Paris, Texas", 'say "hi"']),
+        ('1,"two\nlines"\n2,one\n', 2, ["two\nlines", "one"]),
+        ("a,1\n\nb,2\n", 1, ["a", "b"]),
+        ("just one\n", 1, ["just one"]),
+    ],
+)
+def test_columns(tmp_path, content, column, expected):
+    path = tmp_path / "table"
+    path.write_text(content)
+    corpus = LineCorpus(path, 16, column=column)
+    assert texts(corpus) == expected
+    assert survey(path, column=column).counts.lines == corpus.counts()["lines"]
+
+
+def test_fields(tmp_path):
+    path = tmp_path / "lines"
+    path.write_text('{"t": "a\\u00e9", "n": 1}\n\n{"n": 2, "t": "b\\nc"}\n')
+    corpus = LineCorpus(path, 8, field="t")
+    assert texts(corpus) == ["aé", "b\nc"] and corpus.counts()["empty"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "where", "message"),
+    [
+        (
+            "a\tb\nc\n",
+            {"column": 2},
+            r"line 2 of .* has no column 2: it has 1 \(tab-separated\): 'c'",
+        ),
+        ("a,b\n", {"column": 3}, r"line 1 of .* has no column 3: it has 2 \(comma-separated\)"),
+        ("a,b\n", {"column": "c"}, r"has no column 'c': its first line has a, b"),
+        ("a,b\n", {"column": "-1"}, r"has no column '-1'"),
+        ('a,"b"c\n', {"column": 1}, r"line 1 of .* is not comma-separated"),
+        ('a,"b\nc\n', {"column": 1}, r"line 2 of .* is not comma-separated: unexpected end"),
+        ("{}\n", {"field": "t"}, r"line 1 of .* has no field 't': it has "),
+        ('{"a": 1}\n{"b": 2}\n', {"field": "a"}, r"line 1 of .*: field 'a' is 1, not a text"),
+        ('{"a": "x"}\n{"b": 2}\n', {"field": "a"}, r"line 2 of .* has no field 'a': it has b"),
+        ("[1]\n", {"field": "a"}, r"no field 'a': it has no fields"),
+        ("no json\n", {"field": "a"}, r"line 1 of .* is not JSON"),
+        ("[" * 99999 + "\n", {"field": "a"}, r"line 1 of .* is not JSON"),
+        ('{"a": "\\ud800"}\n', {"field": "a"}, r"field 'a' has U\+D800, half of a character"),
+        ("a,b\n", {"column": 1, "field": "a"}, "columns or JSON fields, not both"),
+    ],
+)
+def test_tables_that_lack_the_text(tmp_path, content, where, message):
+    path = tmp_path / "table"
+    path.write_text(content)
+    for read in (lambda: LineCorpus(path, 8, **where), lambda: survey(path, **where)):
+        with pytest.raises(ValueError, match=message):
+            read()
+
+
+# The split
+
+
+def test_a_hash_holds_out_texts(tmp_path):
+    """By the first 8 bytes of BLAKE2b as a little-endian number: multiples of 20 are held out."""
+    path = tmp_path / "lines"
+    lines = [str(n % 900) for n in range(1000)]
+    path.write_text("\n".join(lines))
+
+    def is_held_out(text):
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % 20 == 0
+
+    parts = {part: LineCorpus(path, 8, part=part) for part in ("train", "valid")}
+    assert texts(parts["valid"]) == [line for line in lines if is_held_out(line)]
+    assert texts(parts["train"]) == [line for line in lines if not is_held_out(line)]
+    assert 30 < len(parts["valid"]) < 70
+    found = survey(path)
+    assert found.fitting(8, "valid") == len(parts["valid"])
+    assert found.fitting(3, "valid") == len([x for x in texts(parts["valid"]) if len(x) < 3])
+    assert sum(corpus.counts()["lines"] for corpus in parts.values()) == 1000
+
+
+def test_copies_stay_on_one_side_after_normalization(tmp_path):
+    path = tmp_path / "lines"
+    path.write_text("".join(f"@user{n} says {n % 50}\n" for n in range(500)))
+    parts = [
+        set(texts(LineCorpus(path, 32, normalize=normalize_tweet, part=part)))
+        for part in ("train", "valid")
+    ]
+    assert parts[0] and parts[1] and not parts[0] & parts[1]
+
+
+def test_no_other_part(names):
+    with pytest.raises(ValueError, match="part must be train, valid or None, got 'test'"):
+        LineCorpus(names, 8, part="test")
+
+
+# What train chooses
+
+
+def test_train_with_data_and_out_alone(names, tmp_path, fastvae_cli):
+    out = tmp_path / "run"
+    steps = "--steps=2", "--sample-every=0", "--batch-size=4"
+    status, shown, err = fastvae_cli("train", "--data", names, "--out", out, *steps, "--json")
+    assert status == 0
+    said = err.splitlines()
+    assert said[0] == (
+        f"{names}: read as lines (each line is a text of characters), length 8: 120 of 120 lines "
+        "fit, 0 repeat an earlier one"
+    )
+    held_out = len(LineCorpus(names, 8, part="valid"))
+    assert said[1].startswith(f"{held_out} lines held out for validation, by a hash of each. To")
+    model, vocabulary = load(out)
+    assert model.length == 8 and model.mask_pad and vocabulary == survey(names).vocabulary
+    assert sum(p.numel() for p in PRESETS["lines"].model_for(vocabulary, 8).parameters()) > 0.9e6
+    text = json.loads(shown)["text"]
+    assert text["part"] == "train" and text["valid"]["lines"] == held_out
+    assert json.loads((out / "text.json").read_text())["kind"] == "lines"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("\n".join(NAMES), "lines"),
+        ("\n".join(f"line {n}" for n in range(99)) + "\n" * 4, "lines"),
+        ("\n\n".join(NAMES), "windows"),  # half of the lines are empty
+        ("\n".join(["word " * 40] * 9), "windows"),
+        ("one long line " * 99, "windows"),
+    ],
+)
+def test_lines_are_told_from_streams(tmp_path, fastvae_cli, content, kind):
+    path, out = tmp_path / "text", tmp_path / "run"
+    path.write_text(content, encoding="utf-8")
+    status, _, err = fastvae_cli("train", "--data", path, "--out", out, *TINY)
+    assert status == 0 and f"{path}: read as {kind} (" in err
+    assert json.loads((out / "text.json").read_text())["kind"] == kind
+    assert ("held out" in err) == (kind == "lines")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "unit", "length"),
+    [
+        (("--text", "lines"), "lines", "character", 8),
+        (("--text", "byte-lines"), "lines", "byte", 8),
+        (("--text", "windows"), "windows", "character", 48),
+        (("--preset", "lines", "--length", "12"), "lines", "character", 12),
+        (("--preset", "small"), "windows", "character", 48),
+        (("--text", "tweets"), "lines", "byte", 8),
+        (("--tokens", "ou|."), "lines", "token", 8),
+    ],
+)
+def test_what_options_choose(names, tmp_path, fastvae_cli, options, kind, unit, length):
+    out = tmp_path / "run"
+    status, _, err = fastvae_cli("train", "--data", names, "--out", out, *TINY, *options)
+    assert status == 0, err
+    model, vocabulary = load(out)
+    assert (vocabulary.unit, model.length) == (unit, length)
+    assert json.loads((out / "text.json").read_text())["kind"] == kind
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--text", "words"), "no text 'words': there are lines, byte-lines"),
+        (("--text", "windows", "--column", "1"), "windows are read as they are"),
+        (("--text", "windows", "--preset", "lines"), "give --length"),
+        (("--text", "windows", "--tokens", "."), "--tokens is for lines of characters"),
+        (("--text", "byte-lines", "--tokens", "."), "--tokens is for lines of characters"),
+        (("--tokens", "("), "is not a regular expression"),
+        (
+            ("--tokens", "[A-Z]|[a-z]"),
+            "line 4 of {data}: the matches of '[A-Z]|[a-z]' join to 'Ba'",
+        ),
+        (("--column", "2"), "line 1 of {data} has no column 2"),
+        (("--field", "name"), "line 1 of {data} is not JSON"),
+        (("--text", "lines", "--length", "1"), "no line fits the length"),
+    ],
+)
+def test_options_that_do_not_fit(names, tmp_path, fastvae_cli, options, message):
+    out = tmp_path / "run"
+    status, _, err = fastvae_cli("train", "--data", names, "--out", out, *TINY, *options)
+    assert status == 2 and message.format(data=names) in err and err.count("\n") == 1
+    assert not (out / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n\n\n", "has no line that holds a text"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"ok\nfa\xe7ade\n", "line 2 of {data} is not UTF-8 at byte 2"),
+    ],
+)
+def test_files_without_lines(tmp_path, fastvae_cli, content, message):
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    command = "train", "--data", path, "--out", tmp_path / "run", "--text", "lines", *TINY
+    status, _, err = fastvae_cli(*command)
+    assert status == 2 and message.format(data=path) in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"one line\n",
+        b"same\n" * 50,
+        b"\xef\xbb\xbfone\r\ntwo\r\n",
+        b"one\rtwo\r",
+        b"a\0b\ncd",
+        b"one\ntwo" + b"x" * 200,
+    ],
+    ids=["one", "equal", "CRLF", "CR", "NUL", "no last end"],
+)
+def test_odd_files_of_lines_train(tmp_path, fastvae_cli, content):
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    command = "train", "--data", path, "--out", tmp_path / "run", "--text", "lines", *TINY
+    status, _, err = fastvae_cli(*command)
+    assert status == 0, err
+    assert "no validation: too few lines to hold any out." in err
+
+
+def test_resuming_keeps_the_split(names, tmp_path, fastvae_cli):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    every = "--data", names, *TINY, "--eval-every", "2", "--kl-end", "2"
+    assert fastvae_cli("train", "--out", once, *every, "--steps", "4")[0] == 0
+    assert fastvae_cli("train", "--out", twice, *every, "--steps", "2")[0] == 0
+    status, _, err = fastvae_cli("train", "--out", twice, *every, "--steps", "4", "--resume")
+    assert status == 0, err
+    assert_same_weights(once, twice)
+    with open(names, "a", encoding="utf-8") as file:
+        file.write("Another\n")
+    status, _, err = fastvae_cli("train", "--out", twice, *every, "--steps", "6", "--resume")
+    assert status == 2
+
+
+def test_runs_that_held_out_nothing_go_on_so(names, tmp_path, fastvae_cli):
+    """As runs of before did without --valid."""
+    out = tmp_path / "run"
+    every = "--data", names, "--preset", "tweets", *TINY, "--length", "12"
+    assert fastvae_cli("train", "--out", out, *every, "--valid", names)[0] == 0
+    record = json.loads((out / "text.json").read_text())
+    assert "part" not in record
+    status, _, err = fastvae_cli(
+        "train", "--out", out, *every, "--valid", names, "--steps", "3", "--resume"
+    )
+    assert status == 0 and "held out" not in err
+
+
+def test_every_command_reads_the_column_of_the_run(tmp_path, fastvae_cli):
+    path, out = tmp_path / "table.tsv", tmp_path / "run"
+    path.write_text("".join(f"{n}\t{name}\n" for n, name in enumerate(NAMES)), encoding="utf-8")
+    assert fastvae_cli("train", "--data", path, "--out", out, "--column", "2", *TINY)[0] == 0
+    quick = "--nll-texts", "0", "--mi-texts", "0", "--json"
+    status, shown, _ = fastvae_cli("evaluate", out, "--data", path, *quick)
+    found = json.loads(shown)
+    assert status == 0 and found["samples"] == len(NAMES) and found["text"]["column"] == "2"
+    held_out = len(LineCorpus(path, 9, column=2, part="valid"))
+    status, shown, _ = fastvae_cli("evaluate", out, "--data", path, "--held-out", *quick)
+    assert json.loads(shown)["samples"] == held_out
+    status, shown, _ = fastvae_cli("reconstruct", out, "--data", path, "-n", "2", "--json")
+    assert [pair["text"] for pair in json.loads(shown)] == NAMES[:2]
+    arguments = "reconstruct", out, "--data", path, "--held-out", "-n", "99", "--json"
+    shown = json.loads(fastvae_cli(*arguments)[1])
+    assert [NAMES[pair["line"] - 1] for pair in shown] == [pair["text"] for pair in shown]
+    assert len(shown) == held_out
+    status, _, _ = fastvae_cli("encode", out, "--data", path, "--out", tmp_path / "z.npy")
+    assert status == 0 and np.isfinite(np.load(tmp_path / "z.npy")).all()
+    # Texts that are typed are whole lines, tables on standard input are tables.
+    status, shown, _ = fastvae_cli("reconstruct", out, "--json", stdin="Béna\n".encode())
+    assert json.loads(shown)[0]["text"] == "Béna"
+    arguments = "reconstruct", out, "--data", "-", "--json"
+    status, shown, _ = fastvae_cli(*arguments, stdin="7\tBéna\n".encode())
+    assert json.loads(shown)[0]["text"] == "Béna"
+    # Another file may hold its texts elsewhere.
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"name": "Bana"}\n')
+    arguments = "reconstruct", out, "--data", other, "--field", "name", "--json"
+    assert json.loads(fastvae_cli(*arguments)[1])[0]["text"] == "Bana"
+    plain = tmp_path / "plain.txt"
+    plain.write_text("Bana\n")
+    arguments = "reconstruct", out, "--data", plain, "--column", "0", "--json"
+    assert json.loads(fastvae_cli(*arguments)[1])[0]["text"] == "Bana"
+
+
+def test_held_out_needs_a_split(names, tmp_path, fastvae_cli):
+    out = tmp_path / "run"
+    command = "train", "--data", names, "--valid", names, "--out", out, *TINY
+    assert fastvae_cli(*command)[0] == 0
+    status, _, err = fastvae_cli("evaluate", out, "--data", names, "--held-out")
+    assert status == 2 and f"--held-out: {out} was trained on all texts of its file" in err
+    status, _, err = fastvae_cli("reconstruct", out, "--held-out", stdin=b"Bana\n")
+    assert status == 2 and "--held-out is for a file" in err
+
+
+def test_unknown_characters_at_the_command_line(names, tmp_path, fastvae_cli):
+    out, other = tmp_path / "run", tmp_path / "other.txt"
+    assert fastvae_cli("train", "--data", names, "--out", out, *TINY)[0] == 0
+    other.write_text("Bana\nXenia\nKouna\n")
+    status, shown, err = fastvae_cli("reconstruct", out, "--data", other, "--json")
+    assert [pair["line"] for pair in json.loads(shown)] == [1, 3]
+    assert "1 of 3 lines left out: 0 empty, 0 too long (over 7 characters), 1 with ch" in err
+    status, _, err = fastvae_cli("reconstruct", out, stdin=b"Bana\nXenia\n")
+    assert status == 2 and "'X' (U+0058) at position 0 of line 2 of standard input" in err
+    fastvae_cli("encode", out, "--data", other, "--out", tmp_path / "z.npy")
+    assert np.isnan(np.load(tmp_path / "z.npy")).any(1).tolist() == [False, True, False]
+
+
+def test_standard_input_is_data(names, tmp_path, fastvae_cli):
+    file, piped = tmp_path / "file", tmp_path / "piped"
+    assert fastvae_cli("train", "--data", names, "--out", file, *TINY)[0] == 0
+    status, _, err = fastvae_cli(
+        "train", "--data", "-", "--out", piped, *TINY, stdin=names.read_bytes()
+    )
+    assert status == 0, err
+    assert_same_weights(file, piped)
+    assert not (piped / "cache").exists()
+    quick = "--nll-texts", "0", "--mi-texts", "0", "--json"
+    shown = fastvae_cli("evaluate", piped, "--data", "-", *quick, stdin=names.read_bytes())[1]
+    assert json.loads(shown)["samples"] == len(NAMES)
+
+
+def test_processes_cannot_share_standard_input(tmp_path):
+    command = [PROGRAM, "train", "--data", "-", "--out", tmp_path / "run"]
+    environment = {**os.environ, "WORLD_SIZE": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, input="a\n")
+    assert done.returncode == 2 and "several processes cannot share standard input" in done.stderr
