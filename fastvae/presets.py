@@ -139,10 +139,10 @@ PRESETS: dict[str, Preset] = {
         "a hybrid for a file of names, sentences or other short lines",
         length=None,
         model_arguments={
-            "latent_size": 32,
+            "latent_size": 64,
             "encoder_channels": (128, 256),
             "feature_channels": 100,
-            "hidden_size": 256,
+            "hidden_size": 320,
             "mask_pad": True,
         },
         text="lines",

@@ -128,6 +128,15 @@ def test_windows_and_tweets_become_their_corpora(tmp_path):
     assert lines == ["@userid see url", "yes"]
 
 
+@pytest.mark.parametrize(("characters", "length"), [(13, 20), (356, 32), (76, 88)])
+def test_preset_lines_is_small(characters, length):
+    """Molecules, place names, sentences: 1 to 2 million parameters."""
+    vocabulary = CharVocabulary("".join(map(chr, range(0x100, 0x100 + characters))), end=True)
+    with torch.device("meta"):
+        model = PRESETS["lines"].model_for(vocabulary, length)
+    assert 1e6 < sum(p.numel() for p in model.parameters()) < 2.2e6
+
+
 def test_presets_that_leave_the_length_open():
     preset = fastvae.presets.load("lines")
     assert preset.model_for(PTB, 40).length == 40

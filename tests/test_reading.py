@@ -345,7 +345,11 @@ def test_standard_input_reads_as_a_file(kind, change, tmp_path, request, fastvae
         ("windows", b"ok\n\n\r\na \xff\n", "line 4 of standard input is not UTF-8 at byte 2"),
         ("lines", "ok\n".encode("utf-16"), "standard input is UTF-16 text, not text in UTF-8"),
         ("lines", b"", "standard input holds no text: pipe one in"),
-        ("lines", b"\n\n", "standard input holds no text that fits: of 2 lines 2 are empty"),
+        (
+            "lines",
+            b"\n\n",
+            "standard input: 2 of 2 lines left out: 2 empty, 0 too long (over 15 bytes): no text",
+        ),
     ],
 )
 def test_errors_on_standard_input_name_the_line(kind, text, message, request, fastvae_cli):
