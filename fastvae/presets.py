@@ -78,6 +78,9 @@ class Preset:
             vocabulary: gives V and the ids of pad and end.
             length: L, tokens of a sequence; None is the preset's.
 
+        Returns:
+            the model, in training mode.
+
         Raises:
             ValueError: this machine has too little memory to train it, an argument is out of range,
                 or neither the preset nor `length` gives the length.

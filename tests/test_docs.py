@@ -31,7 +31,10 @@ from fastvae import (
 )
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("README", "docs/getting-started", "docs/training", "docs/generation", "docs/ops")
+NAMES = (
+    *("README", "docs/getting-started", "docs/lines", "docs/training", "docs/generation"),
+    "docs/ops",
+)
 PAGES = {name: (ROOT / f"{name}.md").read_text() for name in NAMES}
 PAGES |= {
     name: (ROOT / f"{name}.md").read_text() for name in ("docs/first-runs", "docs/performance")
@@ -63,7 +66,8 @@ def commands(page):
 def test_python_runs(block, tmp_path):
     short = re.sub(r"steps=500(.*)kl_end=250", r"steps=2\1kl_end=1", block)
     code = [sys.executable, "-c", short]
-    (tmp_path / "train.txt").write_text("a year earlier, the company said it will sell\n" * 9)
+    lines = [f"a year earlier, the company said it will sell {n}\n" for n in range(200)]
+    (tmp_path / "train.txt").write_text("".join(lines))
     done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     if "fastvae.load" in block:
@@ -82,6 +86,7 @@ def test_commands_run(name, tmp_path, monkeypatch, capsys):
     text = "a year earlier\nthe company said\n" * 20
     for file in ("train.txt", "valid.txt", "test.txt"):
         (tmp_path / file).write_text(text)
+    (tmp_path / "names.txt").write_text("Hamburg\nSan Francisco\nLyon\nMo i Rana\n" * 9)
     (tmp_path / "tweets.txt.gz").write_bytes(gzip.compress(text.encode()))
     for piped, arguments in commands(PAGES[name]):
         if arguments[0] in LONG:

@@ -361,7 +361,10 @@ def test_train_with_data_and_out_alone(names, tmp_path, fastvae_cli):
     assert said[1].startswith(f"{held_out} lines held out for validation, by a hash of each. To")
     model, vocabulary = load(out)
     assert model.length == 8 and model.mask_pad and vocabulary == survey(names).vocabulary
-    assert sum(p.numel() for p in PRESETS["lines"].model_for(vocabulary, 8).parameters()) > 0.9e6
+    size = sum(p.numel() for p in PRESETS["lines"].model_for(vocabulary, 8).parameters())
+    assert size == sum(p.numel() for p in model.parameters())
+    latent = json.loads(shown)["latent"]
+    assert latent["reconstruction_texts"] == held_out and latent["kl"] >= 0
     text = json.loads(shown)["text"]
     assert text["part"] == "train" and text["valid"]["lines"] == held_out
     assert json.loads((out / "text.json").read_text())["kind"] == "lines"
@@ -467,6 +470,16 @@ def test_odd_files_of_lines_train(tmp_path, fastvae_cli, content):
     status, _, err = fastvae_cli(*command)
     assert status == 0, err
     assert "no validation: too few lines to hold any out." in err
+
+
+def test_the_end_of_train_says_what_the_latent_keeps(names, tmp_path, fastvae_cli):
+    """Measured again by evaluate on the same texts."""
+    out = tmp_path / "run"
+    status, shown, _ = fastvae_cli("train", "--data", names, "--out", out, *TINY)
+    (said,) = [line for line in shown.splitlines() if line.startswith("The latent returns")]
+    arguments = "evaluate", out, "--data", names, "--held-out", "--nll-texts=0", "--mi-texts=0"
+    assert status == 0 and said in fastvae_cli(*arguments)[1].splitlines()
+    assert "% from shuffled latents), for " in said and "--kl-nats" in said
 
 
 def test_resuming_keeps_the_split(names, tmp_path, fastvae_cli):

@@ -137,12 +137,17 @@ def _print_evaluation(result: dict[str, Any], unit: str, latent_size: int) -> No
     rows.append(("texts", result["samples"], ""))
     console().print(table(("measure", "value", ""), rows))
     if "exact_reconstruction" in result:
-        share = 100 * result["exact_reconstruction"]
-        console().print(
-            f"The latent returns {share:.1f} % of the texts exactly, for {result['kl']:.1f} nats: "
-            "train with a higher --kl-nats for more, with a lower one for a lower bound.",
-            soft_wrap=True,
-        )
+        console().print(what_latents_keep(result), soft_wrap=True)
+
+
+def what_latents_keep(result: dict[str, Any]) -> str:
+    """Results of `measure` -> a sentence about what the latents keep, and what to change."""
+    share, shuffled = (100 * result[f"{k}_reconstruction"] for k in ("exact", "shuffled"))
+    return (
+        f"The latent returns {share:.1f} % of the texts exactly ({shuffled:.1f} % from shuffled "
+        f"latents), for {result['kl']:.1f} nats: train with a higher --kl-nats for more, with a "
+        "lower one for a lower bound."
+    )
 
 
 def _quantization(int8: bool) -> str | None:

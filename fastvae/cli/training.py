@@ -13,9 +13,11 @@ from fastvae.cli.arguments import Column, Data, Device, Field, Json, Normalize, 
 from fastvae.cli.demo import demo as run_demo
 from fastvae.cli.fields import MODEL, groups, shown, with_field_options
 from fastvae.cli.inputs import tell
+from fastvae.cli.models import what_latents_keep
 from fastvae.cli.plan import plan_training
 from fastvae.console import console, escape, one_line, print_json, table
 from fastvae.device import find_device
+from fastvae.evaluation import measure
 from fastvae.experiments import NAMES, PAPER_STEPS, Options
 from fastvae.experiments import experiment as run_experiment
 from fastvae.plots import CURVES, compare_runs, learning_curves, read_metrics
@@ -27,6 +29,8 @@ from fastvae.presets import (
 )
 from fastvae.training import train as run_training
 from fastvae.training.run_directory import METRICS
+
+LATENT_TEXTS = 256  # validation texts that are reconstructed when a run ends
 
 
 def demo(
@@ -115,6 +119,11 @@ def train(
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks
         counts = {"train": corpus.counts(), "valid": validation and validation.counts()}
         result["text"] = {**corpus.reading.to_dict(), **counts}
+        result["latent"] = None
+        if validation and len(validation) > 1 and not result["interrupted"]:
+            few = {"mi_texts": 0, "nll_texts": 0, "limit": LATENT_TEXTS}
+            measured = measure(model, validation, reconstruct_texts=LATENT_TEXTS, **few)
+            result["latent"] = {k: v for k, v in measured.items() if "recon" in k or k == "kl"}
         _print_training(result, out, config.honest_kl_weight, as_json)
         if result["train"] or result["valid"]:
             try:
@@ -186,6 +195,8 @@ def _print_training(result: dict[str, Any], out: Path, kl_target: float, as_json
             f"mean little before it is {kl_target:g}.",
             soft_wrap=True,
         )
+    if result["latent"]:
+        console().print(what_latents_keep(result["latent"]), soft_wrap=True)
     console().print(f"nats per text; next: fastvae sample {out}", soft_wrap=True)
 
 
