@@ -26,7 +26,6 @@ from fastvae.text import (
     normalize_tweet,
     survey,
 )
-from fastvae.text import survey as survey_function
 from fastvae.text.files import unchanged
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
@@ -149,15 +148,12 @@ def test_survey_counts(tmp_path):
     assert in_tokens.vocabulary.tokens == ("ab", "b", "é", "abc", "d", "e", "f", "g", "h")
 
 
-def test_survey_counts_repeats_in_shares(tmp_path, monkeypatch):
-    """The hashes of a large file are sorted in shares; here 1,000 in shares of 64."""
-    from fastvae.text.survey import HASHES_AT_ONCE
-
-    assert HASHES_AT_ONCE > 1000
-    monkeypatch.setattr(sys.modules[survey_function.__module__], "HASHES_AT_ONCE", 64)
-    path = tmp_path / "lines"
+def test_survey_counts_repeats(tmp_path):
+    """Copies far apart, and more texts than shares of their hashes."""
+    path, cache = tmp_path / "lines", tmp_path / "cache"
     path.write_text("".join(f"{n % 700}\n" for n in range(1000)))
-    assert survey(path).repeated == 300
+    assert survey(path, cache=cache).repeated == 300
+    assert len(list(cache.iterdir())) == 1  # no hashes are left
 
 
 def test_survey_of_a_changed_normalization_is_not_kept(names, tmp_path):

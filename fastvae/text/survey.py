@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +30,7 @@ from fastvae.text.vocabulary import (
 )
 
 UNITS = "character", "byte", "token"
-HASHES_AT_ONCE = 1 << 23  # 64 MiB of them are sorted at a time
+SHARES = 64  # of all hashes, each sorted in memory by itself
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,13 @@ def _survey(
     normalize: Callable[[str], str] | None,
     folder: Path,
 ) -> dict:
-    """The survey as JSON values; uses the folder for a file of hashes."""
+    """The survey as JSON values; uses the folder for hashes of the texts."""
     counts, found = LineCounts(), {TRAIN: Counter(), VALID: Counter()}
     seen: dict[str, None] = {}
     split = splitter(tokens) if unit == "token" else lambda text, source: text
-    hashes = folder / "hashes"
-    with open(hashes, "wb") as file:
+    shares = [folder / f"hashes-{n}" for n in range(SHARES)]
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(share, "wb")) for share in shares]
         texts = read_texts(byte_chunks(path), reading, normalize, counts, str(path))
         for number, line in texts:
             if not line:
@@ -163,13 +165,14 @@ def _survey(
                     if not seen.keys() >= (new := set(units)):
                         seen.update(dict.fromkeys(u for u in units if u in new))
                 hashed = text_hash(line)
-                file.write(hashed)
+                files[hashed[0] % SHARES].write(hashed)
                 found[part_of(hashed)][len(units)] += 1
     if not counts.lines:
         raise ValueError(f"{path} is empty")
     texts = sum(part.total() for part in found.values())
-    repeated = texts - _distinct(hashes) if texts else 0
-    hashes.unlink()
+    repeated = texts - sum(len(np.unique(np.fromfile(share, "<u8"))) for share in shares)
+    for share in shares:
+        share.unlink()
     vocabulary: Vocabulary | None = None
     if texts and unit == "byte":
         vocabulary = ByteVocabulary()
@@ -184,21 +187,6 @@ def _survey(
         "lengths": lengths,
         "vocabulary": vocabulary and vocabulary.to_dict(),
     }
-
-
-def _distinct(path: Path) -> int:
-    """File of 8-byte hashes -> number of different ones; sorts a share of all values at a time."""
-    values = np.memmap(path, "<u8", "r")
-    shares = -(-len(values) // HASHES_AT_ONCE)
-    count = 0
-    for share in range(shares):
-        parts = [
-            part[part % shares == share]
-            for start in range(0, len(values), CHUNK)
-            for part in [np.array(values[start : start + CHUNK])]
-        ]
-        count += len(np.unique(np.concatenate(parts)))
-    return count
 
 
 def looks_like_lines(found: Survey, longest: int) -> bool:
