@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.utils import parametrize
 
 from fastvae import _C, LSTMVAE, HybridVAE, ops
 
@@ -132,6 +134,59 @@ def test_changes_are_seen(name, change, packings):
     assert len(packings) == 2 + seen  # that of `fresh` is one
     if seen and change not in ("bfloat16", "there and back", "double"):
         assert not torch.equal(after, before)
+
+
+class Times(nn.Module):
+    """A parametrization by a factor that is no parameter."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, weight):
+        return weight * (self.factor[0] if isinstance(self.factor, list) else self.factor)
+
+
+class Over(Times):
+    def forward(self, weight):
+        return weight / self.factor
+
+
+def replace_parametrization(times):
+    times.__class__ = Over
+
+
+ATTRIBUTES = {
+    "number": (2.0, lambda times: setattr(times, "factor", -2.0)),
+    "tensor": (torch.tensor(2.0), lambda times: times.factor.data.neg_()),
+    "list": ([2.0], lambda times: times.factor.__setitem__(0, -2.0)),
+    "class": (8.0, replace_parametrization),
+}
+
+
+@pytest.mark.parametrize("kind", ATTRIBUTES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_parametrization_that_changes_is_seen(name, kind, packings):
+    """Where a change cannot be told, as in a list, nothing is kept."""
+    model, z = make(name), torch.randn(40, Z)
+    factor, change = ATTRIBUTES[kind]
+    times = Times(copy.deepcopy(factor))
+    parametrize.register_parametrization(model.decoder.classifier, "weight", times)
+    before = model.generate(z)
+    assert torch.equal(model.generate(z), before) and len(packings) == 1 + (kind == "list")
+    change(times)
+    after = model.generate(z)
+    assert not torch.equal(after, before) and torch.equal(after, fresh(model, z))
+
+
+def test_a_changed_eps_is_seen():
+    model, z = make("bytenet"), torch.randn(40, Z)
+    before = model.generate(z)
+    for module in model.decoder.modules():
+        if hasattr(module, "eps"):
+            module.eps = 50.0
+    after = model.generate(z)
+    assert not torch.equal(after, before) and torch.equal(after, fresh(model, z))
 
 
 @pytest.mark.parametrize("name", NAMES)
