@@ -1,5 +1,6 @@
 """Training: settings, records, checkpoints and run folders, and what goes wrong in one line."""
 
+import errno
 import importlib.util
 import io
 import itertools
@@ -8,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -230,6 +232,30 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
         theirs = [(e.step, e.value) for e in events.Scalars(f"{split}/{name}")]
         assert [s for s, _ in theirs] == [s for s, _ in mine]
         assert [v for _, v in theirs] == pytest.approx([v for _, v in mine])
+
+
+@pytest.mark.parametrize("call", ["write", "flush"])
+def test_a_failing_tensorboard_ends_no_run(tmp_path, monkeypatch, call):
+    """One line tells of it; the error of its thread is not printed as well."""
+    writer = pytest.importorskip("tensorboard.summary.writer.record_writer").RecordWriter
+    tracebacks, console = [], quiet()
+    monkeypatch.setattr(threading, "excepthook", tracebacks.append)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    corpus = Acting(6, lambda: monkeypatch.setattr(writer, call, full))
+    _, result = run(tmp_path, corpus=corpus, console=console)
+    assert result["step"] == 20 and records(tmp_path)[-1]["step"] == 20
+    assert (
+        console.file.getvalue().count("no TensorBoard log from here on: [Errno 28] No space") == 1
+    )
+    assert console.file.getvalue().count("TensorBoard") == 1
+    assert not tracebacks
+    thread = threading.Thread(target=full)
+    thread.start()
+    thread.join()
+    assert len(tracebacks) == 1  # threads of others are reported as before
 
 
 def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch):

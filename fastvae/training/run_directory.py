@@ -7,6 +7,7 @@ last.safetensors, previous.safetensors and best.safetensors are training checkpo
 import itertools
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -67,7 +68,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, *, resume: bool, say: Callable[[str], None]) -> None:
         self.path, self._say = Path(path), say
-        self._metrics = self._board = None
+        self._metrics = self._board = self._thread_hook = None
         check_utf8(self.path)
         make_folder(self.path)
         was_run = (self.path / LOCK).exists()
@@ -210,6 +211,8 @@ class RunDirectory:
     def close(self) -> None:
         """Release the directory."""
         self._to_board(lambda board: board.close())
+        if self._thread_hook and threading.excepthook == self._report_thread_error:
+            threading.excepthook = self._thread_hook
         for part in (self._metrics, self._lock):
             if part:
                 part.close()
@@ -232,11 +235,21 @@ class RunDirectory:
             self._say("no TensorBoard log: pip install tensorboard to get one")
             return None
         try:
+            self._thread_hook = threading.excepthook
+            threading.excepthook = self._report_thread_error
             # Drops events after the checkpoint, which these steps will log again.
             return SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
         except Exception as error:
             self._say(f"no TensorBoard log: {first_line(error)}")
             return None
+
+    def _report_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """Report an error of a thread as before, unless the thread is TensorBoard's.
+
+        TensorBoard raises that error again in its next call, where `_to_board` reports it.
+        """
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            self._thread_hook(error)
 
 
 def read_records(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
