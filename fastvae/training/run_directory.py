@@ -165,8 +165,16 @@ class RunDirectory:
             )
         self._write_settings(config, found)
 
-    def open_metrics(self, step: int) -> dict[str, dict[str, Any]]:
-        """Cut the metrics back to `step` and append from there -> the last record of each split."""
+    def open_metrics(self, step: int, recorded: int) -> dict[str, dict[str, Any]]:
+        """Cut the metrics back to `step` and append from there -> the last record of each split.
+
+        Args:
+            step: the checkpoint's step.
+            recorded: the step of the last training record before it, or 0.
+
+        Raises:
+            OSError: the file cannot be read or written.
+        """
         path, kept, damaged = self.path / METRICS, [], []
         content = path.read_bytes() if path.exists() else b""
         if step and not path.exists():
@@ -183,6 +191,13 @@ class RunDirectory:
                 f"{path}: {len(damaged)} damaged lines, the first is line {damaged[0]}; the others "
                 f"are kept, and the original file is {aside.name}"
             )
+        elif path.exists():
+            last = max((r["step"] for r in kept if r["split"] == "train"), default=0)
+            if last < recorded:
+                held = f"ends at step {last}" if last else "has no training record"
+                self._say(
+                    f"{path} {held}, but step {recorded} was recorded: what lies between is lost"
+                )
         write_bytes(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115  open as long as the run
         self._board = self._open_board(step)
