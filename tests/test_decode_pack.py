@@ -134,7 +134,7 @@ def test_int8_odd_values(op, n, value):
         assert torch.equal(got[[0, 2]], tokens[[0, 2]])
 
 
-@pytest.mark.parametrize("value", [float("nan"), 50.0])
+@pytest.mark.parametrize("value", [float("nan"), 50.0, -50.0])
 @pytest.mark.parametrize("n", [8, 9])
 def test_int8_odd_states(n, value):
     op = OPS["lstm"]

@@ -300,6 +300,9 @@ def test_checksum_tells_places():
         assert _C.checksum(words.data_ptr(), words.nbytes) != before, (i, j)
         words[[i, j]] = words[[j, i]]
     assert _C.checksum(words.data_ptr(), words.nbytes) == before
+    blocks = words[:131_072].view(2, 65_536)
+    blocks[:] = blocks.flip(0)
+    assert _C.checksum(words.data_ptr(), words.nbytes) != before
 
 
 def test_optimizers_are_hooked_only_once_something_is_kept():
