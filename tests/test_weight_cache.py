@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.utils import parametrize
 
 from fastvae import _C, LSTMVAE, HybridVAE, ops
+from fastvae.models.weight_cache import _checksum
 
 V, L, Z = 11, 8, 3
 NAMES = ["lstm", "bytenet", "lstm_vae"]
@@ -303,6 +304,21 @@ def test_checksum_tells_places():
     blocks = words[:131_072].view(2, 65_536)
     blocks[:] = blocks.flip(0)
     assert _C.checksum(words.data_ptr(), words.nbytes) != before
+
+
+@pytest.mark.parametrize("size", [4, 7, 4001])
+def test_checksum_of_other_devices_tells_places(size):
+    """The one that needs no kernel, here on the CPU."""
+    content = torch.randint(256, (size,), dtype=torch.uint8)
+    before = _checksum(content)
+    assert _checksum(content.clone()) == before
+    for place in (0, size - 1):
+        content[place] ^= 1
+        assert _checksum(content) != before
+        content[place] ^= 1
+    if size > 8:
+        words = content[:4000].view(-1, 4)
+        assert _checksum(words.roll(1, 0).flatten()) != _checksum(words.flatten())
 
 
 def test_optimizers_are_hooked_only_once_something_is_kept():

@@ -102,9 +102,11 @@ def _checksums(contents: list[Tensor]) -> list[int]:
     """Tensors of bytes -> one number each, which changes with the content."""
     if all(t.device.type == "cpu" for t in contents):
         return [_C.checksum(t.data_ptr(), t.numel()) for t in contents]
-    sums = []
-    for t in contents:
-        words = F.pad(t, (0, -t.numel() % 4)).view(torch.int32)
-        place = torch.arange(1, words.numel() + 1, dtype=torch.int32, device=t.device)
-        sums.append((words * place).sum())  # in int64; products wrap
-    return torch.stack(sums).tolist()  # one wait for all
+    return torch.stack([_checksum(t) for t in contents]).tolist()  # one wait for all
+
+
+def _checksum(content: Tensor) -> Tensor:
+    """Bytes -> a number, on their device, which depends on the place of every word."""
+    words = F.pad(content, (0, -content.numel() % 4)).view(torch.int32)
+    place = torch.arange(1, words.numel() + 1, dtype=torch.int32, device=content.device)
+    return (words * place).sum()  # in int64; products wrap
