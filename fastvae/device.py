@@ -9,7 +9,10 @@ from fastvae.atomic_files import first_line
 
 def find_device(name: str | None) -> torch.device:
     """The device of this name, by default a GPU if there is one. ValueError if it does not work."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not name.strip():
+        raise ValueError(f"device must be cpu, cuda, cuda:1 or the like, got {name!r}: name one")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -18,6 +21,12 @@ def find_device(name: str | None) -> torch.device:
         raise ValueError(f"device {name} cannot be used here: {why}") from error
     if device.type == "meta":
         raise ValueError("device meta holds no numbers: choose cpu or cuda")
+    if device.type == "cpu":
+        if device.index:
+            raise ValueError(
+                f"device must be cpu or cpu:0, got {name}: there is no other CPU device"
+            )
+        return torch.device("cpu")
     return device
 
 

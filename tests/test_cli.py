@@ -17,6 +17,7 @@ import torch
 
 from fastvae import cli
 from fastvae.console import escape
+from fastvae.device import find_device
 from fastvae.info import ON_GPU, PERSISTENT_PROVED
 from fastvae.models import load
 from fastvae.models.hybrid import HybridVAE
@@ -572,11 +573,20 @@ def test_threads_of_none(refused, run):
         ("--temperature", "nan", "--temperature"),
         ("--device", "meta", "device meta holds no numbers"),
         ("--device", "mps", "device mps cannot be used here"),
+        ("--device", "cpu:7", "device must be cpu or cpu:0, got cpu:7"),
+        ("--device", "cpu:-1", "device cpu:-1 cannot be used here"),
+        ("--device", "", "device must be cpu, cuda, cuda:1 or the like, got ''"),
     ],
 )
 def test_options_out_of_range(refused, run, option, value, message):
     said = refused("sample", run, option, value)
     assert message in said and len(said) < 300
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu:0"])
+def test_the_cpu_by_either_name(fastvae, run, name):
+    assert find_device(name) == torch.device("cpu")
+    assert fastvae("sample", run, "-n", 1, "--device", name)[0] == 0
 
 
 @pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-"])

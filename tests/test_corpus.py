@@ -537,6 +537,21 @@ def test_lines_left_out_or_changed_are_counted(tmp_path):
     assert LineCorpus(path, 12, normalize=normalize_tweet).notes() == []
 
 
+def test_bytes_that_are_no_text_are_not_changed_by_normalization(tmp_path):
+    (tmp_path / "lines").write_bytes(b"caf\xe9\n\xff\xfe\n@ann\n")
+    corpus = LineCorpus(tmp_path / "lines", 12, normalize=normalize_tweet)
+    assert corpus.counts() == {"lines": 3, "empty": 0, "too_long": 0, "normalized": 1}
+    assert corpus.vocabulary.decode_bytes(corpus[0]) == b"caf\xe9"
+
+
+def test_more_lines_than_are_written_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvae.text.corpus.CHUNK", 4)
+    lines = [b"abc"[: 1 + n % 3] for n in range(11)]
+    (tmp_path / "lines").write_bytes(b"\n".join(lines))
+    corpus = LineCorpus(tmp_path / "lines", 8)
+    assert [corpus.vocabulary.decode_bytes(row) for row in corpus] == lines
+
+
 def test_characters_after_the_last_window_are_counted():
     corpus = WindowCorpus.from_text("abcdefg", 3)
     assert corpus.counts() == {"characters_left_over": 1}

@@ -10,7 +10,7 @@ from test_training import Letters, make_model, quiet, records, run
 
 import fastvae
 from fastvae.atomic_files import parse_json
-from fastvae.text import CharVocabulary, WindowCorpus
+from fastvae.text import CharVocabulary, Reading, WindowCorpus
 
 TEXT = "the cat sat on the mat, the dog did not\n" * 30
 
@@ -73,11 +73,12 @@ def test_schema_takes(text, schema):
 # Saved models
 
 
-@pytest.mark.parametrize("name", ["config.json", "vocabulary.json"])
+@pytest.mark.parametrize("name", ["config.json", "vocabulary.json", "text.json"])
 def test_flipped_bits_of_a_saved_model(tmp_path, name):
     vocabulary = CharVocabulary("abcdefgh ,.")
     sizes = {"latent_size": 4, "encoder_channels": (8, 8), "feature_channels": 8}
     model = fastvae.HybridVAE(vocabulary.size, 16, hidden_size=16, pad_id=11, **sizes)
+    model.reading = Reading("Lines of mine", "mine.normalized")
     model.save_pretrained(tmp_path, vocabulary)
     path, draw = tmp_path / name, random.Random(0)
     good = path.read_bytes()
@@ -91,6 +92,7 @@ def test_flipped_bits_of_a_saved_model(tmp_path, name):
             refused += 1
         else:
             assert (found.config, words) == (model.config, vocabulary)
+            assert found.reading == model.reading
     assert refused > 100
 
 
@@ -100,10 +102,26 @@ def test_a_model_without_signatures_loads(tmp_path):
 
     vocabulary = CharVocabulary("abc")
     model = fastvae.LSTMVAE(vocabulary.size, 8, latent_size=2, hidden_size=4, pad_id=3)
+    model.reading = Reading("lines", "tweets")
     model.save_pretrained(tmp_path, vocabulary)
     save_file(model.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
     found, words = fastvae.load(tmp_path)
     assert found.config == model.config and words == vocabulary
+    assert found.reading == model.reading
+
+
+def test_text_read_in_another_way_is_not_the_models(tmp_path):
+    """But it may be missing, as from a model that does not know how its text was read."""
+    model = fastvae.LSTMVAE(4, 8, latent_size=2, hidden_size=4, pad_id=3)
+    model.reading = Reading("lines", "tweets")
+    model.save_pretrained(tmp_path, CharVocabulary("abc"))
+    path = tmp_path / "text.json"
+    path.write_text(path.read_text().replace("tweets", "none"))
+    for read in (fastvae.load, fastvae.LSTMVAE.from_pretrained):
+        with pytest.raises(ValueError, match=r"text\.json is damaged or not the one"):
+            read(tmp_path)
+    path.unlink()
+    assert fastvae.load(tmp_path)[0].reading is None
 
 
 def test_vocabularies_of_equal_size_are_not_exchanged(tmp_path):

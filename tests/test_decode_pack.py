@@ -134,12 +134,12 @@ def test_int8_odd_values(op, n, value):
         assert torch.equal(got[[0, 2]], tokens[[0, 2]])
 
 
-@pytest.mark.parametrize("value", [float("nan"), 50.0])
+@pytest.mark.parametrize("value", [float("nan"), 50.0, -50.0])
 @pytest.mark.parametrize("n", [8, 9])
 def test_int8_odd_states(n, value):
     op = OPS["lstm"]
     inputs = op.make((5, 3, 4, 17, 7), torch.float64)
-    inputs[n][1, 2] = value
+    inputs[n][1] = value
     packed = op.pack(inputs, int8=True)
     assert torch.equal(
         op.decode(*inputs, packed=packed, int8=True),

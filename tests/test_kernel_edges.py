@@ -149,6 +149,17 @@ def test_linear_over_several_slices(shape, dtype, isa, threads):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", [lstm, bytenet], ids=["lstm", "bytenet"])
+def test_decoding_over_several_slices(make, dtype, isa):
+    """More features than one slice of a product takes."""
+    inputs = make.make((4, 3, 2100, 5, 7, *[2][: make is bytenet]), dtype)
+    if make is lstm:
+        lstm.assert_best(decode_lstm(*inputs), None, inputs)
+    else:
+        bytenet.assert_best(decode_bytenet(*inputs), None, inputs, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 257), (2, 70, 33)], ids=str)
 def test_training_at_odd_sizes(shape, dtype, isa, threads):
     inputs = training.make(shape, dtype)
@@ -177,6 +188,22 @@ def test_running_variance_of_two_rows():
 
 
 # Statistics
+
+
+def test_outliers_where_the_mean_is_guessed(isa):
+    """A row's mean is guessed from eight of its values: here these lie far from the others."""
+    H = 1024
+    inputs = training.make((1, 2, H))
+    inputs[0][..., :: 4 * H // 8] += 50
+    assert_accurate(layer_norm_lstm, layer_norm_lstm_reference, *inputs)
+
+
+def test_channels_of_unequal_means(threads):
+    """Threads divide the channels unequally: their moments combine to those of the whole row."""
+    shape = (5, 13, 13, 49, 31)
+    inputs, noise = lstm.make(shape), lstm.gumbel(shape)
+    inputs[2].view(32, 4, 49)[..., :32] += 10
+    assert torch.equal(decode_lstm(*inputs, noise), decode_lstm_reference(*inputs, noise))
 
 
 def test_triton_statistics_at_a_large_offset():

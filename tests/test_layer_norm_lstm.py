@@ -78,6 +78,22 @@ def test_triton(shape):
     assert_accurate(both_triton, both_reference, *make(shape))
 
 
+def test_triton_sums_over_many_rows():
+    """More rows than one program, or one product, adds up: gradients over a whole sequence."""
+    kernels = pytest.importorskip("fastvae.kernels.layer_norm_lstm")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def triton(dz, normalized):
+        dz, normalized = dz.to(device), normalized.to(device)
+        sums = *kernels.norm_sums(dz, normalized), kernels.summed_products(dz, normalized)
+        return tuple(t.cpu() for t in sums)
+
+    def plain(dz, normalized):
+        return (dz * normalized).sum(0), dz.sum(0), dz.T @ normalized
+
+    assert_accurate(triton, plain, torch.randn(600, 90), torch.randn(600, 90))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_triton_rejects_wrong_shape(name):
     kernels = pytest.importorskip("fastvae.kernels.layer_norm_lstm")

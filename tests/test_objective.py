@@ -85,6 +85,8 @@ def test_free_bits():
     torch.testing.assert_close(loss, torch.tensor(0.3 + 0.5 + 2.0))
     assert kl.grad.tolist() == [0, 1, 1]
     torch.testing.assert_close(free_bits_kl(kl, 0.0), kl.sum())
+    small = torch.tensor([1e-5, 2e-3])
+    torch.testing.assert_close(free_bits_kl(small, 1e-3), torch.tensor(3e-3))
 
 
 def test_reconstruction_by_hand():
@@ -131,3 +133,6 @@ def test_the_controller_stays_within_its_limits(kl, end):
     controller.update(torch.tensor(1.0))
     inner = sorted((controller.weight.item(), end))
     assert inner[0] >= 1e-4 * (1 - 1e-6) and inner[1] <= 10 * (1 + 1e-6)
+    controller.update(torch.tensor(0.5 if kl else 2.0))
+    left = math.exp(2.03 * math.log(0.5 if kl else 2.0))  # what a first error does at the limit
+    assert controller.weight.item() == pytest.approx(end * left, rel=1e-4)

@@ -5,7 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from test_cli import TEXT, TINY, fastvae, run  # noqa: F401  fixtures
+
+from fastvae.models import load
+from fastvae.models.text_vae import TextVAE
 
 LONGER = "the dog sat.\n" * 60 + TEXT
 
@@ -107,6 +111,29 @@ def test_evaluate(fastvae, run, text):  # noqa: F811
     assert out("--int8-texts", 6)["int8_texts"] == 6
 
 
+def test_evaluate_draws_from_its_seed_alone(fastvae, run, text):  # noqa: F811
+    def out(seed):
+        options = ("--limit", 20, "--int8-texts", 20, "--seed", seed)
+        return printed(fastvae, "evaluate", run, "--data", text, *options)
+
+    plain, other = out(1), out(2)
+    assert out(1) == plain
+    for name in ("importance_weighted_nll", "mutual_information", "int8_bpc_loss"):
+        assert other[name] != plain[name]
+
+
+def test_evaluate_takes_batches_of_the_size_asked_for(fastvae, run, text, monkeypatch):  # noqa: F811
+    sizes = set()
+
+    def noted(self, tokens, *rest, forward=TextVAE.forward, **options):
+        sizes.add(len(tokens))
+        return forward(self, tokens, *rest, **options)
+
+    monkeypatch.setattr(TextVAE, "forward", noted)
+    printed(fastvae, "evaluate", run, "--data", text, "--limit", 10, "--batch-size", 4)
+    assert sizes == {4, 2}
+
+
 def test_encode(fastvae, run, text, tmp_path):  # noqa: F811
     def out(*options):
         path = tmp_path / "z.npy"
@@ -125,6 +152,16 @@ def test_train_reads_every_option(fastvae, text, tmp_path):  # noqa: F811
     saved = json.loads((folder / "training.json").read_text())["config"]
     assert {name: saved[name] for name in options} == options
     assert json.loads((folder / "config.json").read_text())["arguments"]["hidden_size"] == 8
+
+
+def test_train_begins_with_weights_of_its_seed(fastvae, text, tmp_path):  # noqa: F811
+    """A learning rate of almost nothing leaves them as they were drawn."""
+    weights = []
+    for n, seed in enumerate((0, 0, 1)):
+        options = ("--seed", seed, "--learning-rate", 1e-30)
+        assert fastvae("train", "--data", text, "--out", tmp_path / str(n), *TINY, *options)[0] == 0
+        weights.append(load(tmp_path / str(n))[0].decoder.classifier.weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def test_lines_that_end_twice():

@@ -119,6 +119,25 @@ def test_decode_lstm(simulator, shape, groups, units, dtype, columns, noisy):
         assert torch.equal(tokens, decode_lstm_reference(*inputs, noise))
 
 
+def test_decode_lstm_of_tokens_that_cancel_the_state(simulator):
+    """What a token adds to the squares is then a hundred times what is left of them.
+
+    Some channels of h are 1 at every step; W h is made of these, and the embeddings take it away.
+    """
+    H = 24
+    inputs = decode.make((16, 24, 3, H, 33))
+    _, _, embeddings, weight_hh, gain, bias, classifier, _, h0, c0 = inputs
+    fixed, state = torch.arange(H) < 8, 16 * torch.randn(4 * H).sign()
+    weight_hh[:] = fixed * state[:, None] / 8
+    embeddings -= state
+    gain.view(4, H)[:, fixed], bias.view(4, H)[:, fixed], classifier[:, fixed] = 0, 20, 0
+    h0[:, fixed], c0[:, fixed] = 1, 20
+    inputs = [t.bfloat16() for t in inputs]
+    plan = Plan(1, 8, 8, THREADS)
+    tokens = persistent.decode_lstm(*inputs, None, 1e-4, None, None, plan)
+    decode.assert_best(tokens, None, inputs)
+
+
 @pytest.mark.parametrize("carry", [True, False], ids=["carry", "no-carry"])
 @pytest.mark.parametrize("dtype, columns", COLUMNS, ids=str)
 @pytest.mark.parametrize("shape, groups, units, classifier_blocks", DECODE_BYTENET, ids=str)

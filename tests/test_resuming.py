@@ -270,6 +270,28 @@ def test_metrics_without_their_last_line_end_or_missing(whole, tmp_path):
     assert "metrics.jsonl is missing: it begins anew after step" in said
 
 
+@pytest.mark.parametrize(
+    ("kept", "held"),
+    [
+        (0, "has no training record, but step 9 was recorded:"),
+        (2, "ends at step 6, but step 9 was recorded:"),
+        (3, None),
+    ],
+)
+def test_metrics_that_lost_their_end_are_told(tmp_path, kept, held):
+    """Records after the checkpoint's last one are cut in any case."""
+    folder, console = tmp_path / "run", quiet()
+    run(folder, corpus=interrupting(10), eval_every=0)
+    path = folder / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["step"] for line in lines] == [3, 6, 9]
+    path.write_bytes(b"".join(lines[:kept]))
+    run(folder, resume=True, eval_every=0, console=console)
+    said = [line for line in console.file.getvalue().splitlines() if "metrics.jsonl" in line]
+    assert len(said) == (held is not None) and all(f"metrics.jsonl {held}" in s for s in said)
+    assert [r["step"] for r in records(folder)] == [*[3, 6, 9][:kept], 12, 15, 18, 20]
+
+
 def test_a_bound_that_is_not_a_number_is_never_the_best(tmp_path, monkeypatch):
     bounds = itertools.chain([math.nan, 5.0, math.inf, 4.0], itertools.repeat(6.0))
     whole_result = recorder.evaluate

@@ -1,5 +1,6 @@
 """Training: settings, records, checkpoints and run folders, and what goes wrong in one line."""
 
+import errno
 import importlib.util
 import io
 import itertools
@@ -8,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from safetensors.torch import load_file
 
 from fastvae.metrics import evaluate
 from fastvae.models import load
-from fastvae.training import TrainingConfig, train
+from fastvae.training import TrainingConfig, recorder, train
+from fastvae.training.step import seeded_generator
 
 WORKER = Path(__file__).with_name("training_worker.py")
 spec = importlib.util.spec_from_file_location("training_worker", WORKER)
@@ -163,8 +166,6 @@ def test_a_target_that_no_text_has_is_refused(tmp_path):
 
 def test_records_are_means_of_the_steps_terms(tmp_path):
     """Against a plain loop over torch.optim.Adam, drawn from the same (seed, step)."""
-    from fastvae.training.step import seeded_generator
-
     steps, model = 6, make_model(dtype=torch.float64)
     run(tmp_path, make_model(dtype=torch.float64), steps=steps, log_every=3, seed=5)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
@@ -210,17 +211,48 @@ def test_accumulated_gradients_are_the_whole_batchs(tmp_path):
         torch.testing.assert_close(finals[2][name], value)
 
 
-def test_best_checkpoint_is_the_lowest_bound(tmp_path):
-    _, result = run(tmp_path, steps=40, learning_rate=0.05)
+@pytest.mark.parametrize("seed", [0, 5])
+def test_best_checkpoint_is_the_lowest_bound(tmp_path, seed):
+    """The run's seed is that of the validation's noise."""
+    _, result = run(tmp_path, steps=40, learning_rate=0.05, seed=seed)
     bounds = {r["step"]: r["bound"] for r in records(tmp_path) if r["split"] == "valid"}
     assert len(bounds) > 4 and result["best"] == min(bounds.values())
     best, _ = load(tmp_path, best=True)
-    assert evaluate(best, Letters().batches(4))["bound"] == result["best"]
+    assert evaluate(best, Letters().batches(4), seed=seed)["bound"] == result["best"]
+
+
+def test_records_name_the_settings_of_their_last_step(tmp_path):
+    """Not those of the next one: steps 5 and 10 are the last before the learning rate falls."""
+    run(tmp_path, steps=11, log_every=5, eval_every=5)
+    written = records(tmp_path)
+    rates = {r["step"]: r["learning_rate"] for r in written if r["split"] == "train"}
+    assert rates == pytest.approx({5: 1e-3, 10: 0.9e-3, 11: 0.81e-3})
+    for split in ("train", "valid"):  # the weight rises from step 2 to step 12
+        weights = {r["step"]: r["kl_weight"] for r in written if r["split"] == split}
+        assert weights == pytest.approx({5: 0.2, 10: 0.7, 11: 0.8})
+
+
+def test_validation_has_the_precision_of_training(tmp_path):
+    model, _ = run(tmp_path, steps=6, precision="bf16")
+    (record,) = (r for r in records(tmp_path) if r["split"] == "valid")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = evaluate(model, Letters().batches(4))
+    assert record["bound"] == expected["bound"] != evaluate(model, Letters().batches(4))["bound"]
+
+
+def test_evaluation_is_no_part_of_the_speed(tmp_path, monkeypatch):
+    def slow(*arguments, **options):
+        time.sleep(0.5)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(recorder, "evaluate", slow)
+    _, result = run(tmp_path, steps=6, log_every=6, eval_every=1)
+    assert result["train"]["steps_per_second"] > 3  # below 2 with it
 
 
 def test_tensorboard_has_the_same_numbers(tmp_path):
     loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run(tmp_path, corpus=interrupting(8))
+    run(tmp_path, corpus=interrupting(9))  # a step that is logged
     time.sleep(1 - time.time() % 1)  # files are ordered by the second they begin in
     run(tmp_path, resume=True)
     events = loading.EventAccumulator(str(tmp_path / "tensorboard"))
@@ -230,6 +262,30 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
         theirs = [(e.step, e.value) for e in events.Scalars(f"{split}/{name}")]
         assert [s for s, _ in theirs] == [s for s, _ in mine]
         assert [v for _, v in theirs] == pytest.approx([v for _, v in mine])
+
+
+@pytest.mark.parametrize("call", ["write", "flush"])
+def test_a_failing_tensorboard_ends_no_run(tmp_path, monkeypatch, call):
+    """One line tells of it; the error of its thread is not printed as well."""
+    writer = pytest.importorskip("tensorboard.summary.writer.record_writer").RecordWriter
+    tracebacks, console = [], quiet()
+    monkeypatch.setattr(threading, "excepthook", tracebacks.append)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    corpus = Acting(6, lambda: monkeypatch.setattr(writer, call, full))
+    _, result = run(tmp_path, corpus=corpus, console=console)
+    assert result["step"] == 20 and records(tmp_path)[-1]["step"] == 20
+    assert (
+        console.file.getvalue().count("no TensorBoard log from here on: [Errno 28] No space") == 1
+    )
+    assert console.file.getvalue().count("TensorBoard") == 1
+    assert not tracebacks
+    thread = threading.Thread(target=full)
+    thread.start()
+    thread.join()
+    assert len(tracebacks) == 1  # threads of others are reported as before
 
 
 def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch):
@@ -256,6 +312,16 @@ def test_samples_are_printed_escaped(tmp_path):
     text = console.file.getvalue()
     assert text.count("samples at step 60") == 1
     assert "\x1b" not in text and ("[/b]" in text or "⏎" in text or "\\x1b" in text)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_samples_are_those_of_the_runs_seed(tmp_path, monkeypatch, seed):
+    model, latents = make_model(), []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda z: latents.append(z) or generate(z))
+    run(tmp_path, model, steps=4, sample_every=2, seed=seed)
+    expected = torch.randn(5, 3, generator=seeded_generator(seed, "samples"))
+    assert len(latents) == 2 and all(torch.equal(z, expected) for z in latents)
 
 
 def test_a_terminal_gets_a_progress_bar(tmp_path):

@@ -8,10 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.utils import parametrize
 
 from fastvae import _C, LSTMVAE, HybridVAE, ops
+from fastvae.models.weight_cache import _checksum
 
 V, L, Z = 11, 8, 3
 NAMES = ["lstm", "bytenet", "lstm_vae"]
@@ -134,6 +137,59 @@ def test_changes_are_seen(name, change, packings):
         assert not torch.equal(after, before)
 
 
+class Times(nn.Module):
+    """A parametrization by a factor that is no parameter."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, weight):
+        return weight * (self.factor[0] if isinstance(self.factor, list) else self.factor)
+
+
+class Over(Times):
+    def forward(self, weight):
+        return weight / self.factor
+
+
+def replace_parametrization(times):
+    times.__class__ = Over
+
+
+ATTRIBUTES = {
+    "number": (2.0, lambda times: setattr(times, "factor", -2.0)),
+    "tensor": (torch.tensor(2.0), lambda times: times.factor.data.neg_()),
+    "list": ([2.0], lambda times: times.factor.__setitem__(0, -2.0)),
+    "class": (8.0, replace_parametrization),
+}
+
+
+@pytest.mark.parametrize("kind", ATTRIBUTES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_parametrization_that_changes_is_seen(name, kind, packings):
+    """Where a change cannot be told, as in a list, nothing is kept."""
+    model, z = make(name), torch.randn(40, Z)
+    factor, change = ATTRIBUTES[kind]
+    times = Times(copy.deepcopy(factor))
+    parametrize.register_parametrization(model.decoder.classifier, "weight", times)
+    before = model.generate(z)
+    assert torch.equal(model.generate(z), before) and len(packings) == 1 + (kind == "list")
+    change(times)
+    after = model.generate(z)
+    assert not torch.equal(after, before) and torch.equal(after, fresh(model, z))
+
+
+def test_a_changed_eps_is_seen():
+    model, z = make("bytenet"), torch.randn(40, Z)
+    before = model.generate(z)
+    for module in model.decoder.modules():
+        if hasattr(module, "eps"):
+            module.eps = 50.0
+    after = model.generate(z)
+    assert not torch.equal(after, before) and torch.equal(after, fresh(model, z))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_forms_are_kept_apart(name):
     model, z = make(name), torch.randn(400, Z)
@@ -245,6 +301,24 @@ def test_checksum_tells_places():
         assert _C.checksum(words.data_ptr(), words.nbytes) != before, (i, j)
         words[[i, j]] = words[[j, i]]
     assert _C.checksum(words.data_ptr(), words.nbytes) == before
+    blocks = words[:131_072].view(2, 65_536)
+    blocks[:] = blocks.flip(0)
+    assert _C.checksum(words.data_ptr(), words.nbytes) != before
+
+
+@pytest.mark.parametrize("size", [4, 7, 4001])
+def test_checksum_of_other_devices_tells_places(size):
+    """The one that needs no kernel, here on the CPU."""
+    content = torch.randint(256, (size,), dtype=torch.uint8)
+    before = _checksum(content)
+    assert _checksum(content.clone()) == before
+    for place in (0, size - 1):
+        content[place] ^= 1
+        assert _checksum(content) != before
+        content[place] ^= 1
+    if size > 8:
+        words = content[:4000].view(-1, 4)
+        assert _checksum(words.roll(1, 0).flatten()) != _checksum(words.flatten())
 
 
 def test_optimizers_are_hooked_only_once_something_is_kept():

@@ -14,6 +14,7 @@ import torch
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
 from fastvae.text.corpus import Corpus
+from fastvae.text.reading import Reading
 from fastvae.text.vocabulary import CharVocabulary
 from fastvae.training import TrainingConfig, train
 
@@ -24,6 +25,7 @@ class Letters(Corpus):
     """Cycles through ten letters from a random start."""
 
     vocabulary, length = CharVocabulary("abcdefghi\n"), 8
+    reading = Reading("Letters")  # that of subclasses too: saved runs can be compared
 
     def __init__(self, stride: int = 1) -> None:
         self.stride = stride

@@ -106,6 +106,7 @@ class PretrainedMixin:
         write_json(folder / CONFIG, config)
         if self.reading is not None:
             save_reading(folder, self.reading)
+            signatures[READING] = digest_json(read_json(folder / READING))
         # JSON turns tuples into lists: sign what will be read.
         signatures[CONFIG] = digest_json(json.loads(json.dumps(config)))
         write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **signatures})
@@ -134,7 +135,9 @@ class PretrainedMixin:
         model = _build(cls, config, weights)
         check_signature(path, config, weights)
         with suppress(FileNotFoundError):
-            model.reading = load_reading(_find(source, READING, hub).parent)
+            path = _find(source, READING, hub)
+            model.reading = load_reading(path.parent)
+            check_signature(path, read_json(path), weights)
         return model
 
     def push_to_hub(
@@ -207,10 +210,12 @@ def load_as(classes: dict[str, type], folder: str | Path, best: bool) -> tuple[A
         vocabulary = Vocabulary.load(folder / VOCABULARY)
         _check_vocabulary(vocabulary, model.config, folder / VOCABULARY)
         contents[VOCABULARY] = vocabulary.to_dict()
+    model.reading = load_reading(folder)
+    if model.reading is not None:
+        contents[READING] = read_json(folder / READING)
     # Last: an error of what does not fit says more.
     for name, content in contents.items() if (folder / WEIGHTS).exists() else ():
         check_signature(folder / name, content, folder / WEIGHTS)
-    model.reading = load_reading(folder)
     return model, vocabulary
 
 

@@ -173,7 +173,7 @@ def _open_run(recorder: Recorder, notes: Iterable[str]) -> int:
     else:
         recorder.save_checkpoint(LAST)
     done = state["step"] if state else 0
-    recorder.records = run.open_metrics(done)
+    recorder.records = run.open_metrics(done, done - int(recorder.window["steps"]))
     return done
 
 

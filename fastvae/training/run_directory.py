@@ -7,6 +7,7 @@ last.safetensors, previous.safetensors and best.safetensors are training checkpo
 import itertools
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -67,7 +68,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, *, resume: bool, say: Callable[[str], None]) -> None:
         self.path, self._say = Path(path), say
-        self._metrics = self._board = None
+        self._metrics = self._board = self._thread_hook = None
         check_utf8(self.path)
         make_folder(self.path)
         was_run = (self.path / LOCK).exists()
@@ -164,8 +165,16 @@ class RunDirectory:
             )
         self._write_settings(config, found)
 
-    def open_metrics(self, step: int) -> dict[str, dict[str, Any]]:
-        """Cut the metrics back to `step` and append from there -> the last record of each split."""
+    def open_metrics(self, step: int, recorded: int) -> dict[str, dict[str, Any]]:
+        """Cut the metrics back to `step` and append from there -> the last record of each split.
+
+        Args:
+            step: the checkpoint's step.
+            recorded: the step of the last training record before it, or 0.
+
+        Raises:
+            OSError: the file cannot be read or written.
+        """
         path, kept, damaged = self.path / METRICS, [], []
         content = path.read_bytes() if path.exists() else b""
         if step and not path.exists():
@@ -182,6 +191,13 @@ class RunDirectory:
                 f"{path}: {len(damaged)} damaged lines, the first is line {damaged[0]}; the others "
                 f"are kept, and the original file is {aside.name}"
             )
+        elif path.exists():
+            last = max((r["step"] for r in kept if r["split"] == "train"), default=0)
+            if last < recorded:
+                held = f"ends at step {last}" if last else "has no training record"
+                self._say(
+                    f"{path} {held}, but step {recorded} was recorded: what lies between is lost"
+                )
         write_bytes(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
         self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115  open as long as the run
         self._board = self._open_board(step)
@@ -210,6 +226,8 @@ class RunDirectory:
     def close(self) -> None:
         """Release the directory."""
         self._to_board(lambda board: board.close())
+        if self._thread_hook and threading.excepthook == self._report_thread_error:
+            threading.excepthook = self._thread_hook
         for part in (self._metrics, self._lock):
             if part:
                 part.close()
@@ -232,11 +250,21 @@ class RunDirectory:
             self._say("no TensorBoard log: pip install tensorboard to get one")
             return None
         try:
+            self._thread_hook = threading.excepthook
+            threading.excepthook = self._report_thread_error
             # Drops events after the checkpoint, which these steps will log again.
             return SummaryWriter(self.path / "tensorboard", purge_step=step + 1)
         except Exception as error:
             self._say(f"no TensorBoard log: {first_line(error)}")
             return None
+
+    def _report_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """Report an error of a thread as before, unless the thread is TensorBoard's.
+
+        TensorBoard raises that error again in its next call, where `_to_board` reports it.
+        """
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            self._thread_hook(error)
 
 
 def read_records(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
