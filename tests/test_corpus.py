@@ -540,7 +540,7 @@ def test_lines_left_out_or_changed_are_counted(tmp_path):
 def test_bytes_that_are_no_text_are_not_changed_by_normalization(tmp_path):
     (tmp_path / "lines").write_bytes(b"caf\xe9\n\xff\xfe\n@ann\n")
     corpus = LineCorpus(tmp_path / "lines", 12, normalize=normalize_tweet)
-    assert corpus.counts() == {"lines": 3, "empty": 0, "too_long": 0, "normalized": 1}
+    assert corpus.counts() == {"lines": 3, "empty": 0, "too_long": 0, "unknown": 0, "normalized": 1}
     assert corpus.vocabulary.decode_bytes(corpus[0]) == b"caf\xe9"
 
 
