@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from fastvae import ops
 from fastvae.distributed import AcrossProcesses
+from fastvae.models.packing import Packing
 from fastvae.models.pretrained import PretrainedMixin
 from fastvae.nn import upcast
-from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats
+from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats, token_nats
+from fastvae.ops.checks import readable
 from fastvae.ops.gumbel_noise import HOTTEST
 from fastvae.scalars import plain
 
@@ -124,10 +126,13 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             raise ValueError(f"eps must have shape {tuple(mean.shape)}, got {tuple(eps.shape)}")
         features, state = self._expand(mean + (0.5 * logvar).exp() * eps)
         kl_per_dimension = gaussian_kl(mean, logvar).mean(0)
-        reconstruction = self._nats(tokens, features, state, drop_mask).mean()
+        packing = self._packing(tokens)
+        if packing is not None and features is not None:
+            features = packing.pack(features)
+        reconstruction = self._nats(tokens, features, state, drop_mask, packing).mean()
         auxiliary = torch.zeros_like(reconstruction)
         if self.head is not None and self.decoder is not None:
-            auxiliary = self._head_nats(tokens, features).mean()
+            auxiliary = self._head_nats(tokens, features, packing).mean()
         # A head of weight 0 stays in the graph: DistributedDataParallel waits for its gradient.
         loss = (
             reconstruction
@@ -178,7 +183,10 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         self.check_tokens(tokens)
         self._check_latent(z, tokens.shape[0])
         nothing = torch.zeros_like(tokens, dtype=torch.bool)
-        return -self._nats(tokens, *self._expand(z), nothing)
+        packing, (features, state) = self._packing(tokens), self._expand(z)
+        if packing is not None and features is not None:
+            features = packing.pack(features)
+        return -self._nats(tokens, features, state, nothing, packing)
 
     def logits(self, tokens: Tensor, z: Tensor, *, quantization: str | None = None) -> Tensor:
         """tokens [B, L], z [B, Z] -> logits [L, B, V], teacher-forced, in the module's mode.
@@ -324,16 +332,48 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             before = before.masked_fill(hidden, self.vocab_size + 1)
         return torch.cat([torch.full_like(tokens.T[:1], self.vocab_size), before])
 
-    def _nats(self, tokens: Tensor, features, state, drop_mask: Tensor | None) -> Tensor:
-        """tokens [B, L], features, state -> −log p(x | z) [B]."""
-        if self.decoder is None:
-            return self._head_nats(tokens, features)
-        logits = self.decoder(features, self._previous(tokens, drop_mask), state)
-        return reconstruction_nats(upcast(logits), tokens.T, self._ignored)
+    def _packing(self, tokens: Tensor) -> Packing | None:
+        """tokens [B, L] -> how to leave out pads after a sequence's end; None computes them too.
 
-    def _head_nats(self, tokens: Tensor, features: Tensor) -> Tensor:
-        """tokens [B, L], features [L, B, D] -> −log p(x | z) [B] under the head."""
-        return reconstruction_nats(upcast(self.head(features)), tokens.T, self._ignored)
+        That is where they are in the loss, where the decoder needs them (ByteNet's batch norms do),
+        and where sizes must not depend on the tokens: on GPUs, under torch.compile and so on.
+        """
+        packs = self.decoder is None or self.decoder.packs
+        return (
+            Packing.of(tokens, self.pad_id)
+            if self.mask_pad and packs and readable(tokens)
+            else None
+        )
+
+    def _nats(
+        self,
+        tokens: Tensor,
+        features: Tensor | None,
+        state: State | None,
+        drop_mask: Tensor | None,
+        packing: Packing | None,
+    ) -> Tensor:
+        """tokens [B, L], features [L, B, D], or packed [N, D], state -> −log p(x | z) [B]."""
+        if self.decoder is None:
+            return self._head_nats(tokens, features, packing)
+        previous = self._previous(tokens, drop_mask)
+        if packing is None:
+            logits = self.decoder(features, previous, state)
+        else:
+            state = state and tuple(map(packing.sort, state))
+            logits = self.decoder(features, packing.pack(previous), state, packing.lengths)
+        return self._sum_nats(logits, tokens, packing)
+
+    def _head_nats(self, tokens: Tensor, features: Tensor, packing: Packing | None) -> Tensor:
+        """tokens [B, L], features [L, B, D], or packed [N, D] -> −log p(x | z) [B] of the head."""
+        return self._sum_nats(self.head(features), tokens, packing)
+
+    def _sum_nats(self, logits: Tensor, tokens: Tensor, packing: Packing | None) -> Tensor:
+        """logits [L, B, V], or packed [N, V], tokens [B, L] -> −log p of each sequence [B]."""
+        if packing is None:
+            return reconstruction_nats(upcast(logits), tokens.T, self._ignored)
+        nats = token_nats(upcast(logits), packing.pack(tokens.T), self._ignored)
+        return packing.sum(nats)
 
     @property
     def _ignored(self) -> int | None:
