@@ -352,8 +352,8 @@ class LayerNormLSTM(nn.Module):
 
 def _last_rows(y: Tensor, h0: Tensor, lengths: Tensor) -> Tensor:
     """y [T, B, H] or packed [N, H], h0 [B, H], lengths [B] -> h of each last step [B, H]."""
-    if not len(y):
-        return h0
+    if not len(y):  # the sum, 0, keeps the parameters in the graph
+        return h0 + y.sum()
     sequence, last = torch.arange(len(lengths), device=y.device), lengths - 1
     if y.dim() == 3:
         rows = y[last.clamp(0, len(y) - 1), sequence]

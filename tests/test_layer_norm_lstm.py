@@ -74,7 +74,7 @@ def alone_packed(x, *state, lengths):
     padded = [F.pad(rows, (0, 0, 0, len(lengths) - len(rows))) for rows in x.split(sizes)]
     h, c = alone(torch.stack(padded), *state, lengths=lengths)
     some = int((lengths > 0).sum())  # torch packs no empty ones
-    return pack_padded_sequence(h[:, :some], lengths[:some]).data, c
+    return pack_padded_sequence(h[:, :some], lengths[:some].cpu()).data, c
 
 
 def of_lengths(lengths, *, packed=False):
