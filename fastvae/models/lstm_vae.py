@@ -26,8 +26,8 @@ class LSTMVAE(TextVAE):
             them, in evaluation and generation too.
         pad_id: the id that fills a sequence after its end, or None.
         end_id: the id that ends a sequence, or None; requires `pad_id`.
-        mask_pad: leave pads out of the loss, and out of the encoder those after a sequence's end;
-            requires `pad_id`.
+        mask_pad: leave pads out of the loss, and end the encoder at a sequence's last token;
+            requires `pad_id`. On a CPU, positions after that are not computed.
         device: where parameters are created.
         dtype: of the parameters.
 
