@@ -99,6 +99,8 @@ CPU_TARGETS = (
             Target(f"{STEP} {hybrid}", "fastvae", "fastvae", least, f"{STEP} {baseline}"),
         )
     ),
+    Target(f"{STEP} tweets as lines, LSTM 1000, B=32", "fastvae", "pads computed", 1.4),
+    Target(f"{STEP} place names, LSTM 300, B=64", "fastvae", "pads computed", 1.8),
     *(Target(f"{STEP} small hybrid, LSTM 200, B={B}", "fastvae", "peak", 0.55) for B in (64, 128)),
     *(
         Target(f"{SAMPLE}, B={B}", "fastvae", "fastvae", 1 / 1.15, f"{GREEDY}, B={B}")

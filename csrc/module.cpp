@@ -14,10 +14,11 @@
 STABLE_TORCH_LIBRARY(fastvae, m) {
   m.def(
       "layer_norm_lstm(Tensor x, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, Tensor h0, Tensor c0, "
-      "float eps, bool save) -> (Tensor h, Tensor c_n, Tensor c, Tensor normalized, Tensor rstd)");
+      "float eps, bool save, Tensor? lengths=None) "
+      "-> (Tensor h, Tensor c_n, Tensor c, Tensor normalized, Tensor rstd)");
   m.def(
       "layer_norm_lstm_backward(Tensor dh, Tensor dc_n, Tensor weight_hh, Tensor norm_weight, Tensor norm_bias, "
-      "Tensor h0, Tensor c0, Tensor h, Tensor c, Tensor normalized, Tensor rstd) "
+      "Tensor h0, Tensor c0, Tensor h, Tensor c, Tensor normalized, Tensor rstd, Tensor? lengths=None) "
       "-> (Tensor dx, Tensor dweight_hh, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dh0, Tensor dc0)");
 
   m.def("highway_conv_project(Tensor x, Tensor weight, Tensor bias) -> (Tensor a, Tensor mean, Tensor m2)");

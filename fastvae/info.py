@@ -12,7 +12,7 @@ from fastvae import _C
 NO_TRITON = "nothing: Triton is not installed"
 # What computes each op on a GPU: README's table, and here where kernels are registered.
 ON_GPU = {
-    "layer_norm_lstm": "Triton: H up to 2,048; float64 in PyTorch",
+    "layer_norm_lstm": "Triton: H up to 2,048; float64 and packed rows in PyTorch",
     "highway_conv_project": "Triton: float64 in PyTorch",
     "highway_conv_gate": "Triton: float64 in PyTorch",
     "highway_conv": "Triton: float64 in PyTorch",

@@ -266,56 +266,77 @@ class LayerNormLSTM(nn.Module):
         state: tuple[Tensor, Tensor] | None = None,
         *,
         tokens: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [T, B, K], (h0, c0) [B, H] -> y [T, B, H], (h_n, c_n) [B, H].
 
+        `lengths` stands for `torch.nn.utils.rnn.pack_padded_sequence`: the output is zero after a
+        sequence's end, and its last state is that of its last step. Sequences may be in any order.
+        A CPU skips the steps after a sequence's end, but for the product with weight_ih; packed
+        inputs, the `data` of a PackedSequence, skip that too.
+
         Args:
-            x: dense inputs, [T, B, K], or None; [B, T, K] with `batch_first`.
+            x: dense inputs, [T, B, K], or None; [B, T, K] with `batch_first`. With lengths also
+                packed, [N, K].
             state: (h0, c0), [B, H] each; None is zeros.
-            tokens: ids of one-hot inputs, [T, B] int64 ([B, T] with `batch_first`), or None. They
-                belong to the last I − K columns of weight_ih.
+            tokens: ids of one-hot inputs, [T, B] int64 ([B, T] with `batch_first`; packed, [N]), or
+                None. They belong to the last I − K columns of weight_ih.
+            lengths: steps of each sequence, from 0 to T, [B] int64, on the device of x, or None.
+                For packed inputs they must not increase, and N is their sum.
 
         Returns:
-            h of every step, [T, B, H] ([B, T, H] with `batch_first`), and the last h and c, [B, H]
-            each, without the layer dimension of `torch.nn.LSTM`.
+            h of every step, [T, B, H] ([B, T, H] with `batch_first`; packed, [N, H]), and the last
+            h and c, [B, H] each, without the layer dimension of `torch.nn.LSTM`. A sequence of no
+            steps ends with the state that it started with.
 
         Raises:
-            ValueError: x or a state has a wrong shape, x is a PackedSequence, or both inputs are
-                None.
+            ValueError: x, a state or lengths have a wrong shape, lengths another dtype, device or
+                value, x is a PackedSequence, or both inputs are None.
             RuntimeError: an input has a wrong dtype or device, or an id is out of range.
         """
-        self._check(x, state, tokens)
-        if self.batch_first:
+        packed = self._check(x, state, tokens, lengths)
+        if self.batch_first and not packed:
             x = None if x is None else x.transpose(0, 1)
             tokens = None if tokens is None else tokens.T
         a = ops.linear(*cast(x, self.weight_ih, self.bias), tokens)
         if state is None:
-            zeros = a.new_zeros(a.shape[1], self.hidden_size)
+            zeros = a.new_zeros(len(lengths) if packed else a.shape[1], self.hidden_size)
             state = zeros, zeros
-        parameters = (self.weight_hh, self.norm_weight, self.norm_bias)
-        y, c_n = ops.layer_norm_lstm(a, *cast(*parameters, *state), self.eps)
-        return y.transpose(0, 1) if self.batch_first else y, (y[-1], c_n)
+        weight_hh, gain, bias, h0, c0 = cast(
+            self.weight_hh, self.norm_weight, self.norm_bias, *state
+        )
+        y, c_n = ops.layer_norm_lstm(a, weight_hh, gain, bias, h0, c0, self.eps, lengths)
+        h_n = y[-1] if lengths is None else _last_rows(y, h0, lengths)
+        return y.transpose(0, 1) if self.batch_first and not packed else y, (h_n, c_n)
 
-    def _check(self, x, state, tokens) -> None:
-        """Raise ValueError for inputs and states of wrong shapes."""
+    def _check(self, x, state, tokens, lengths) -> bool:
+        """Raise ValueError for inputs and states of wrong shapes -> whether inputs are packed."""
         if isinstance(x, nn.utils.rnn.PackedSequence):
             raise ValueError(
-                "x is a PackedSequence: pad it with torch.nn.utils.rnn.pad_packed_sequence and "
-                "ignore what follows a sequence's end"
+                "x is a PackedSequence: pad it with torch.nn.utils.rnn.pad_packed_sequence, which "
+                "gives lengths too, and pass these as lengths="
             )
         if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
             raise ValueError("state must be a pair (h0, c0) of tensors [B, H]")
+        like = x if tokens is None else tokens
+        if like is None:
+            raise ValueError("x or tokens must be given")
+        packed = False
+        if lengths is not None:
+            if not isinstance(lengths, Tensor) or lengths.dim() != 1:
+                raise ValueError("lengths must be a tensor [B]")
+            packed = like.dim() == (2 if tokens is None else 1)
         rows = "[B, T" if self.batch_first else "[T, B"
-        if x is not None and x.dim() != 3:
+        if x is not None and x.dim() != (2 if packed else 3):
             hint = f": for one sequence give x.unsqueeze({0 if self.batch_first else 1})"
             raise ValueError(
                 f"x must have shape {rows}, I], got {list(x.shape)}{hint if x.dim() == 2 else ''}"
             )
-        like = x if tokens is None else tokens
-        if like is None:
-            raise ValueError("x or tokens must be given")
-        steps, batch = like.shape[:2] if not self.batch_first else like.shape[1::-1]
-        if not steps:
+        if packed:
+            steps, batch = len(like), len(lengths)
+        else:
+            steps, batch = like.shape[:2] if not self.batch_first else like.shape[1::-1]
+        if not steps and not packed:
             raise ValueError(
                 f"x must have at least one step, got {list(like.shape)} for {rows}, ..]"
             )
@@ -326,6 +347,20 @@ class LayerNormLSTM(nn.Module):
                     f"{name} must have shape [B, H] = [{batch}, {self.hidden_size}], "
                     f"got {list(t.shape)}{hint}"
                 )
+        return packed
+
+
+def _last_rows(y: Tensor, h0: Tensor, lengths: Tensor) -> Tensor:
+    """y [T, B, H] or packed [N, H], h0 [B, H], lengths [B] -> h of each last step [B, H]."""
+    if not len(y):  # the sum, 0, keeps the parameters in the graph
+        return h0 + y.sum()
+    sequence, last = torch.arange(len(lengths), device=y.device), lengths - 1
+    if y.dim() == 3:
+        rows = y[last.clamp(0, len(y) - 1), sequence]
+    else:  # before it stand all rows of earlier steps, and at its step those of longer sequences
+        before = torch.minimum(lengths, last.unsqueeze(1)).sum(1)
+        rows = y[(before + sequence).clamp(0, len(y) - 1)]
+    return torch.where((lengths > 0).unsqueeze(1), rows, h0)
 
 
 def _refuse_lstm_arguments(num_layers, bias, dropout, bidirectional, proj_size) -> None:

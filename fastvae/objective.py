@@ -172,12 +172,23 @@ def reconstruction_nats(logits: Tensor, tokens: Tensor, ignored: int | None = No
         −log p, summed over positions, [B]. On devices other than the CPU, ids out of range are
         clamped, not reported.
     """
+    nats = token_nats(logits.flatten(0, 1), tokens.flatten(), ignored)
+    return nats.view(tokens.shape).sum(0)
+
+
+def token_nats(logits: Tensor, tokens: Tensor, ignored: int | None = None) -> Tensor:
+    """−log p of each token, nats: logits [N, V], tokens [N] -> [N].
+
+    Args:
+        logits: logits of each token, [N, V].
+        tokens: ids, [N] int64.
+        ignored: an id that costs nothing, or None.
+
+    Returns:
+        −log p, [N]. On devices other than the CPU, ids out of range are clamped, not reported.
+    """
     if tokens.device.type != "cpu":  # a wrong target would stop the device; its inputs are NaN
         tokens = tokens.clamp(0, logits.shape[-1] - 1)
-    nats = F.cross_entropy(
-        logits.flatten(0, 1),
-        tokens.flatten(),
-        reduction="none",
-        ignore_index=-100 if ignored is None else ignored,
+    return F.cross_entropy(
+        logits, tokens, reduction="none", ignore_index=-100 if ignored is None else ignored
     )
-    return nats.view(tokens.shape).sum(0)

@@ -57,8 +57,10 @@ class LayerNormLSTM(nn.Module):
         nn.init.ones_(self.norm_weight)
         nn.init.zeros_(self.norm_bias)
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None):
-        """x [T, B, I], state (h0, c0) [B, H] -> y [T, B, H], (h_n, c_n) [B, H]."""
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, *, lengths=None):
+        """x [T, B, I], state (h0, c0) [B, H], lengths [B] -> y [T, B, H], (h_n, c_n) [B, H]."""
+        if lengths is not None:
+            return self._each(x, state, lengths)
         inputs = F.linear(x, self.weight_ih, self.bias)
         h, c = state or (inputs.new_zeros(x.shape[1], self.hidden_size),) * 2
         outputs = []
@@ -70,6 +72,20 @@ class LayerNormLSTM(nn.Module):
             h = torch.sigmoid(o) * torch.tanh(c)
             outputs.append(h)
         return torch.stack(outputs), (h, c)
+
+    def _each(self, x: Tensor, state, lengths: Tensor):
+        """Each sequence alone, as long as it is, then zeros."""
+        outputs, states = [], []
+        h0, c0 = state or (x.new_zeros(x.shape[1], self.hidden_size),) * 2
+        for b, steps in enumerate(lengths.tolist()):
+            own = slice(b, b + 1)
+            y, last = x.new_zeros(0, 1, self.hidden_size), (h0[own], c0[own])
+            if steps:
+                y, last = self(x[:steps, own], last)
+            outputs.append(F.pad(y, (0, 0, 0, 0, 0, len(x) - steps)))
+            states.append(last)
+        h_n, c_n = map(torch.cat, zip(*states, strict=True))
+        return torch.cat(outputs, 1), (h_n, c_n)
 
 
 class HighwayConv(nn.Module):
@@ -392,7 +408,11 @@ class LSTMVAE(TextVAE):
     def posterior(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B, L] -> mean, logvar [B, Z]."""
         one_hot = F.one_hot(tokens.T, self.vocab_size).to(self.posterior_linear.weight.dtype)
-        _, (h, _) = self.encoder(one_hot)
+        lengths = None
+        if self.mask_pad:  # the encoder stops at a sequence's last token
+            position = torch.arange(1, self.length + 1, device=tokens.device)
+            lengths = torch.where(tokens == self.pad_id, 0, position).amax(1)
+        _, (h, _) = self.encoder(one_hot, lengths=lengths)
         return self.posterior_linear(h).chunk(2, dim=-1)
 
     def start(self, z: Tensor) -> tuple[None, tuple[Tensor, Tensor]]:

@@ -30,7 +30,7 @@ SUMS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
 TILES = 16  # of a program that sums up columns
 
 
-@triton.jit(do_not_specialize=("row", "kept", "before"))
+@triton.jit(do_not_specialize=("row", "kept", "before", "t"))
 def forward_kernel(
     x,
     a,
@@ -41,27 +41,35 @@ def forward_kernel(
     c,
     normalized,
     rstd,
+    lengths,
     row,
     kept,
     before,
+    t,
     H: tl.constexpr,
     STRIDE: tl.constexpr,
     EPS: tl.constexpr,
     SAVE: tl.constexpr,
+    LENGTHS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # Rows of all steps: x [., 4H] and h [., STRIDE] from `row` on; c, normalized, rstd from `kept`
-    # on; c_before from `before` on. a [B, 4H]: W h
+    # on; c_before from `before` on. a [B, 4H]: W h. lengths [B]: past a row's the state stays
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     m = k < H
     acc_dtype = c.dtype.element_ty
     x, a = x + 4 * H * (row + b) + k, a + 4 * H * b + k
-    i = tl.load(x, m, 0.0).to(acc_dtype) + tl.load(a, m, 0.0).to(acc_dtype)
-    f = tl.load(x + H, m, 0.0).to(acc_dtype) + tl.load(a + H, m, 0.0).to(acc_dtype)
-    g = tl.load(x + 2 * H, m, 0.0).to(acc_dtype) + tl.load(a + 2 * H, m, 0.0).to(acc_dtype)
-    o = tl.load(x + 3 * H, m, 0.0).to(acc_dtype) + tl.load(a + 3 * H, m, 0.0).to(acc_dtype)
+    real = (t < tl.load(lengths + b)) if LENGTHS else True
+    in_x = m & real
+    i = tl.load(x, in_x, 0.0).to(acc_dtype) + tl.load(a, in_x, 0.0).to(acc_dtype)
+    f = tl.load(x + H, in_x, 0.0).to(acc_dtype) + tl.load(a + H, in_x, 0.0).to(acc_dtype)
+    g = tl.load(x + 2 * H, in_x, 0.0).to(acc_dtype) + tl.load(a + 2 * H, in_x, 0.0).to(acc_dtype)
+    o = tl.load(x + 3 * H, in_x, 0.0).to(acc_dtype) + tl.load(a + 3 * H, in_x, 0.0).to(acc_dtype)
     i, f, g, o, r = normalize(i, f, g, o, m, H, EPS)
+    if LENGTHS:  # zeros, whatever eps is
+        i, f, g = tl.where(real, i, 0.0), tl.where(real, f, 0.0), tl.where(real, g, 0.0)
+        o, r = tl.where(real, o, 0.0), tl.where(real, r, 0.0)
     if SAVE:
         tl.store(rstd + kept + b, r)
         n = normalized + 4 * H * (kept + b) + k
@@ -69,8 +77,10 @@ def forward_kernel(
         tl.store(n + H, f.to(normalized.dtype.element_ty), m)
         tl.store(n + 2 * H, g.to(normalized.dtype.element_ty), m)
         tl.store(n + 3 * H, o.to(normalized.dtype.element_ty), m)
-    cell = tl.load(c_before + H * (before + b) + k, m, 0.0).to(acc_dtype)
-    cell, out = update(i, f, g, o, gain, bias, cell, k, m, H)
+    cell_before = tl.load(c_before + H * (before + b) + k, m, 0.0).to(acc_dtype)
+    cell, out = update(i, f, g, o, gain, bias, cell_before, k, m, H)
+    if LENGTHS:
+        cell, out = tl.where(real, cell, cell_before), tl.where(real, out, 0.0)
     tl.store(c + H * (kept + b) + k, cell, m)
     tl.store(h + STRIDE * (row + b) + k, out.to(h.dtype.element_ty), m)
 
@@ -89,7 +99,7 @@ def norm_backward(dn, mean, along, normalized, r, da, m, acc_dtype):
     tl.store(da, (r * (dn - mean - v * along)).to(da.dtype.element_ty), m)
 
 
-@triton.jit(do_not_specialize=("row", "before"))
+@triton.jit(do_not_specialize=("row", "before", "t"))
 def backward_kernel(
     dh,
     through,
@@ -102,14 +112,18 @@ def backward_kernel(
     rstd,
     da,
     dz,
+    lengths,
     row,
     before,
+    t,
     H: tl.constexpr,
     STRIDE: tl.constexpr,
+    LENGTHS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # Rows of all steps: dh [., H], c, normalized, rstd, da, dz from `row` on; c_before from
-    # `before` on. through [B, STRIDE]: from the next step; dc [B, H] is rewritten
+    # `before` on. through [B, STRIDE]: from the next step; dc [B, H] is rewritten. lengths [B]:
+    # past a row's dc stays, da and dz are zero
     b = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     m = k < H
@@ -129,11 +143,12 @@ def backward_kernel(
     zo += tl.load(bias + 3 * H, m, 0.0)
     i, f, g, o = sigmoid(zi, EXACT), sigmoid(zf, EXACT), tanh(zg, EXACT), sigmoid(zo, EXACT)
     cell = tl.load(c + H * now + k, m, 0.0)
-    d = tl.load(dh + H * now + k, m, 0.0).to(acc_dtype)
-    d += tl.load(through + STRIDE * b + k, m, 0.0).to(acc_dtype)
-    dcell = tl.load(dc + H * b + k, m, 0.0) + d * o * tanh_slope(cell, EXACT)
+    real = (t < tl.load(lengths + b)) if LENGTHS else True
+    d = tl.load(dh + H * now + k, m & real, 0.0).to(acc_dtype)
+    d += tl.load(through + STRIDE * b + k, m & real, 0.0).to(acc_dtype)
+    dcell = tl.load(dc + H * b + k, m & real, 0.0) + d * o * tanh_slope(cell, EXACT)
     cell_before = tl.load(c_before + H * (before + b) + k, m, 0.0).to(acc_dtype)
-    tl.store(dc + H * b + k, dcell * f, m)
+    tl.store(dc + H * b + k, dcell * f, m & real)
     # Lanes past H are zero: c and dh read as zero there.
     di, along_i = gate_backward(dcell * g * i * sigmoid(-zi, EXACT), n, gain, dz, m, acc_dtype)
     df, along_f = gate_backward(
@@ -196,12 +211,15 @@ def layer_norm_lstm(
     c0: Tensor,
     eps: float,
     save: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The op on a GPU. What one program cannot hold, and float64, runs as plain PyTorch."""
+    """The op on a GPU. What one program cannot hold, packed x and float64 run as plain PyTorch."""
     tensors = x, weight_hh, norm_weight, norm_bias, h0, c0
-    _, B, H = check_layer_norm_lstm(*tensors)
-    if x.dtype == torch.float64 or H > LARGEST:
-        return layer_norm_lstm_loop(*tensors, eps, save)
+    _, B, H = check_layer_norm_lstm(*tensors, lengths)
+    if x.dtype == torch.float64 or H > LARGEST or x.dim() == 2:
+        return layer_norm_lstm_loop(*tensors, eps, save, lengths)
+    if lengths is not None:
+        return replayed(_forward_lengths, (*tensors, lengths), eps, save)
     if machine := persistent.serving("layer_norm_lstm", x, B, H):
         plan = persistent.plan_lstm(H, B, x.dtype.itemsize, machine)
         if plan:
@@ -210,13 +228,18 @@ def layer_norm_lstm(
 
 
 def layer_norm_lstm_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Its backward: dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0 and what forward kept."""
-    if tensors[0].dtype == torch.float64 or tensors[0].shape[-1] > LARGEST:
+    """Its backward: dh, dc_n, weights, h0, c0, what forward gave and kept, lengths."""
+    dh = tensors[0]
+    if dh.dtype == torch.float64 or dh.shape[-1] > LARGEST or dh.dim() == 2:
         return layer_norm_lstm_backward_loop(*tensors)
-    return replayed(_backward, tensors)
+    return replayed(_backward, tuple(t for t in tensors if t is not None))
 
 
-def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
+def _forward_lengths(x, weight_hh, norm_weight, norm_bias, h0, c0, lengths, eps, save):
+    return _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save, lengths)
+
+
+def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save, lengths=None):
     T, B, H = len(x), *h0.shape
     acc_dtype, kept = accumulate_dtype(x.dtype), T if save else 1
     weight, before = padded(weight_hh), padded(h0)
@@ -238,13 +261,16 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
             c,
             normalized,
             rstd,
+            lengths,
             t * B,
             s * B,
             max(s - 1, 0) * B,
+            t,
             H=H,
             STRIDE=h.shape[2],
             EPS=eps,
             SAVE=save,
+            LENGTHS=lengths is not None,
             **row_launch(H),
         )
         before = h[t]
@@ -255,7 +281,9 @@ def _forward(x, weight_hh, norm_weight, norm_bias, h0, c0, eps, save):
     return h, c_n, x.new_empty(0, dtype=acc_dtype), x.new_empty(0), x.new_empty(0, dtype=acc_dtype)
 
 
-def _backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalized, rstd):
+def _backward(
+    dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normalized, rstd, lengths=None
+):
     T, B, H = h.shape
     dx, dz = torch.empty_like(normalized), torch.empty_like(normalized)
     weight, through = padded(weight_hh), torch.zeros_like(padded(h0))
@@ -275,10 +303,13 @@ def _backward(dh, dc_n, weight_hh, norm_weight, norm_bias, h0, c0, h, c, normali
             rstd,
             dx,
             dz,
+            lengths,
             t * B,
             max(t - 1, 0) * B,
+            t,
             H=H,
             STRIDE=through.shape[1],
+            LENGTHS=lengths is not None,
             **row_launch(H),
         )
         torch.mm(dx[t], weight, out=through)

@@ -100,13 +100,17 @@ def lstm_configurations(t: str, dtype: torch.dtype, hip: bool) -> Iterator[Confi
         launch = row_launch(size, hip)
         wide = {"H": size, "STRIDE": aligned(size, dtype)}
         types = typed("x a gain bias", t) | {"c_before": "*fp32", "h": t, "c": "*fp32"}
-        types |= {"normalized": t, "rstd": "*fp32"} | typed("row kept before", "i32")
+        types |= {"normalized": t, "rstd": "*fp32"} | typed("row kept before t", "i32")
+        forward = partial(configuration, k.forward_kernel, launch=launch, EPS=1e-4, **wide)
         for save in (True, False) if size == USUAL else (True,):
-            yield configuration(k.forward_kernel, types, launch, **wide, EPS=1e-4, SAVE=save)
+            yield forward(types, SAVE=save, LENGTHS=False, lengths=None)
+        yield forward(types | {"lengths": "*i64"}, SAVE=True, LENGTHS=True)
         types = {"dh": t, "through": t, "dc": "*fp32", "gain": t, "bias": t}
         types |= {"c_before": "*fp32", "c": "*fp32", "normalized": t, "rstd": "*fp32"}
-        types |= {"da": t, "dz": t} | typed("row before", "i32")
-        yield configuration(k.backward_kernel, types, launch, **wide)
+        types |= {"da": t, "dz": t} | typed("row before t", "i32")
+        backward = partial(configuration, k.backward_kernel, launch=launch, **wide)
+        yield backward(types, LENGTHS=False, lengths=None)
+        yield backward(types | {"lengths": "*i64"}, LENGTHS=True)
         types = {"dz": t, "normalized": t} | typed("shifts scales", "*fp32") | {"R": "i32"}
         yield configuration(k.sums_kernel, types, k.SUMS, W=4 * size)
 

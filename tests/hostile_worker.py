@@ -21,7 +21,7 @@ def valid(op: str | None = None) -> dict | list:
     f = torch.randn
     T, B, H, V, D, N = 3, 2, 5, 7, 4, 2
     lstm = f(4 * H, H), f(4 * H), f(4 * H), f(B, H), f(B, H)
-    saved = f(T, B, H), f(T, B, 4 * H), f(T, B)
+    saved, lengths = (f(T, B, H), f(T, B, 4 * H), f(T, B)), torch.tensor([3, 1])
     bytenet = f(2 * H, D), f(N, 3 * H, H, 2), f(V, H)
     norm = f(3 * H), f(3 * H), f(3 * H)
     decode = f(V, H), f(V)
@@ -32,8 +32,12 @@ def valid(op: str | None = None) -> dict | list:
     everything = {
         "linear": [f(T, B, D), f(H, D + V), f(H), ids],
         "linear_backward": [f(T, B, H), f(T, B, D), f(H, D + V), ids],
-        "layer_norm_lstm": [f(T, B, 4 * H), *lstm, 1e-4, True],
-        "layer_norm_lstm_backward": [f(T, B, H), f(B, H), *lstm, f(T, B, H), *saved],
+        "layer_norm_lstm": [f(T, B, 4 * H), *lstm, 1e-4, True, lengths],
+        "layer_norm_lstm packed": [f(4, 4 * H), *lstm, 1e-4, True, lengths],
+        "layer_norm_lstm_backward": [f(T, B, H), f(B, H), *lstm, f(T, B, H), *saved, lengths],
+        "layer_norm_lstm_backward packed": [
+            *(f(4, H), f(B, H), *lstm, f(4, H), *(t.flatten(0, 1)[:4] for t in saved), lengths)
+        ],
         "highway_conv_project": [f(T, B, H), f(3 * H, H, 2), f(3 * H)],
         "highway_conv_project_backward": [
             *(f(T, B, 3 * H), *norm[:2], f(T, B, H), f(3 * H, H, 2), f(T, B, 3 * H), norm[2])
@@ -110,7 +114,7 @@ def main() -> None:
             arguments[n] = hostile(rng, arguments[n]) if arguments[n] is not None else None
         print(f"{call} {op}", file=sys.stderr)
         try:
-            getattr(torch.ops.fastvae, op)(*arguments)
+            getattr(torch.ops.fastvae, op.split()[0])(*arguments)
         except RuntimeError as error:
             text = str(error)
             # What the dispatcher says of arguments that do not fit a schema is torch's own.

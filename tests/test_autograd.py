@@ -36,6 +36,11 @@ CASES = {
         lambda *inputs: layer_norm_lstm_reference(*inputs)[0],
         [(3, 2, 20), (20, 5), (20,), (20,), (2, 5), (2, 5)],
     ),
+    "layer_norm_lstm lengths": (
+        lambda *inputs: layer_norm_lstm(*inputs, lengths=torch.tensor([1, 3]))[0],
+        lambda *inputs: layer_norm_lstm_reference(*inputs, lengths=torch.tensor([1, 3]))[0],
+        [(3, 2, 20), (20, 5), (20,), (20,), (2, 5), (2, 5)],
+    ),
     "c_n": (
         last_state(layer_norm_lstm),
         last_state(layer_norm_lstm_reference),
@@ -71,10 +76,13 @@ def test_jacobian():
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
-def test_a_model():
-    models = [fastvae.HybridVAE(20, 16, **SIZES), fastvae.reference.HybridVAE(20, 16, **SIZES)]
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_model(masked):
+    sizes = SIZES | ({"pad_id": 0, "mask_pad": True} if masked else {})
+    models = [fastvae.HybridVAE(20, 16, **sizes), fastvae.reference.HybridVAE(20, 16, **sizes)]
     models[1].load_state_dict(models[0].state_dict())
     x, z = torch.randint(20, (1, 16)), torch.randn(4)
+    x[:, 9:] = 0
 
     def slope(model):
         model.eval().double()

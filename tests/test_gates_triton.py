@@ -91,7 +91,7 @@ class Recorder:
             for name, value in zip(self.kernel.arg_names, arguments, strict=False):
                 if isinstance(value, torch.Tensor):
                     kinds.append((value.dtype, value.data_ptr() % 16 == 0))
-                elif name not in self.free:
+                elif value is not None and name not in self.free:
                     kinds.append((value == 1, value % 16 == 0))
             self.found.add((*kinds, *sorted(constants.items())))
             self.kernel[grid](*arguments, **constants)

@@ -1,9 +1,12 @@
 """layer_norm_lstm: forward and backward, on every path, against its references."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastvae import reference as reference_modules
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm, layer_norm_lstm_reference
@@ -23,6 +26,18 @@ WRONG_SHAPES = {
     "h0": lambda t: t[:-1],
     "c0": lambda t: t[:, :-1],
 }
+LENGTHS = {  # name: T, H, lengths
+    "unsorted": (5, 17, [2, 5, 1, 3, 5, 4]),
+    "sorted": (6, 16, [6, 4, 4, 1]),
+    "empty": (4, 7, [0, 3, 0, 2]),
+    "all empty": (3, 5, [0, 0]),
+    "all equal": (5, 15, [3, 3, 3]),
+    "all full": (4, 49, [4, 4, 4]),
+    "one sequence": (7, 5, [4]),
+    "one step": (1, 3, [1, 0, 1]),
+    "threads with their own": (3, 5, [n % 4 for n in range(150)]),
+}
+LENGTHS = {name: (T, H, torch.tensor(lengths)) for name, (T, H, lengths) in LENGTHS.items()}
 OP, BACKWARD = torch.ops.fastvae.layer_norm_lstm, torch.ops.fastvae.layer_norm_lstm_backward
 
 
@@ -37,6 +52,41 @@ def make(shape=(4, 3, 5), dtype=torch.float32, grad=False):
         torch.randn(B, H),
     )
     return [t.to(dtype).requires_grad_(grad) for t in tensors]
+
+
+def alone(x, weight_hh, norm_weight, norm_bias, h0, c0, *, lengths):
+    """Each sequence by itself, as long as it is; its outputs after that are zero."""
+    outputs, last = [], []
+    for b, steps in enumerate(lengths.tolist()):
+        own = slice(b, b + 1)
+        state = weight_hh, norm_weight, norm_bias, h0[own], c0[own]
+        h, c = h0[:0].unsqueeze(1).expand(0, 1, -1), c0[own]
+        if steps:
+            h, c = layer_norm_lstm_reference(x[:steps, own], *state)
+        outputs.append(torch.cat([h, h.new_zeros(len(x) - steps, 1, h.shape[2])]))
+        last.append(c)
+    return torch.cat(outputs, 1), torch.cat(last)
+
+
+def alone_packed(x, *state, lengths):
+    """The same for x [N, 4H], by torch's own packing."""
+    sizes = [int((lengths > t).sum()) for t in range(int(lengths.max()))]
+    padded = [F.pad(rows, (0, 0, 0, len(lengths) - len(rows))) for rows in x.split(sizes)]
+    h, c = alone(torch.stack(padded), *state, lengths=lengths)
+    some = int((lengths > 0).sum())  # torch packs no empty ones
+    return pack_padded_sequence(h[:, :some], lengths[:some].cpu()).data, c
+
+
+def of_lengths(lengths, *, packed=False):
+    """The op with lengths, and what it must equal."""
+    expected = partial(alone_packed if packed else alone, lengths=lengths)
+    return partial(layer_norm_lstm, lengths=lengths), expected
+
+
+def make_packed(lengths, H, dtype=torch.float32, grad=False):
+    x, *rest = make((1, len(lengths), H), dtype)
+    x = torch.randn(int(lengths.sum()), 4 * H).to(dtype)
+    return [t.requires_grad_(grad) for t in (x, *rest)]
 
 
 def both(*inputs):
@@ -59,6 +109,204 @@ def test_forward(shape, dtype):
 def test_backward(shape, dtype):
     fn, reference = gradients(layer_norm_lstm), gradients(layer_norm_lstm_reference)
     assert_accurate(fn, reference, *make(shape, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", LENGTHS)
+def test_lengths(name, dtype):
+    """Every sequence gives what it gives alone."""
+    T, H, lengths = LENGTHS[name]
+    fn, expected = of_lengths(lengths)
+    inputs = make((T, len(lengths), H), dtype)
+    assert_accurate(fn, expected, *inputs)
+    assert_accurate(gradients(fn), gradients(expected), *inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [name for name in LENGTHS if name != "all empty"])
+def test_packed(name, dtype):
+    _, H, lengths = LENGTHS[name]
+    lengths = lengths.sort(descending=True).values
+    fn, expected = of_lengths(lengths, packed=True)
+    inputs = make_packed(lengths, H, dtype)
+    assert_accurate(fn, expected, *inputs)
+    assert_accurate(gradients(fn), gradients(expected), *inputs)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_lengths_at_every_isa(isa, packed):
+    lengths = torch.tensor([7, 7, 6, 6, 6, 5, 4, 4, 3, 2, 1, 1, 0])
+    fn, expected = of_lengths(lengths, packed=packed)
+    for dtype in DTYPES:
+        inputs = make_packed(lengths, 49, dtype) if packed else make((7, 13, 49), dtype)
+        assert_accurate(fn, expected, *inputs)
+        assert_accurate(gradients(fn), gradients(expected), *inputs)
+
+
+@pytest.mark.parametrize("B", [13, 200])
+def test_lengths_and_thread_counts(threads, B):
+    lengths = torch.randint(0, 5, (B,))
+    fn, expected = of_lengths(lengths)
+    inputs = make((4, B, 49))
+    assert_accurate(fn, expected, *inputs)
+    assert_accurate(gradients(fn), gradients(expected), *inputs)
+
+
+def test_lengths_in_float64():
+    lengths = torch.tensor([1, 3, 0])
+    fn, expected = of_lengths(lengths)
+    inputs = make((4, 3, 5), torch.float64, grad=True)
+    torch.testing.assert_close(fn(*inputs), expected(*inputs), rtol=1e-14, atol=1e-14)
+    assert torch.autograd.gradcheck(fn, inputs)
+    lengths = torch.tensor([3, 1, 0])
+    inputs = make_packed(lengths, 5, torch.float64, grad=True)
+    assert torch.autograd.gradcheck(of_lengths(lengths, packed=True)[0], inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_pads_are_not_looked_at(dtype):
+    """Not even NaN, in x or in the gradients of outputs that are constant."""
+    lengths = torch.tensor([2, 4, 0, 3])
+    inputs = make((4, 4, 17), dtype)
+    pads = torch.arange(4).unsqueeze(1) >= lengths
+    want = *layer_norm_lstm(*inputs, lengths=lengths), *vjp_of_lengths(inputs, lengths, None)
+    inputs[0][pads] = float("nan")
+    got = *layer_norm_lstm(*inputs, lengths=lengths), *vjp_of_lengths(inputs, lengths, pads)
+    assert all(map(torch.equal, got, want))
+    assert not want[0][pads].any() and not want[2][pads].any()
+    assert want[0][~pads].all() and want[2][~pads].any()
+
+
+def vjp_of_lengths(inputs, lengths, nan):
+    """The gradients, those of outputs NaN where `nan`."""
+    inputs = [t.detach().clone().requires_grad_() for t in inputs]
+    h, c_n = layer_norm_lstm(*inputs, lengths=lengths)
+    cotangents = [torch.linspace(-1, 1, y.numel()).to(y).view_as(y) for y in (h, c_n)]
+    if nan is not None:
+        cotangents[0][nan] = float("nan")
+    return torch.autograd.grad((h, c_n), inputs, cotangents)
+
+
+def test_full_lengths_change_nothing():
+    inputs = make((5, 6, 17))
+    full = torch.full((6,), 5)
+    assert all(map(torch.equal, layer_norm_lstm(*inputs, lengths=full), layer_norm_lstm(*inputs)))
+
+
+def test_order_of_the_batch_changes_nothing():
+    inputs, lengths, order = make((5, 6, 17)), torch.tensor([2, 5, 1, 3, 5, 4]), torch.randperm(6)
+    h, c_n = layer_norm_lstm(*inputs, lengths=lengths)
+    x, *weights, h0, c0 = inputs
+    moved = layer_norm_lstm(x[:, order], *weights, h0[order], c0[order], lengths=lengths[order])
+    torch.testing.assert_close(moved, (h[:, order], c_n[order]))
+
+
+def test_nothing_is_packed():
+    x, *rest = make((1, 2, 5), grad=True)
+    nothing = torch.zeros(2, dtype=torch.int64)
+    h, c_n = layer_norm_lstm(x[0, :0], *rest, lengths=nothing)
+    assert h.shape == (0, 5) and torch.equal(c_n, rest[-1])
+    grads = torch.autograd.grad(h.sum() + c_n.sum(), rest)
+    assert not any(t.any() for t in grads[:-1]) and (grads[-1] == 1).all()
+
+
+WRONG_LENGTHS = {
+    "negative": (torch.tensor([1, -1, 2]), "from 0 to 4, got -1"),
+    "too long": (torch.tensor([1, 5, 2]), "from 0 to 4, got 5"),
+    "huge": (torch.tensor([1, 2**62, 2**62]), f"from 0 to 4, got {2**62}"),
+    "int32": (torch.ones(3, dtype=torch.int32), "dtype int64, got int32"),
+    "float": (torch.ones(3), "dtype int64, got float32"),
+    "shape": (torch.ones(2, dtype=torch.int64), r"shape \[B\] = \[3\], got \[2\]"),
+    "dimensions": (torch.ones(3, 1, dtype=torch.int64), r"shape \[B\] = \[3\], got \[3, 1\]"),
+    "device": (torch.ones(3, dtype=torch.int64, device="meta"), "device of x"),
+    "list": ([1, 2, 3], "a tensor"),
+}
+WRONG_PACKED = {
+    "increasing": (torch.tensor([1, 3, 0]), "not increase where x"),
+    "sum": (torch.tensor([3, 2, 0]), "add up to the 4 rows of x, got 5|add up to the rows of x, 4"),
+    "overflow": (torch.tensor([2**62, 2**62, 2**62]), "from 0 to 4"),
+    "negative": (torch.tensor([3, 2, -1]), "from 0 to 4, got -1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LENGTHS)
+def test_rejects_wrong_lengths(name):
+    lengths, message = WRONG_LENGTHS[name]
+    with pytest.raises(ValueError, match=f"^lengths must .*{message}[^\n]*$"):
+        layer_norm_lstm(*make(), lengths=lengths)
+    if name != "list":
+        with pytest.raises(RuntimeError, match="lengths must"):
+            OP(*make(), 1e-4, True, lengths)
+
+
+@pytest.mark.parametrize("name", WRONG_PACKED)
+def test_rejects_wrong_packing(name):
+    lengths, message = WRONG_PACKED[name]
+    inputs = make_packed(torch.tensor([2, 1, 1]), 5)
+    with pytest.raises(ValueError, match=f"^lengths must .*({message})[^\n]*$"):
+        layer_norm_lstm(*inputs, lengths=lengths)
+    with pytest.raises(RuntimeError, match=f"lengths must .*({message})"):
+        OP(*inputs, 1e-4, True, lengths)
+    h, c_n, *saved = OP(*inputs, 1e-4, True, torch.tensor([2, 1, 1]))
+    with pytest.raises(RuntimeError, match=f"lengths must .*({message})"):
+        BACKWARD(h, c_n, *inputs[1:], h, *saved, lengths)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("save", [False, True])
+def test_opcheck_with_lengths(save, packed):
+    lengths = torch.tensor([3, 2, 0]) if packed else torch.tensor([0, 4, 2])
+    inputs = make_packed(lengths, 5, grad=save) if packed else make(grad=save)
+    torch.library.opcheck(OP, (*inputs, 1e-4, save, lengths))
+    if save:
+        inputs = [t.detach() for t in inputs]
+        h, c_n, *saved = OP(*inputs, 1e-4, True, lengths)
+        cotangents = torch.randn_like(h), torch.randn_like(c_n)
+        torch.library.opcheck(BACKWARD, (*cotangents, *inputs[1:], h, *saved, lengths))
+
+
+def test_compile_with_lengths():
+    compiled = torch.compile(layer_norm_lstm, fullgraph=True)
+    lengths = torch.tensor([0, 4, 2])
+    fn, expected = partial(compiled, lengths=lengths), of_lengths(lengths)[1]
+    assert_accurate(gradients(fn), gradients(expected), *make())
+
+
+@pytest.mark.parametrize("name", ["unsorted", "empty", "one step", "packed"])
+def test_triton_with_lengths(name):
+    kernels = pytest.importorskip("fastvae.kernels.layer_norm_lstm")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed = name == "packed"
+    T, H, lengths = LENGTHS["sorted" if packed else name]
+    inputs = make_packed(lengths, H) if packed else make((T, len(lengths), H))
+    if not packed:
+        inputs[0][torch.arange(T).unsqueeze(1) >= lengths] = float("nan")
+    expected = of_lengths(lengths, packed=packed)[1]
+    there = lengths.to(device)
+
+    def both_triton(*inputs):
+        inputs = [t.to(device) for t in inputs]
+        h, c_n, *saved = kernels.layer_norm_lstm(*inputs, 1e-4, True, there)
+        assert torch.equal(kernels.layer_norm_lstm(*inputs, 1e-4, False, there)[0], h)
+        cotangents = [torch.linspace(-1, 1, y.numel()).to(y).view_as(y) for y in (h, c_n)]
+        grads = kernels.layer_norm_lstm_backward(*cotangents, *inputs[1:], h, *saved, there)
+        return tuple(t.cpu() for t in (h, c_n, *grads))
+
+    def both_alone(*inputs):
+        return *expected(*inputs), *gradients(expected)(*inputs)
+
+    assert_accurate(both_triton, both_alone, *inputs)
+
+
+@pytest.mark.parametrize("lengths", [[-3, 9, 2**62], [4, 0, -(2**62)]], ids=str)
+def test_triton_clamps_lengths(lengths):
+    """They are not read before the launch: under 0 is 0, over T is T."""
+    kernels = pytest.importorskip("fastvae.kernels.layer_norm_lstm")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs, lengths = [t.to(device) for t in make()], torch.tensor(lengths, device=device)
+    got = kernels.layer_norm_lstm(*inputs, 1e-4, True, lengths)
+    want = kernels.layer_norm_lstm(*inputs, 1e-4, True, lengths.clamp(0, 4))
+    assert all(map(torch.equal, got, want))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 15), (2, 2, 16), (2, 1, 17)], ids=str)
@@ -248,22 +496,28 @@ def test_backward_rejects_wrong_shape(name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_reference_serves_devices_without_a_kernel(dtype):
+@pytest.mark.parametrize("lengths", [None, [4, 2, 0], "packed"], ids=str)
+def test_reference_serves_devices_without_a_kernel(dtype, lengths):
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
+    fn, inputs = layer_norm_lstm_reference, make((5, 3, 17), dtype)
+    if lengths is not None:
+        packed, lengths = lengths == "packed", torch.tensor([4, 2, 0])
+        fn = of_lengths(lengths, packed=packed)[1]
+        inputs = make_packed(lengths, 17, dtype) if packed else inputs
 
     def elsewhere(dh, dc_n, *inputs):
-        h, c_n, *saved = OP.default.redispatch(key, *inputs, 1e-4, True)
-        grads = BACKWARD.default.redispatch(key, dh, dc_n, *inputs[1:], h, *saved)
+        h, c_n, *saved = OP.default.redispatch(key, *inputs, 1e-4, True, lengths)
+        grads = BACKWARD.default.redispatch(key, dh, dc_n, *inputs[1:], h, *saved, lengths)
         return h, c_n, *grads
 
     def reference(dh, dc_n, *inputs):
         inputs = [t.detach().requires_grad_() for t in inputs]
-        h, c_n = layer_norm_lstm_reference(*inputs)
+        h, c_n = fn(*inputs)
         grads = torch.autograd.grad((h, c_n), inputs, (dh, dc_n))
         return h.detach(), c_n.detach(), *grads
 
-    inputs = make((5, 3, 17), dtype)
-    cotangents = torch.randn(5, 3, 17, dtype=dtype), torch.randn(3, 17, dtype=dtype)
+    rows = inputs[0].shape[:-1]
+    cotangents = torch.randn(*rows, 17, dtype=dtype), torch.randn(3, 17, dtype=dtype)
     assert_accurate(elsewhere, reference, *cotangents, *inputs)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import fastvae
+from fastvae.models import text_vae
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
 from fastvae.models.text_vae import constructor_arguments
@@ -131,6 +132,93 @@ def test_masked_pads_do_not_count(name):
     if name in ("lstm", "bytenet"):
         auxiliary = [m(tokens, eps=z).auxiliary for m in (masked, model)]
         assert auxiliary[0] < auxiliary[1]
+
+
+def lines(*lengths):
+    """Sequences of these lengths, then pads; the longest has a pad in its middle too."""
+    tokens = torch.randint(1, V, (len(lengths), L))
+    tokens[torch.arange(L) >= torch.tensor(lengths).unsqueeze(1)] = PAD
+    tokens[lengths.index(max(lengths)), 2] = PAD
+    return tokens
+
+
+def padded(monkeypatch):
+    """Compute pads too, as on a GPU."""
+    monkeypatch.setattr(text_vae, "readable", lambda tokens: False)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", NAMES)
+def test_pads_left_out_change_nothing(name, training, monkeypatch):
+    """Loss, gradients and masks drawn are those of the padded batch, in its order."""
+    arguments = {"pad_id": PAD, "mask_pad": True, "word_dropout": 0.4}
+    model = make(name, **arguments).double().train(training)
+    tokens, eps = lines(3, 8, 0, 5, 8, 1), torch.randn(6, Z, dtype=torch.float64)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        output = model(tokens, 0.5, eps=eps)
+        grads = torch.autograd.grad(output.loss, list(model.parameters()), allow_unused=True)
+        results.append(
+            (*output, *grads, model.log_likelihood(tokens, eps), *model.posterior(tokens))
+        )
+        model.load_state_dict(model.state_dict())
+        padded(monkeypatch)
+    torch.testing.assert_close(*results)
+    assert results[0][-3][2] == 0 and (results[0][-3][[0, 1, 3, 4, 5]] < 0).all()
+
+
+@pytest.mark.parametrize("name", ["lstm", "none", "lstm_vae"])
+def test_pads_are_not_computed(name):
+    """The classifier and the head get the rows of tokens only; ByteNet's batch norms need all."""
+    model = make(name, pad_id=PAD, mask_pad=True)
+    rows = []
+    for layer in (model.head, model.decoder and model.decoder.classifier):
+        if layer is not None:
+            layer.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1]))
+    model(lines(3, 8, 0, 5))
+    assert rows == [(3 + 8 + 0 + 5,)] * len(rows) and rows
+    rows.clear()
+    model.pad_id, model.mask_pad = None, False
+    model(lines(3, 8, 0, 5))
+    assert rows == [(L, 4)] * len(rows) and rows
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pads_alone(name):
+    """A batch without tokens costs nothing, and every parameter gets its gradient."""
+    model = make(name, pad_id=PAD, mask_pad=True)
+    output = model(torch.full((3, L), PAD), 0.0, eps=torch.zeros(3, Z))
+    output.loss.backward()
+    assert output.reconstruction == output.auxiliary == 0
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_encoder_reads_the_last_token():
+    """With masked pads the posterior is that of the tokens, however many pads follow."""
+    model = make("lstm_vae", pad_id=PAD, mask_pad=True).double()
+    long = make("lstm_vae", pad_id=PAD, mask_pad=True, length=2 * L).double()
+    long.load_state_dict(model.state_dict())
+    tokens = lines(3, 8, 0, 5)
+    more = torch.cat([tokens, torch.full_like(tokens, PAD)], 1)
+    torch.testing.assert_close(long.posterior(more), model.posterior(tokens))
+    y, _ = model.encoder(None, tokens=tokens.T)
+    want = model.posterior_linear(torch.stack([y[2, 0], y[7, 1], 0 * y[0, 2], y[4, 3]]))
+    torch.testing.assert_close(model.posterior(tokens), want.chunk(2, -1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masked_pads_compile_and_export(name):
+    model = make(name, pad_id=PAD, mask_pad=True).eval()
+    tokens, (_, step) = lines(3, 8, 0, 5), batch()
+    want = model(tokens, 0.5, **step)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(tokens, 0.5, **step), want)
+    other = lines(1, 2, 6, 0)  # sizes do not depend on the tokens
+    exported = torch.export.export(model, (tokens, 0.5), step).module()
+    torch.testing.assert_close(
+        tuple(exported(other, 0.5, **step)), tuple(model(other, 0.5, **step))
+    )
 
 
 @pytest.mark.parametrize("name", RECURRENT)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastvae
 from fastvae.models.hybrid import HybridVAE
@@ -360,7 +361,7 @@ def test_lstm_batch_first():
         ),
         (
             (torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 3)]),),
-            "PackedSequence: pad it with torch.nn.utils.rnn.pad_packed_sequence",
+            r"PackedSequence: pad it with torch.nn.utils.rnn.pad_packed_sequence.*lengths=$",
         ),
         ((torch.zeros(0, 2, 3),), "at least one step"),
         ((None,), "x or tokens must be given"),
@@ -372,6 +373,97 @@ def test_lstm_batch_first():
 def test_lstm_inputs_in_the_callers_terms(arguments, message):
     with pytest.raises(ValueError, match=message):
         fastvae.nn.LayerNormLSTM(3, 4)(*arguments)
+
+
+def each_alone(module, x, state, lengths):
+    """Each sequence by itself, as long as it is -> y [T, B, H], (h_n, c_n) [B, H]."""
+    outputs, states = [], []
+    for b, steps in enumerate(lengths.tolist()):
+        last = tuple(t[b : b + 1] for t in state)
+        y = x.new_zeros(0, 1, module.hidden_size)
+        if steps:
+            y, last = module(x[:steps, b : b + 1], last)
+        outputs.append(F.pad(y, (0, 0, 0, 0, 0, len(x) - steps)))
+        states.append(last)
+    return torch.cat(outputs, 1), tuple(map(torch.cat, zip(*states, strict=True)))
+
+
+def test_lstm_with_lengths():
+    """Outputs, last states and gradients are those of each sequence alone."""
+    module = LayerNormLSTM(3, 4).double()
+    lengths = torch.tensor([2, 5, 0, 3])
+    inputs = torch.randn(6, 4, 3), torch.randn(4, 4), torch.randn(4, 4)
+    inputs = [t.double().requires_grad_() for t in inputs]
+    x, *state = inputs
+    results = []
+    for y, (h, c) in (module(x, state, lengths=lengths), each_alone(module, x, state, lengths)):
+        loss = y.square().sum() + h.sin().sum() + c.cos().sum()
+        grads = torch.autograd.grad(loss, [*inputs, *module.parameters()])
+        results.append((y, h, c, *grads))
+    torch.testing.assert_close(*results)
+    first = LayerNormLSTM(3, 4, batch_first=True).double()
+    first.load_state_dict(module.state_dict())
+    y, last = first(x.transpose(0, 1), state, lengths=lengths)
+    torch.testing.assert_close((y.transpose(0, 1), *last), results[0][:3])
+
+
+@pytest.mark.parametrize("what", ["dense", "tokens", "both"])
+def test_lstm_takes_packed_rows(what):
+    """Those of torch.nn.utils.rnn: the same results for the steps that there are."""
+    module = LayerNormLSTM(5, 4, batch_first=what == "tokens").double()
+    lengths = torch.tensor([5, 3, 3, 1])
+    x = torch.randn(5, 4, 5 if what == "dense" else 2, dtype=torch.float64)
+    x, tokens = None if what == "tokens" else x, torch.randint(3, (5, 4))
+    tokens = None if what == "dense" else tokens
+
+    def packed(t, first=False):
+        return None if t is None else pack_padded_sequence(t, lengths, batch_first=first).data
+
+    if module.batch_first:
+        y, last = module(None, tokens=tokens.T, lengths=lengths)
+        y = packed(y, True)
+    else:
+        y, last = module(x, tokens=tokens, lengths=lengths)
+        y = packed(y)
+    y_packed, last_packed = module(packed(x), tokens=packed(tokens), lengths=lengths)
+    torch.testing.assert_close((y_packed, *last_packed), (y, *last))
+    state = torch.randn(4, 4, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
+    nothing = module(
+        None if x is None else x[0, :0],
+        state,
+        tokens=None if tokens is None else tokens[0, :0],
+        lengths=torch.zeros(4, dtype=torch.int64),
+    )
+    assert nothing[0].shape == (0, 4) and all(map(torch.equal, nothing[1], state))
+
+
+@pytest.mark.parametrize(
+    "lengths, message",
+    [
+        ([5, 1], r"^lengths must be a tensor \[B\]$"),
+        (torch.tensor(3), r"^lengths must be a tensor \[B\]$"),
+        (torch.tensor([5, 6]), "^lengths must be from 0 to 5, got 6$"),
+        (torch.tensor([5]), r"^lengths must have shape \[B\] = \[2\], got \[1\]$"),
+        (torch.tensor([5.0, 1.0]), "^lengths must have dtype int64, got float32$"),
+    ],
+)
+def test_lstm_refuses_lengths(lengths, message):
+    with pytest.raises(ValueError, match=message):
+        LayerNormLSTM(3, 4)(torch.zeros(5, 2, 3), lengths=lengths)
+
+
+def test_lstm_with_lengths_compiles_exports_and_casts():
+    module, x, lengths = LayerNormLSTM(3, 4), torch.randn(5, 2, 3), torch.tensor([2, 4])
+    want = module(x, lengths=lengths)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, lengths=lengths), want)
+    exported = torch.export.export(module, (x,), {"lengths": lengths}).module()
+    torch.testing.assert_close(
+        exported(x, lengths=torch.tensor([5, 0])), module(x, lengths=torch.tensor([5, 0]))
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, (h, c) = module(x, lengths=lengths)
+    assert {t.dtype for t in (y, h, c)} == {torch.bfloat16} and not y[2:, 0].any()
 
 
 def test_a_stack_of_fewer_than_no_layers():

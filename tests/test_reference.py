@@ -1,5 +1,7 @@
 """fastvae's models against the reference models: state, training, evaluation, generation."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -156,8 +158,22 @@ def test_ten_training_steps_with_free_bits(name, free_bits):
     assert below.any() and not below.all()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_gradients_and_statistics_of_one_step(name):
+def lines(name, steps):
+    """Batches of sequences of all lengths, none and whole ones too, with pads in some's middle."""
+    tokens, drop_mask, noise = batches(steps)
+    lengths = torch.randint(1, L, (steps, B, 1))
+    lengths[:, 1], lengths[:, 4] = 0, L
+    pads = torch.arange(L) >= lengths
+    return tokens.masked_fill(pads, (HYBRIDS | BASELINES)[name]["pad_id"]), drop_mask, noise
+
+
+MASKED = [name for name in MODELS if name.endswith("-masked")]
+KINDS = [*((name, batches) for name in MODELS), *((name, partial(lines, name)) for name in MASKED)]
+NAMES_OF_KINDS = [*MODELS, *(f"{name}-lines" for name in MASKED)]
+
+
+@pytest.mark.parametrize("name, batches", KINDS, ids=NAMES_OF_KINDS)
+def test_gradients_and_statistics_of_one_step(name, batches):
     """Every tensor in units of its largest value, and all of them as one, over several batches.
 
     Biases before a batch norm are left out: there is only rounding in their gradient.
@@ -194,6 +210,27 @@ def test_gradients_and_statistics_of_one_step(name):
         return run
 
     assert_accurate(relative(ours), relative(reference_model), noise)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_likelihood_of_lines(name):
+    ours, reference_model = pair(name)
+    state = lively_state(reference_model)
+    tokens, _, noise = lines(name, 8)
+
+    def likelihood(make):
+        def run(noise):
+            model, results = build(make, state, noise.dtype), []
+            for batch, drawn in zip(tokens, noise, strict=True):
+                terms = model(batch, eps=drawn)
+                results.append((model.log_likelihood(batch, drawn), *terms[1:4:2]))
+                assert results[-1][0][1] == 0  # no tokens, nothing to say
+            return tuple(map(torch.stack, zip(*results, strict=True)))
+
+        return run
+
+    with torch.no_grad():
+        assert_accurate(likelihood(ours), likelihood(reference_model), noise)
 
 
 @pytest.mark.parametrize("name", MODELS)

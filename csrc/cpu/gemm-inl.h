@@ -204,24 +204,30 @@ INLINE void pack_transposed(const T* const (&rows)[ROW_STEP<P>], int64_t n, P* o
 #endif
 }
 
-// Rows [r0, r1) of m [·, k] to their places in tiles.
-template <class P, class T>
-void pack_rows(const T* m, int64_t r0, int64_t r1, int64_t k, P* tiles) {
+// Rows [r0, r1) of k values, each where row(r) points, to their places in tiles.
+template <class P, class F>
+INLINE void pack_rows_at(F row, int64_t r0, int64_t r1, int64_t k, P* tiles) {
+  using T = std::remove_const_t<std::remove_pointer_t<decltype(row(r0))>>;
   const int64_t depth = packed_depth<P>(k);
   for (int64_t r = r0; r < r1;) {
     P* const tile = tile_at(tiles, depth, r);
     if constexpr (PACKED_TOGETHER<P, T>) {
       if (r % MR == 0 && r + MR <= r1) {
         const T* rows[MR];
-        for (int64_t i = 0; i < MR; ++i) rows[i] = m + (r + i) * k;
+        for (int64_t i = 0; i < MR; ++i) rows[i] = row(r + i);
         pack_tile(rows, k, tile);
         r += MR;
         continue;
       }
     }
-    pack_row(m + r * k, 1, k, tile);
+    pack_row(row(r), 1, k, tile);
     ++r;
   }
+}
+// Rows [r0, r1) of m [·, k].
+template <class P, class T>
+void pack_rows(const T* m, int64_t r0, int64_t r1, int64_t k, P* tiles) {
+  pack_rows_at([&](int64_t r) { return m + r * k; }, r0, r1, k, tiles);
 }
 
 // Columns [0, n) of b(k, n) = b[k · bk + n · bn] to one panel; n <= NR.

@@ -2,14 +2,36 @@
 // A step is two phases with a barrier after each: the recurrent product, shared out by columns of gates; then norm,
 // gates and state, shared out by rows of the batch.
 
-// The rows of the batch whose gates this thread computes: whole tiles where there are enough of them.
-INLINE std::pair<int64_t, int64_t> share_rows(const Team& team, int64_t B) {
-  if (num_tiles(B) < 2 * team.size) return team.share(B);
-  const auto [t0, t1] = team.share(num_tiles(B));
-  return {t0 * MR, std::min(t1 * MR, B)};
+// What a thread computes of the steps of a batch. Where sequences are many each thread goes through all steps alone
+// with its own, dealt in turn, for they stand longest first: nobody waits, but each reads all of the weight. Else the
+// team shares each step.
+struct Work {
+  Team group;
+  int64_t rank = 0, stride = 1, first = 0;  // own: rank, rank + stride, ..., with scratch from row `first` on
+
+  Work(const Team& team, const LstmRows& rows) : group(rows.B < 2 * MR * team.size ? team : Team{0, 1, team.barrier}) {
+    if (group.size == team.size) return;
+    rank = team.id, stride = team.size;
+    first = rank * num_tiles((rows.B + stride - 1) / stride) * MR;
+  }
+  // How many of the first n sequences are the group's, and its b-th one.
+  int64_t count(int64_t n) const { return (n + stride - 1 - rank) / stride; }
+  int64_t sequence(int64_t b) const { return b * stride + rank; }
+  // Those of the group's `rows` rows whose gates this thread computes: whole tiles where there are enough of them.
+  std::pair<int64_t, int64_t> share(int64_t rows) const {
+    if (num_tiles(rows) < 2 * group.size) return group.share(rows);
+    const auto [t0, t1] = group.share(num_tiles(rows));
+    return {t0 * MR, std::min(t1 * MR, rows)};
+  }
+};
+
+// Zeros in the rows of m [., n] that are no step of a sequence.
+template <class T>
+INLINE void clear_pads(const Team& team, const LstmRows& rows, T* m, int64_t n) {
+  if (!m) return;
+  const auto [p0, p1] = team.share(rows.num_pads);
+  for (int64_t p = p0; p < p1; ++p) std::fill_n(m + rows.pads[p] * n, n, T(0));
 }
-// Whether each thread goes through all steps with its own rows: nobody waits then, but each reads all of the weight.
-INLINE bool apart(const Team& team, int64_t B) { return B >= 2 * MR * team.size; }
 
 // a [n] += x, and the mean and the variance of the sums. Deviations are from a guess, and where that was far from the
 // mean, once more from the mean.
@@ -75,45 +97,58 @@ INLINE void gate_row(S* a, const T* x, const T* gain, const T* bias, const S* c_
 template <class T>
 void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
   using S = opmath_type<T>;
-  const int64_t H = s.H, B = s.B, G = 4 * s.H;
+  const LstmRows& rows = s.rows;
+  const int64_t H = s.H, G = 4 * s.H;
   using P = Packed<T>;
   P* const packed_b = static_cast<P*>(s.packed_b);
-  P* const packed_a = static_cast<P*>(s.packed_a);
   const int64_t depth = packed_depth<P>(H);
   pack_panels(team, Strided<T>{s.weight, 1, H}, H, G, packed_b);
-  const auto [b0, b1] = share_rows(team, B);
-  pack_rows(s.h0, b0, b1, H, packed_a);
-  for (int64_t k = b0 * H; k < b1 * H; ++k) s.state[k] = S(s.c0[k]);
+  Work work(team, rows);
+  Team& group = work.group;
+  P* const packed_a = tile_at(static_cast<P*>(s.packed_a), depth, work.first);
+  S *const a = s.a + work.first * G, *const state = s.state + work.first * H;
+  const auto [all0, all1] = work.share(work.count(rows.B));
+  const auto order = [&](int64_t b) { return rows.order[work.sequence(b)]; };
+  pack_rows_at([&](int64_t b) { return s.h0 + order(b) * H; }, all0, all1, H, packed_a);
+  for (int64_t b = all0; b < all1; ++b) {
+    const T* const c0 = s.c0 + order(b) * H;
+    for (int64_t k = 0; k < H; ++k) state[b * H + k] = S(c0[k]);
+    if (work.sequence(b) >= rows.count[0]) std::copy_n(c0, H, s.c_n + order(b) * H);
+  }
+  clear_pads(team, rows, s.h, H);
+  clear_pads(team, rows, s.c, H);
+  clear_pads(team, rows, s.normalized, G);
+  clear_pads(team, rows, s.rstd, 1);
   team.wait();
-  const bool alone = apart(team, B);
-  Team group = alone ? Team{0, 1, team.barrier} : team;
-  const int64_t first = alone ? b0 : 0, rows = alone ? b1 - b0 : B;
-  for (int64_t t = 0; t < s.steps; ++t) {
-    multiply_panels(group, tile_at(packed_a, depth, first), packed_b, H, s.a + first * G, G, rows, G);
+  for (int64_t t = 0; t < rows.steps; ++t) {
+    const int64_t count = work.count(rows.count[t]);
+    multiply_panels(group, packed_a, packed_b, H, a, G, count, G);
     group.wait();
+    const auto [b0, b1] = work.share(count);
     for (int64_t b = b0; b < b1; ++b) {
-      const int64_t row = t * B + b;
-      S* c = s.c ? s.c + row * H : s.state + b * H;
-      const S* c_before = s.c && t ? c - B * H : s.state + b * H;
-      gate_row(s.a + b * G, s.x + row * G, s.gain, s.bias, c_before, c, s.h + row * H,
+      const int64_t sequence = work.sequence(b), i = rows.first[t] + sequence, row = rows.now[i];
+      S* const c = s.c ? s.c + row * H : state + b * H;
+      const S* const c_before = s.c && t ? s.c + rows.before[i] * H : state + b * H;
+      gate_row(a + b * G, s.x + row * G, s.gain, s.bias, c_before, c, s.h + row * H,
                s.normalized ? s.normalized + row * G : nullptr, s.rstd ? s.rstd + row : nullptr, H, S(s.eps));
-      if (t + 1 == s.steps)
-        for (int64_t k = 0; k < H; ++k) s.c_n[b * H + k] = T(c[k]);
+      if (sequence >= rows.count[t + 1])
+        for (int64_t k = 0; k < H; ++k) s.c_n[rows.order[sequence] * H + k] = T(c[k]);
     }
-    pack_rows(s.h + t * B * H, b0, b1, H, packed_a);
+    const auto h = [&](int64_t b) { return s.h + rows.now[rows.first[t] + work.sequence(b)] * H; };
+    pack_rows_at(h, b0, b1, H, packed_a);
     group.wait();
   }
 }
 
-// Backward of row b of step t: da [4H], dc of the step before; adds what reaches gain and bias to dgain, dbias [4H].
+// Backward of a row of all steps: da [4H] from dh_through, of the step after, and dc [H], which becomes that of the
+// step before; adds what reaches gain and bias to dgain, dbias [4H].
 template <class T, class S = opmath_type<T>>
-INLINE void gate_row_backward(const LayerNormLstmBackward<T>& s, int64_t t, int64_t b, S* da, S* dgain, S* dbias) {
+INLINE void gate_row_backward(const LayerNormLstmBackward<T>& s, int64_t row, const S* c_before, const S* dh_through,
+                              S* dc, S* da, S* dgain, S* dbias) {
   constexpr int64_t w = LANES<T>;
-  const int64_t H = s.H, G = 4 * s.H, row = t * s.B + b;
+  const int64_t H = s.H, G = 4 * s.H;
   const T *const normalized = s.normalized + row * G, *const dh = s.dh + row * H;
-  const S *const c = s.c + row * H, *const c_before = t ? c - s.B * H : s.c0 + b * H;
-  const S* const dh_through = s.dh_through + b * H;
-  S* const dc = s.dc + b * H;
+  const S* const c = s.c + row * H;
   vec<T> total{}, along{};
   for (int64_t k = 0; k < H; k += w) {
     const int64_t n = H - k;
@@ -152,41 +187,56 @@ template <class T>
 void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
   using S = opmath_type<T>;
   using P = Packed<T>;
-  const int64_t H = s.H, B = s.B, G = 4 * s.H;
+  const LstmRows& rows = s.rows;
+  const int64_t H = s.H, G = 4 * s.H;
   P* const packed_b = static_cast<P*>(s.packed_b);
-  P* const packed_a = static_cast<P*>(s.packed_a);
   pack_panels(team, Strided<T>{s.weight, H, 1}, G, H, packed_b);
-  const auto [b0, b1] = share_rows(team, B);
+  Work work(team, rows);
+  Team& group = work.group;
+  P* const packed_a = tile_at(static_cast<P*>(s.packed_a), packed_depth<P>(G), work.first);
+  S *const dh_through = s.dh_through + work.first * H, *const dc = s.dc + work.first * H;
+  S* const da = s.da + work.first * G;
   // Sums for gain and bias: of this step, then over steps, so that rounding grows with B + T and not with B · T.
   S* step_sums = s.sums + team.id * 4 * G;
   S* all_sums = step_sums + 2 * G;
   std::fill(all_sums, all_sums + 2 * G, S(0));
-  std::fill(s.dh_through + b0 * H, s.dh_through + b1 * H, S(0));
-  for (int64_t k = b0 * H; k < b1 * H; ++k) s.dc[k] = S(s.dc_n[k]);
+  const auto [all0, all1] = work.share(work.count(rows.B));
+  const auto order = [&](int64_t b) { return rows.order[work.sequence(b)]; };
+  std::fill(dh_through + all0 * H, dh_through + all1 * H, S(0));
+  for (int64_t b = all0; b < all1; ++b)
+    for (int64_t k = 0; k < H; ++k) dc[b * H + k] = S(s.dc_n[order(b) * H + k]);
+  clear_pads(team, rows, s.dx, G);
   team.wait();
-  const bool alone = apart(team, B);
-  Team group = alone ? Team{0, 1, team.barrier} : team;
-  const int64_t first = alone ? b0 : 0, rows = alone ? b1 - b0 : B;
-  for (int64_t t = s.steps - 1; t >= 0; --t) {
+  for (int64_t t = rows.steps - 1; t >= 0; --t) {
+    const int64_t count = work.count(rows.count[t]);
+    const auto row = [&](int64_t b) { return rows.now[rows.first[t] + work.sequence(b)]; };
+    const auto da_row = [&](int64_t b) {
+      if constexpr (std::is_same_v<S, T>)
+        return s.dx + row(b) * G;
+      else
+        return da + b * G;
+    };
     std::fill(step_sums, step_sums + 2 * G, S(0));
-    T* const dx = s.dx + t * B * G;
-    S* da = s.da;
-    if constexpr (std::is_same_v<S, T>) da = dx;
-    for (int64_t b = b0; b < b1; ++b) gate_row_backward(s, t, b, da + b * G, step_sums, step_sums + G);
+    const auto [b0, b1] = work.share(count);
+    for (int64_t b = b0; b < b1; ++b) {
+      const int64_t before = rows.before[rows.first[t] + work.sequence(b)];
+      gate_row_backward(s, row(b), (t ? s.c : s.c0) + before * H, dh_through + b * H, dc + b * H, da_row(b), step_sums,
+                        step_sums + G);
+    }
     if constexpr (std::is_same_v<P, T>)
-      pack_rows(dx, b0, b1, G, packed_a);
+      pack_rows_at([&](int64_t b) { return s.dx + row(b) * G; }, b0, b1, G, packed_a);
     else
-      pack_rows(da, b0, b1, G, packed_a);
+      pack_rows_at(da_row, b0, b1, G, packed_a);
     for (int64_t k = 0; k < 2 * G; ++k) all_sums[k] += step_sums[k];
     group.wait();
-    multiply_panels(group, tile_at(packed_a, packed_depth<P>(G), first), packed_b, G, s.dh_through + first * H, H, rows,
-                    H);
+    multiply_panels(group, packed_a, packed_b, G, dh_through, H, count, H);
     group.wait();
   }
-  for (int64_t k = b0 * H; k < b1 * H; ++k) {
-    s.dh0[k] = T(s.dh_through[k]);
-    s.dc0[k] = T(s.dc[k]);
-  }
+  for (int64_t b = all0; b < all1; ++b)
+    for (int64_t k = 0; k < H; ++k) {
+      s.dh0[order(b) * H + k] = T(dh_through[b * H + k]);
+      s.dc0[order(b) * H + k] = T(dc[b * H + k]);
+    }
   team.wait();
   const auto [g0, g1] = team.share(2 * G);
   for (int64_t k = g0; k < g1; ++k) {
@@ -194,12 +244,23 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
     for (int i = 0; i < team.size; ++i) total += s.sums[(4 * i + 2) * G + k];
     (k < G ? s.dgain[k] : s.dbias[k - G]) = T(total);
   }
-  // dW = Σₜ daₜᵀ hₜ₋₁, one product over all steps; h₋₁ = h0.
-  const Strided<T> da{s.dx, 1, G};
-  gemm<T>(team, G, H, B, da, Strided<T>{s.h0, H, 1}, s.dweight_opmath, H, false, s.scratch);
-  if (s.steps > 1)
-    gemm<T>(team, G, H, (s.steps - 1) * B, Strided<T>{s.dx + B * G, 1, G}, Strided<T>{s.h, H, 1}, s.dweight_opmath, H,
-            true, s.scratch);
+  // dW = Σₜ daₜᵀ hₜ₋₁, a product for the first step, whose h₋₁ is h0, and one for the others. Where not all sequences
+  // have all steps it is of rows side by side: h_before, and dx_real where pads are between.
+  const T *dx = s.dx, *before = s.h0, *h = s.h;
+  const int64_t first = rows.count[0], others = rows.total - first;
+  if (s.h_before) {
+    dx = s.dx_real, before = s.h_before, h = before + first * H;
+    const auto [i0, i1] = team.share(rows.total);
+    for (int64_t i = i0; i < i1; ++i) {
+      std::copy_n((i < first ? s.h0 : s.h) + rows.before[i] * H, H, s.h_before + i * H);
+      if (dx != s.dx) std::copy_n(s.dx + rows.now[i] * G, G, s.dx_real + i * G);
+    }
+    if (first == 0 && team.id == 0) std::fill_n(s.dweight_opmath, G * H, S(0));
+    team.wait();
+  }
+  gemm<T>(team, G, H, first, Strided<T>{dx, 1, G}, Strided<T>{before, H, 1}, s.dweight_opmath, H, false, s.scratch);
+  gemm<T>(team, G, H, others, Strided<T>{dx + first * G, 1, G}, Strided<T>{h, H, 1}, s.dweight_opmath, H, true,
+          s.scratch);
   if constexpr (!std::is_same_v<S, T>) {
     const auto [r0, r1] = team.share(G);
     for (int64_t k = r0 * H; k < r1 * H; ++k) s.dweight[k] = T(s.dweight_opmath[k]);

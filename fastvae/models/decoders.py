@@ -69,11 +69,14 @@ class ByteNetWeights(NamedTuple):
 class Decoder(nn.Module):
     """Base class of the decoders: generates with one op call, from cached packed weights.
 
-    A decoder implements `forward`, `_weights`, `_pack`, `_decode` and `_step`.
+    A decoder implements `forward`, `_weights`, `_pack`, `_decode` and `_step`. `packs` says whether
+    its `forward` takes packed inputs, without the pads after each sequence's end.
 
     Args:
         vocab_size: V.
     """
+
+    packs = False
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -162,6 +165,8 @@ class LSTMDecoder(Decoder):
         dtype: of the parameters.
     """
 
+    packs = True
+
     def __init__(
         self, feature_size: int, vocab_size: int, hidden_size: int, *, device=None, dtype=None
     ) -> None:
@@ -170,18 +175,25 @@ class LSTMDecoder(Decoder):
         self.lstm = LayerNormLSTM(feature_size + vocab_size + 2, hidden_size, **factory_kwargs)
         self.classifier = Linear(hidden_size, vocab_size, **factory_kwargs)
 
-    def forward(self, features: Tensor | None, previous: Tensor, state: State | None) -> Tensor:
+    def forward(
+        self,
+        features: Tensor | None,
+        previous: Tensor,
+        state: State | None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """features [T, B, D], previous ids [T, B] -> logits [T, B, V], teacher-forced.
 
         Args:
-            features: [T, B, D], or None if D is 0.
-            previous: ids of the tokens before, `start` or `dropped`, [T, B] int64.
+            features: [T, B, D], or packed [N, D]; None if D is 0.
+            previous: ids of the tokens before, `start` or `dropped`, [T, B] int64, or packed [N].
             state: (h0, c0), [B, H] each; None is zeros.
+            lengths: steps of each sequence, as in `fastvae.nn.LayerNormLSTM`, or None.
 
         Returns:
-            the logits, [T, B, V].
+            the logits, [T, B, V], or packed [N, V].
         """
-        y, _ = self.lstm(features, state, tokens=previous)
+        y, _ = self.lstm(features, state, tokens=previous, lengths=lengths)
         return self.classifier(y)
 
     def _weights(self, D: int, dtype: torch.dtype, mask_history: bool) -> LSTMWeights:

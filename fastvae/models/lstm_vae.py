@@ -6,6 +6,7 @@ Bowman et al. 2016, "Generating Sentences from a Continuous Space", arXiv:1511.0
 from torch import Tensor
 
 from fastvae.models.decoders import LSTMDecoder
+from fastvae.models.packing import token_lengths
 from fastvae.models.text_vae import State, TextVAE, constructor_arguments
 from fastvae.nn import LayerNormLSTM, Linear
 
@@ -13,8 +14,8 @@ from fastvae.nn import LayerNormLSTM, Linear
 class LSTMVAE(TextVAE):
     """The paper's baseline, two LayerNorm-LSTMs: tokens [B, L] -> `fastvae.VAEOutput`.
 
-    The encoder's last h gives the posterior of z. z gives the decoder's h0 and c0, and nothing
-    else. Bowman et al. 2016, arXiv:1511.06349.
+    The encoder's last h, with `mask_pad` that of each sequence's last token, gives the posterior of
+    z. z gives the decoder's h0 and c0, and nothing else. Bowman et al. 2016, arXiv:1511.06349.
 
     Args:
         vocab_size: V, the number of token ids.
@@ -25,7 +26,8 @@ class LSTMVAE(TextVAE):
             them, in evaluation and generation too.
         pad_id: the id that fills a sequence after its end, or None.
         end_id: the id that ends a sequence, or None; requires `pad_id`.
-        mask_pad: leave pads out of the loss; requires `pad_id`.
+        mask_pad: leave pads out of the loss, and end the encoder at a sequence's last token;
+            requires `pad_id`. On a CPU, positions after that are not computed.
         device: where parameters are created.
         dtype: of the parameters.
 
@@ -56,7 +58,14 @@ class LSTMVAE(TextVAE):
 
     def _encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B, L] -> mean, log-variance [B, Z]."""
-        _, (h_n, _) = self.encoder(None, tokens=tokens.T)
+        packing = self._packing(tokens)
+        if packing is not None:
+            packed = packing.pack(tokens.T)
+            _, (h_n, _) = self.encoder(None, tokens=packed, lengths=packing.lengths)
+            h_n = packing.restore(h_n)
+        else:
+            lengths = token_lengths(tokens, self.pad_id) if self.mask_pad else None
+            _, (h_n, _) = self.encoder(None, tokens=tokens.T, lengths=lengths)
         return self.posterior_linear(h_n).chunk(2, -1)
 
     def _expand(self, z: Tensor) -> tuple[None, State]:

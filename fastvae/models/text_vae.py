@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from fastvae import ops
 from fastvae.distributed import AcrossProcesses
+from fastvae.models.packing import Packing
 from fastvae.models.pretrained import PretrainedMixin
 from fastvae.nn import upcast
-from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats
+from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats, token_nats
+from fastvae.ops.checks import readable
 from fastvae.ops.gumbel_noise import HOTTEST
 from fastvae.scalars import plain
 
@@ -122,12 +124,12 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             eps = torch.randn_like(mean)
         elif eps.shape != mean.shape:
             raise ValueError(f"eps must have shape {tuple(mean.shape)}, got {tuple(eps.shape)}")
-        features, state = self._expand(mean + (0.5 * logvar).exp() * eps)
+        inputs = self._expand_for(tokens, mean + (0.5 * logvar).exp() * eps)
         kl_per_dimension = gaussian_kl(mean, logvar).mean(0)
-        reconstruction = self._nats(tokens, features, state, drop_mask).mean()
+        reconstruction = self._nats(tokens, *inputs, drop_mask).mean()
         auxiliary = torch.zeros_like(reconstruction)
         if self.head is not None and self.decoder is not None:
-            auxiliary = self._head_nats(tokens, features).mean()
+            auxiliary = self._head_nats(tokens, *inputs[:2]).mean()
         # A head of weight 0 stays in the graph: DistributedDataParallel waits for its gradient.
         loss = (
             reconstruction
@@ -178,7 +180,7 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
         self.check_tokens(tokens)
         self._check_latent(z, tokens.shape[0])
         nothing = torch.zeros_like(tokens, dtype=torch.bool)
-        return -self._nats(tokens, *self._expand(z), nothing)
+        return -self._nats(tokens, *self._expand_for(tokens, z), nothing)
 
     def logits(self, tokens: Tensor, z: Tensor, *, quantization: str | None = None) -> Tensor:
         """tokens [B, L], z [B, Z] -> logits [L, B, V], teacher-forced, in the module's mode.
@@ -324,16 +326,55 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             before = before.masked_fill(hidden, self.vocab_size + 1)
         return torch.cat([torch.full_like(tokens.T[:1], self.vocab_size), before])
 
-    def _nats(self, tokens: Tensor, features, state, drop_mask: Tensor | None) -> Tensor:
-        """tokens [B, L], features, state -> −log p(x | z) [B]."""
-        if self.decoder is None:
-            return self._head_nats(tokens, features)
-        logits = self.decoder(features, self._previous(tokens, drop_mask), state)
-        return reconstruction_nats(upcast(logits), tokens.T, self._ignored)
+    def _packing(self, tokens: Tensor) -> Packing | None:
+        """tokens [B, L] -> how to leave out pads after a sequence's end; None computes them too.
 
-    def _head_nats(self, tokens: Tensor, features: Tensor) -> Tensor:
-        """tokens [B, L], features [L, B, D] -> −log p(x | z) [B] under the head."""
-        return reconstruction_nats(upcast(self.head(features)), tokens.T, self._ignored)
+        That is where they are in the loss, where the decoder needs them (ByteNet's batch norms do),
+        and where sizes must not depend on the tokens: on GPUs, under torch.compile and so on.
+        """
+        packs = self.decoder is None or self.decoder.packs
+        if not (self.mask_pad and packs and readable(tokens)):
+            return None
+        return Packing.of(tokens, self.pad_id)
+
+    def _expand_for(
+        self, tokens: Tensor, z: Tensor
+    ) -> tuple[Packing | None, Tensor | None, State | None]:
+        """tokens [B, L], z [B, Z] -> their packing, and what `_expand` gives, packed by it."""
+        packing, (features, state) = self._packing(tokens), self._expand(z)
+        if packing is not None:
+            features = None if features is None else packing.pack(features)
+            state = state and tuple(map(packing.sort, state))
+        return packing, features, state
+
+    def _nats(
+        self,
+        tokens: Tensor,
+        packing: Packing | None,
+        features: Tensor | None,
+        state: State | None,
+        drop_mask: Tensor | None,
+    ) -> Tensor:
+        """tokens [B, L], and features and state of `_expand_for` -> −log p(x | z) [B]."""
+        if self.decoder is None:
+            return self._head_nats(tokens, packing, features)
+        previous = self._previous(tokens, drop_mask)
+        if packing is None:
+            logits = self.decoder(features, previous, state)
+        else:
+            logits = self.decoder(features, packing.pack(previous), state, packing.lengths)
+        return self._sum_nats(tokens, packing, logits)
+
+    def _head_nats(self, tokens: Tensor, packing: Packing | None, features: Tensor) -> Tensor:
+        """tokens [B, L], features of `_expand_for` -> −log p(x | z) [B] under the head."""
+        return self._sum_nats(tokens, packing, self.head(features))
+
+    def _sum_nats(self, tokens: Tensor, packing: Packing | None, logits: Tensor) -> Tensor:
+        """tokens [B, L], logits [L, B, V] or packed [N, V] -> −log p of each sequence [B]."""
+        if packing is None:
+            return reconstruction_nats(upcast(logits), tokens.T, self._ignored)
+        nats = token_nats(upcast(logits), packing.pack(tokens.T), self._ignored)
+        return packing.sum(nats)
 
     @property
     def _ignored(self) -> int | None:

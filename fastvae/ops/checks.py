@@ -120,20 +120,67 @@ def check_layer_norm_lstm(
     norm_bias: Tensor,
     h0: Tensor,
     c0: Tensor,
+    lengths: Tensor | None = None,
 ) -> tuple[int, int, int]:
-    """-> T, B, H."""
+    """-> T, B, H; with lengths and packed x [N, 4H]: N, B, H. Lengths' values are not looked at."""
     parameters = {"weight_hh": weight_hh, "norm_weight": norm_weight, "norm_bias": norm_bias}
     check_like({"x": x, **parameters, "h0": h0, "c0": c0})
-    (T, B, _), (_, H) = check_shapes(x=(x, 3), h0=(h0, 2))
+    packed = lengths is not None and x.dim() == 2
+    (steps, *_), (B, H) = check_shapes(x=(x, 2 if packed else 3), h0=(h0, 2))
+    B = B if packed else x.shape[1]
     check_shapes(
-        x=(x, (T, B, 4 * H)),
+        x=(x, (steps, 4 * H) if packed else (steps, B, 4 * H)),
         weight_hh=(weight_hh, (4 * H, H)),
         norm_weight=(norm_weight, (4 * H,)),
         norm_bias=(norm_bias, (4 * H,)),
         h0=(h0, (B, H)),
         c0=(c0, (B, H)),
     )
-    return T, B, H
+    if lengths is not None:
+        _check_lengths(lengths, x, B, RuntimeError)
+    return steps, B, H
+
+
+def check_lengths(lengths: Tensor, x: Tensor, h0: Tensor) -> None:
+    """Raises ValueError unless lengths are [B] for x [T, B, ·] or packed [N, ·], h0 [B, ·].
+
+    Values are checked where Python can read them without waiting: on a CPU and not while
+    torch.compile, torch.export or a transform of torch.func runs.
+    """
+    packed = x.dim() == 2
+    _check_lengths(lengths, x, h0.shape[0] if packed or x.dim() < 2 else x.shape[1], ValueError)
+    if not readable(lengths):
+        return
+    values, most = lengths.tolist(), x.shape[0]
+    for value in values:
+        if not 0 <= value <= most:
+            raise ValueError(f"lengths must be from 0 to {most}, got {value}")
+    if packed and values != sorted(values, reverse=True):
+        raise ValueError("lengths must not increase where x is packed, [N, ·]")
+    if packed and sum(values) != most:
+        raise ValueError(f"lengths must add up to the {most} rows of x, got {sum(values)}")
+
+
+def _check_lengths(lengths: Tensor, x: Tensor, batch: int, error: type[Exception]) -> None:
+    """Raises `error` for a wrong type, shape, dtype or device of lengths."""
+    if not isinstance(lengths, Tensor):
+        raise error(f"lengths must be a tensor [B], got {type(lengths).__name__}")
+    if lengths.dim() != 1 or lengths.shape[0] != batch:
+        raise error(f"lengths must have shape [B] = [{batch}], got {list(lengths.shape)}")
+    if lengths.dtype != torch.int64:
+        raise error(f"lengths must have dtype int64, got {_name(lengths.dtype)}")
+    if lengths.device != x.device:
+        raise error(f"lengths must be on the device of x, {x.device}, got {lengths.device}")
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether Python can read values now without waiting, and may choose sizes by them."""
+    return (
+        tensor.device.type == "cpu"
+        and type(tensor) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def check_highway_conv(

@@ -49,6 +49,33 @@ def test_layer_norm_lstm(shape, dtype):
     assert_accurate(gradients(ops.layer_norm_lstm), gradients(layer_norm_lstm_reference), *inputs)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 6, 17), (60, 128, 500)], ids=str)
+def test_layer_norm_lstm_with_lengths(shape, dtype):
+    """Every sequence gives what it gives alone, from a recorded loop and from one's own graph."""
+    T, B, _ = shape
+    lengths = torch.arange(B, device="cuda") * 7 % (T + 1)
+    inputs = there(lstm.make(shape, dtype))
+    inputs[0][torch.arange(T, device="cuda").unsqueeze(1) >= lengths] = float("nan")
+    fn, expected = lstm.of_lengths(lengths)
+    assert_accurate(fn, expected, *inputs)
+    assert_accurate(gradients(fn), gradients(expected), *inputs)
+    want, graph = fn(*inputs), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # which would fail if lengths were waited for
+        got = fn(*inputs)
+    for _ in range(2):
+        graph.replay()
+        torch.testing.assert_close(got, want, equal_nan=True)
+
+
+def test_packed_rows_run_as_the_reference():
+    lengths = torch.tensor([5, 3, 3, 1], device="cuda")
+    fn, expected = lstm.of_lengths(lengths, packed=True)
+    inputs = there(lstm.make_packed(lengths, 17))
+    assert_accurate(fn, expected, *inputs)
+    assert_accurate(gradients(fn), gradients(expected), *inputs)
+
+
 @pytest.mark.parametrize("op", highway.OPS)
 @pytest.mark.parametrize("shape, dtype", [*small(highway.SHAPES), *paper([HIGHWAY])], ids=str)
 def test_highway_conv(op, shape, dtype):
