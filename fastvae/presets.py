@@ -23,7 +23,7 @@ from fastvae.text import (
     survey,
 )
 from fastvae.text.reading import LINES, NORMALIZERS, WINDOWS
-from fastvae.training.config import TrainingConfig
+from fastvae.training.config import LEAST, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Preset:
         """
         given = {**self.training, **fields}
         steps = given.get("steps", TrainingConfig.steps)
-        shares = {name: round(share * steps) for name, share in self.shares.items()}
+        shares = {k: max(LEAST.get(k, 0), round(v * steps)) for k, v in self.shares.items()}
         return TrainingConfig.from_dict({**shares, **given})
 
 
@@ -128,16 +128,6 @@ _BASELINE_TRAINING = {
 }
 
 PRESETS: dict[str, Preset] = {
-    "small": Preset(
-        "a small hybrid for quick runs on any text file",
-        model_arguments={
-            "latent_size": 32,
-            "encoder_channels": (64, 128),
-            "feature_channels": 100,
-            "hidden_size": 200,
-        },
-        training={"steps": 3000, "batch_size": 32, "kl_floor": 0.001, "kl_end": 2000},
-    ),
     "lines": Preset(
         "a hybrid for a file of names, sentences or other short lines",
         length=None,
@@ -149,8 +139,18 @@ PRESETS: dict[str, Preset] = {
             "mask_pad": True,
         },
         text="lines",
-        training={"steps": 10_000, "batch_size": 64, "kl_target": 0.85},
-        shares={"kl_end": 1.0},
+        training={"steps": 10_000, "batch_size": 64, "kl_target": 0.85, "lr_decay": 0.8},
+        shares={"kl_end": 0.7, "lr_decay_start": 0.7, "lr_decay_every": 0.03},
+    ),
+    "small": Preset(
+        "a small hybrid for quick runs on any text file",
+        model_arguments={
+            "latent_size": 32,
+            "encoder_channels": (64, 128),
+            "feature_channels": 100,
+            "hidden_size": 200,
+        },
+        training={"steps": 3000, "batch_size": 32, "kl_floor": 0.001, "kl_end": 2000},
     ),
     "ptb-lstm": Preset(
         "the paper's hybrid with an LSTM decoder, on characters",

@@ -142,7 +142,9 @@ def test_presets_that_leave_the_length_open():
     assert preset.model_for(PTB, 40).length == 40
     with pytest.raises(ValueError, match="takes its length from the text"):
         preset.model_for(PTB)
-    assert preset.config(steps=500).kl_end == 500
+    config = preset.config(steps=500)
+    assert (config.kl_end, config.lr_decay_start, config.lr_decay_every) == (350, 350, 15)
+    assert preset.config(steps=2).lr_decay_every == 1
     assert preset.config(steps=500, kl_end=100).kl_end == 100
 
 

@@ -82,9 +82,10 @@ def train(
 ) -> None:
     """Train on any text file.
 
-    A file of short lines is read line by line with preset lines, any other as a stream with preset
-    small. A preset sets the model and its training; the options below change it. Defaults shown are
-    those of preset lines: fastvae fields --preset NAME lists another's.
+    A file of short lines is read line by line with preset lines, any other as
+    a stream with preset small. A preset sets the model and its training; the
+    options below change it. Defaults shown are those of preset lines; fastvae
+    fields --preset NAME lists another's.
 
     PRESETS
 
