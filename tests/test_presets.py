@@ -158,7 +158,7 @@ def test_presets_from_python():
     assert model.config["hidden_size"] == 200
     with pytest.raises(ValueError, match=r"no preset 'ptb-lstn': did you mean ptb-lstm\?"):
         fastvae.presets.load("ptb-lstn")
-    with pytest.raises(ValueError, match="no preset '7': there are small, "):
+    with pytest.raises(ValueError, match="no preset '7': there are lines, "):
         fastvae.presets.load("7")
     with pytest.raises(ValueError, match=r"no field 'step': did you mean steps\?"):
         small.config(step=3)
