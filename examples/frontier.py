@@ -20,9 +20,10 @@ import torch
 
 import fastvae
 from fastvae.evaluation import measure
+from fastvae.models.text_vae import TextVAE
 from fastvae.plots import pyplot
 from fastvae.presets import read_corpus
-from fastvae.text import Corpus
+from fastvae.text import Corpus, Vocabulary
 from fastvae.text.reading import VALID, load_reading
 
 START, END = "\x02", "\x03"
@@ -79,8 +80,8 @@ def read(corpus: Corpus, limit: int | None = None) -> list[str]:
     return [text for rows in corpus.batches(1024, limit) for text in vocabulary.batch_decode(rows)]
 
 
-def judge(run: Path, data: Path, valid: Path | None, count: int, seed: int) -> dict[str, float]:
-    """A run, its training file and held-out texts -> what the frontier shows.
+def open_run(run: Path, data: Path, valid: Path | None) -> tuple[TextVAE, Corpus, Corpus]:
+    """A run, its training file and a file of held-out texts -> model, training and held-out texts.
 
     Without a file the held-out texts are those that `train` left out of its file.
     """
@@ -90,13 +91,25 @@ def judge(run: Path, data: Path, valid: Path | None, count: int, seed: int) -> d
         raise SystemExit(f"{run} held out nothing: name a file with --valid")
     held_out = replace(reading, part=None if valid else VALID)
     train = read_corpus(data, model.length, reading, vocabulary)
-    other = read_corpus(valid or data, model.length, held_out, vocabulary)
-    generator = torch.Generator().manual_seed(seed)
-    samples: list[str] = []
+    return model, train, read_corpus(valid or data, model.length, held_out, vocabulary)
+
+
+def sample_texts(
+    model: TextVAE, vocabulary: Vocabulary, count: int, temperature: float, seed: int
+) -> list[str]:
+    """Texts decoded from samples of the prior."""
+    generator, samples = torch.Generator().manual_seed(seed), []
     while len(samples) < count:
         rows = min(1024, count - len(samples))
-        tokens = model.sample(rows, temperature=1.0, generator=generator)
+        tokens = model.sample(rows, temperature=temperature, generator=generator)
         samples += vocabulary.batch_decode(tokens)
+    return samples
+
+
+def judge(run: Path, data: Path, valid: Path | None, count: int, seed: int) -> dict[str, float]:
+    """A run and its files, as in `open_run` -> what the frontier shows."""
+    model, train, other = open_run(run, data, valid)
+    samples = sample_texts(model, train.vocabulary, count, 1.0, seed)
     texts = read(train)
     ngram, known = NGram(texts), set(texts)
     found = measure(model, other, limit=4096, nll_texts=0, mi_texts=0)

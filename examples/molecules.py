@@ -1,8 +1,8 @@
 """Judge a model of SMILES: its samples, and how well latents return molecules.
 
     pip install '.[examples]'
-    fastvae train --data qm9.train.smi.gz --valid qm9.valid.smi.gz --out run
-    python examples/molecules.py run --train qm9.train.smi.gz --test qm9.test.smi.gz
+    fastvae train --data qm9.csv --column smiles --out molecules
+    python examples/molecules.py molecules --data qm9.csv
 
 Prints shares in percent: samples from the prior that are valid (V), valid and unique (V.U.), valid,
 unique and not in the training file (V.U.N.); molecules of the test file that come back from their
@@ -11,16 +11,13 @@ other molecules.
 """
 
 import argparse
-import gzip
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from frontier import open_run, read, sample_texts
 
-import fastvae
 from fastvae.metrics import reconstruction_accuracy
-from fastvae.presets import read_corpus
-from fastvae.text.reading import Reading
 
 Canonical = Callable[[str], str | None]
 
@@ -66,37 +63,24 @@ def stochastic_reconstruction(
     return equal / count
 
 
-def open_lines(path: Path) -> list[str]:
-    """File, gzip too -> its lines."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        return file.read().split()
-
-
 def main() -> None:
     """Measure a run and print the shares."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--train", type=Path, required=True, help="file of the run")
-    parser.add_argument("--test", type=Path, required=True, help="file of other molecules")
+    parser.add_argument("--data", type=Path, required=True, help="file that the run trained on")
+    parser.add_argument("--valid", type=Path, help="file of held-out molecules")
     parser.add_argument("-n", type=int, default=10_000, help="samples from the prior")
     parser.add_argument("--texts", type=int, default=1000, help="molecules to reconstruct")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    model, vocabulary = fastvae.load(options.run)
-    generator = torch.Generator().manual_seed(options.seed)
-    samples: list[str] = []
-    while len(samples) < options.n:
-        count = min(1024, options.n - len(samples))
-        tokens = model.sample(count, temperature=options.temperature, generator=generator)
-        samples += vocabulary.batch_decode(tokens)
-    known = {form for form in map(canonical_smiles, open_lines(options.train)) if form}
-    corpus = read_corpus(options.test, model.length, Reading("lines"), vocabulary)
-    found = sample_shares(samples, known)
-    accuracy = reconstruction_accuracy(model, corpus.batches(64, options.texts))
+    model, train, other = open_run(options.run, options.data, options.valid)
+    sampling = options.n, options.temperature, options.seed
+    known = {form for form in map(canonical_smiles, read(train)) if form}
+    found = sample_shares(sample_texts(model, train.vocabulary, *sampling), known)
+    accuracy = reconstruction_accuracy(model, other.batches(64, options.texts))
     found["reconstruction, greedy"] = accuracy["exact_reconstruction"]
-    batches = corpus.batches(64, options.texts // 10 or 1)
+    batches = other.batches(64, options.texts // 10 or 1)
     found["reconstruction, 10 x 10"] = stochastic_reconstruction(model, batches, options.seed)
     found["shuffled control"] = accuracy["shuffled_reconstruction"]
     for name, share in found.items():

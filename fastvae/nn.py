@@ -298,6 +298,8 @@ class LayerNormLSTM(nn.Module):
         if self.batch_first and not packed:
             x = None if x is None else x.transpose(0, 1)
             tokens = None if tokens is None else tokens.T
+        if lengths is not None and not packed and x is not None:
+            x = torch.where(_real_steps(x, lengths).unsqueeze(2), x, 0)  # whatever is there
         a = ops.linear(*cast(x, self.weight_ih, self.bias), tokens)
         if state is None:
             zeros = a.new_zeros(len(lengths) if packed else a.shape[1], self.hidden_size)
@@ -348,6 +350,11 @@ class LayerNormLSTM(nn.Module):
                     f"got {list(t.shape)}{hint}"
                 )
         return packed
+
+
+def _real_steps(x: Tensor, lengths: Tensor) -> Tensor:
+    """x [T, B, K], lengths [B] -> [T, B] bool: which steps are before a sequence's end."""
+    return torch.arange(x.shape[0], device=x.device).unsqueeze(1) < lengths
 
 
 def _last_rows(y: Tensor, h0: Tensor, lengths: Tensor) -> Tensor:

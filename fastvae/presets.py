@@ -42,10 +42,10 @@ class Text:
 
 
 TEXTS = {
-    "lines": Text("each line is a text of characters", Reading(LINES), "character"),
-    "byte-lines": Text("each line is a text of bytes", Reading(LINES), "byte"),
-    "windows": Text("windows of a stream of characters", Reading(WINDOWS), "character"),
-    "tweets": Text("lines of bytes, normalized as tweets", Reading(LINES, "tweets"), "byte"),
+    "lines": Text("each line is a text", Reading(LINES), "character"),
+    "byte-lines": Text("each line is a text", Reading(LINES), "byte"),
+    "windows": Text("a stream, of which each window is a text", Reading(WINDOWS), "character"),
+    "tweets": Text("each line is a text, normalized as a tweet", Reading(LINES, "tweets"), "byte"),
 }
 
 
@@ -139,7 +139,13 @@ PRESETS: dict[str, Preset] = {
             "mask_pad": True,
         },
         text="lines",
-        training={"steps": 10_000, "batch_size": 64, "kl_target": 0.85, "lr_decay": 0.8},
+        training={
+            "steps": 10_000,
+            "batch_size": 64,
+            "kl_target": 0.85,
+            "lr_decay": 0.8,
+            "lr_floor": 1e-4,
+        },
         shares={"kl_end": 0.7, "lr_decay_start": 0.7, "lr_decay_every": 0.03},
     ),
     "small": Preset(
@@ -207,7 +213,7 @@ PRESETS: dict[str, Preset] = {
 
 
 MEANINGS = {
-    "length": "Tokens of a text; none is chosen from the file.",
+    "length": "Tokens of a text; preset lines chooses it by the file.",
     "latent_size": "Size of a latent vector.",
     "encoder_channels": "Channels of each block of the encoder; each halves the length.",
     "feature_channels": "Channels of the features that the decoder reads.",
@@ -225,6 +231,7 @@ MEANINGS = {
     "lr_decay": "What multiplies it every lr_decay_every steps.",
     "lr_decay_every": "Steps between two decays.",
     "lr_decay_start": "Step that the decays begin at.",
+    "lr_floor": "The learning rate that decays do not lead below.",
     "kl_floor": "Weight of the KL before kl_start.",
     "kl_start": "Step that the weight begins to rise at.",
     "kl_end": "Step that it reaches kl_target at.",

@@ -236,7 +236,7 @@ class TestBadFiles:
 
     def test_length(self, make, tmp_path):
         (tmp_path / "text").write_text(TEXT)
-        with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="length must be a whole number of at least 1, got 0"):
             make(tmp_path / "text", 0)
 
 

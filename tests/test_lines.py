@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -95,6 +96,20 @@ def test_tokens_of_a_regular_expression(tmp_path):
         TokenVocabulary(["C"], "C").encode("C C")
 
 
+def test_vocabularies_and_their_corpora_pickle(tmp_path):
+    path = tmp_path / "lines"
+    path.write_text("ClC\nBr\n")
+    for vocabulary in (survey(path).vocabulary, survey(path, tokens="Cl|Br|.").vocabulary):
+        again = pickle.loads(pickle.dumps(vocabulary))
+        assert again == vocabulary and again.encode("ClC") == vocabulary.encode("ClC")
+        corpus = LineCorpus(path, 8, vocabulary=vocabulary, cache=tmp_path / "cache")
+        assert texts(pickle.loads(pickle.dumps(corpus))) == ["ClC", "Br"]
+
+
+def test_any_character_is_a_line_break_too():
+    assert TokenVocabulary(["a", "\n"], ".").encode("a\na") == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("tokens", "pattern", "message"),
     [
@@ -103,6 +118,8 @@ def test_tokens_of_a_regular_expression(tmp_path):
         (["a", ""], ".", "has ''"),
         (["\ud800"], ".", "not a text of characters"),
         (["a"], "(", "is not a regular expression: missing"),
+        (["a"], "", "a regular expression that finds tokens is needed, got ''"),
+        (["a"], b"a", "a regular expression that finds tokens is needed, got b'a'"),
         (["a"], "a{99999999999999999999}", "is not a regular expression"),
     ],
 )
@@ -146,6 +163,19 @@ def test_survey_counts(tmp_path):
     assert sum(map(Counter, in_bytes.lengths.values()), Counter()) == {2: 2, 3: 1, 8: 1}
     in_tokens = survey(path, tokens="[a-c]+|.")
     assert in_tokens.vocabulary.tokens == ("ab", "b", "é", "abc", "d", "e", "f", "g", "h")
+
+
+def test_survey_of_wrong_arguments(names):
+    found = survey(names)
+    for arguments in ({"multiple": 0}, {"share": 2}, {"share": float("nan")}, {"share": 0}):
+        with pytest.raises(ValueError, match="multiple must be 1 or more and share above 0"):
+            found.length(**arguments)
+    for arguments in ({"unit": "word"}, {"unit": "token"}, {"tokens": b"."}):
+        with pytest.raises(ValueError, match=r"unit must be|regular expression"):
+            survey(names, **arguments)
+    for length in (0, 8.5, "8", None):
+        with pytest.raises(ValueError, match="length must be a whole number of at least 1"):
+            LineCorpus(names, length)
 
 
 def test_survey_counts_repeats(tmp_path):
@@ -254,6 +284,9 @@ def test_lines_of_characters_must_be_utf8(tmp_path):
         ('1,"two\nlines"\n2,one\n', 2, ["two\nlines", "one"]),
         ("a,1\n\nb,2\n", 1, ["a", "b"]),
         ("just one\n", 1, ["just one"]),
+        ("name;n\nAda, Lady;1\n", "name", ["Ada, Lady"]),
+        ("\n\na\tb\n", 2, ["b"]),
+        ("n,name\n1," + "x" * 200_000 + "\n2,y\n", "name", ["y"]),
     ],
 )
 def test_columns(tmp_path, content, column, expected):
@@ -277,13 +310,25 @@ def test_fields(tmp_path):
         (
             "a\tb\nc\n",
             {"column": 2},
-            r"line 2 of .* has no column 2: it has 1 \(tab-separated\): 'c'",
+            r"line 2 of .* has no column 2: it has 1 \(separated by tabs\): 'c'",
         ),
-        ("a,b\n", {"column": 3}, r"line 1 of .* has no column 3: it has 2 \(comma-separated\)"),
+        ("a,b\n", {"column": 3}, r"line 1 of .* has no column 3: it has 2 \(separated by commas\)"),
         ("a,b\n", {"column": "c"}, r"has no column 'c': its first line has a, b"),
         ("a,b\n", {"column": "-1"}, r"has no column '-1'"),
-        ('a,"b"c\n', {"column": 1}, r"line 1 of .* is not comma-separated"),
-        ('a,"b\nc\n', {"column": 1}, r"line 2 of .* is not comma-separated: unexpected end"),
+        (
+            "n,cc\nSmith, J,DE\n",
+            {"column": "cc"},
+            r"line 2 of .* has 3 cells, the first one 2",
+        ),
+        ("a\tb\n", {"column": "2" * 5000}, r"line 1 of .* has no column 2222"),
+        ("name\n", {"column": "name"}, r"has no line but the one that names columns"),
+        ('{"a": "' + "x" * 2**20 + '"}\n', {"field": "a"}, r"line 1 of .* has more than a MiB"),
+        ('a,"b"c\n', {"column": 1}, r"row at line 1 of .* is not separated by commas"),
+        (
+            'a,"b\nc\n',
+            {"column": 1},
+            r"row at line 1 of .* by commas: unexpected end",
+        ),
         ("{}\n", {"field": "t"}, r"line 1 of .* has no field 't': it has "),
         ('{"a": 1}\n{"b": 2}\n', {"field": "a"}, r"line 1 of .*: field 'a' is 1, not a text"),
         ('{"a": "x"}\n{"b": 2}\n', {"field": "a"}, r"line 2 of .* has no field 'a': it has b"),
@@ -300,6 +345,17 @@ def test_tables_that_lack_the_text(tmp_path, content, where, message):
     for read in (lambda: LineCorpus(path, 8, **where), lambda: survey(path, **where)):
         with pytest.raises(ValueError, match=message):
             read()
+
+
+def test_line_numbers_are_those_of_the_file(tmp_path):
+    """Below a line that names columns, and after texts of two lines."""
+    path = tmp_path / "table.csv"
+    path.write_bytes(b'name,n\n"a\nb",1\nfa\xe7ade,2\n')
+    with pytest.raises(ValueError, match=r"line 4 of .*table.csv is not UTF-8 at byte 2"):
+        survey(path, column="name")
+    path.write_bytes(b'name,n\n"a\nb",1\nok\n')
+    with pytest.raises(ValueError, match=r"line 4 of .*table.csv has no column n: it has 1"):
+        survey(path, column="n")
 
 
 # The split
@@ -350,8 +406,8 @@ def test_train_with_data_and_out_alone(names, tmp_path, fastvae_cli):
     assert status == 0
     said = err.splitlines()
     assert said[0] == (
-        f"{names}: read as lines (each line is a text of characters), length 8: 120 of 120 lines "
-        "fit, 0 repeat an earlier one"
+        f"{names}: read as lines (each line is a text), length 8 characters: 120 of 120 "
+        "lines fit, 0 repeat an earlier one"
     )
     held_out = len(LineCorpus(names, 8, part="valid"))
     assert said[1].startswith(f"{held_out} lines held out for validation, by a hash of each. To")
@@ -422,6 +478,9 @@ def test_what_options_choose(names, tmp_path, fastvae_cli, options, kind, unit, 
         (("--column", "2"), "line 1 of {data} has no column 2"),
         (("--field", "name"), "line 1 of {data} is not JSON"),
         (("--text", "lines", "--length", "1"), "no line fits the length"),
+        (("--column", "1", "--length", "0"), "length must be a whole number of at least 1, got 0"),
+        (("--tokens", ""), "a regular expression that finds tokens is needed, got ''"),
+        (("--text", ""), "no text ''"),
     ],
 )
 def test_options_that_do_not_fit(names, tmp_path, fastvae_cli, options, message):
@@ -480,7 +539,8 @@ def test_the_end_of_train_says_what_the_latent_keeps(names, tmp_path, fastvae_cl
 
 def test_resuming_keeps_the_split(names, tmp_path, fastvae_cli):
     once, twice = tmp_path / "once", tmp_path / "twice"
-    every = "--data", names, *TINY, "--eval-every", "2", "--kl-end", "2"
+    same = "--kl-end=2", "--lr-decay-start=2", "--lr-decay-every=1"  # for all numbers of steps
+    every = "--data", names, *TINY, "--eval-every", "2", *same
     assert fastvae_cli("train", "--out", once, *every, "--steps", "4")[0] == 0
     assert fastvae_cli("train", "--out", twice, *every, "--steps", "2")[0] == 0
     status, _, err = fastvae_cli("train", "--out", twice, *every, "--steps", "4", "--resume")
@@ -490,6 +550,44 @@ def test_resuming_keeps_the_split(names, tmp_path, fastvae_cli):
         file.write("Another\n")
     status, _, err = fastvae_cli("train", "--out", twice, *every, "--steps", "6", "--resume")
     assert status == 2
+
+
+def test_more_steps_keep_the_schedule_of_the_run(names, tmp_path, fastvae_cli):
+    """What preset lines computes from the steps stays as it was, unless an option says else."""
+    out = tmp_path / "run"
+    every = "--data", names, "--out", out, *TINY
+    assert fastvae_cli("train", *every, "--steps", "20")[0] == 0
+    status, _, err = fastvae_cli("train", *every, "--steps", "40", "--resume")
+    assert status == 0, err
+    config = json.loads((out / "training.json").read_text())["config"]
+    assert (config["kl_end"], config["lr_decay_start"], config["lr_decay_every"]) == (14, 14, 1)
+    records = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 40
+    last = [row["learning_rate"] for row in records if row["split"] == "train"][-1]
+    assert last == 1e-4 > 1e-3 * 0.8**25  # lr_floor
+    status, _, err = fastvae_cli("train", *every, "--steps", "40", "--kl-end", "28", "--resume")
+    assert status == 2 and "was started with kl_end = 14, got 28" in err
+
+
+def test_what_train_warns_of(tmp_path, fastvae_cli):
+    path = tmp_path / "characters.txt"
+    path.write_text("".join(f"{chr(0x4E00 + n)}\n" for n in range(1100)), encoding="utf-8")
+    out = tmp_path / "run"
+    status, _, err = fastvae_cli("train", "--data", path, "--valid", path, "--out", out, *TINY)
+    assert status == 0 and "1,102 different characters make training slow" in err
+    assert f"{path} is the training file" in err
+
+
+def test_standard_input_is_read_once(tmp_path, fastvae_cli):
+    command = "train", "--data", "-", "--valid", "-", "--out", tmp_path / "run"
+    status, _, err = fastvae_cli(*command, stdin=b"a\nb\n")
+    assert status == 2 and "standard input can be read once" in err
+
+
+def test_pipes_are_pointed_to_standard_input(tmp_path, fastvae_cli):
+    os.mkfifo(tmp_path / "pipe")
+    status, _, err = fastvae_cli("train", "--data", tmp_path / "pipe", "--out", tmp_path / "run")
+    assert status == 2 and "pipe is not a regular file: pipe it in with --data -" in err
 
 
 def test_runs_that_held_out_nothing_go_on_so(names, tmp_path, fastvae_cli):
@@ -547,8 +645,11 @@ def test_held_out_needs_a_split(names, tmp_path, fastvae_cli):
     assert fastvae_cli(*command)[0] == 0
     status, _, err = fastvae_cli("evaluate", out, "--data", names, "--held-out")
     assert status == 2 and f"--held-out: {out} was trained on all texts of its file" in err
+    for more in (("--held-out",), ("--column", "1"), ("--field", "a")):
+        status, _, err = fastvae_cli("reconstruct", out, *more, stdin=b"Bana\n")
+        assert status == 2 and "are for a file" in err
     status, _, err = fastvae_cli("reconstruct", out, "--held-out", stdin=b"Bana\n")
-    assert status == 2 and "--held-out is for a file" in err
+    assert status == 2 and "--held-out are for a file" in err
 
 
 def test_unknown_characters_at_the_command_line(names, tmp_path, fastvae_cli):

@@ -1,5 +1,6 @@
 """Modules against plain PyTorch, and their statistics over several processes."""
 
+import math
 import subprocess
 import sys
 from functools import partial
@@ -490,3 +491,16 @@ def test_half_on_a_cpu_is_one_clear_line():
 def test_a_step_is_recorded_on_a_gpu_alone():
     with pytest.raises(ValueError, match=r"^a step is recorded on a CUDA device, not on cpu$"):
         fastvae.RecordedStep(lambda: None, "cpu")
+
+
+def test_lstm_with_lengths_looks_at_nothing_after_a_sequences_end():
+    """Not even in the gradients: not-a-number there does not spread."""
+    torch.manual_seed(0)
+    module, lengths = LayerNormLSTM(5, 7), torch.tensor([4, 2])
+    x, gradients = torch.randn(4, 2, 5), []
+    for filler in (0.0, math.nan):
+        x[2:, 1] = filler
+        y, (_, c) = module(x, lengths=lengths)
+        gradients.append(torch.autograd.grad(y.sum() + c.sum(), [*module.parameters()]))
+    for with_zeros, with_nan in zip(*gradients, strict=True):
+        assert torch.equal(with_zeros, with_nan)

@@ -88,6 +88,12 @@ def find_reading(
     return reading
 
 
+def check_is_file(data: Path | None, column: str | None, field: str | None, held_out: bool) -> None:
+    """Raise ValueError for options of files where texts come from standard input."""
+    if data is None and (column, field, held_out) != (None, None, False):
+        raise ValueError("--column, --field and --held-out are for a file: name it with --data")
+
+
 def in_place(reading: Reading, column: str | None, field: str | None) -> Reading:
     """A reading with the column or field that hold the texts; column 0 is the whole line."""
     return replace(reading, column=None if column == "0" else column, field=field)

@@ -34,6 +34,7 @@ from fastvae.cli.arguments import (
 )
 from fastvae.cli.inputs import (
     LineTokens,
+    check_is_file,
     encode_texts,
     find_reading,
     in_batches,
@@ -209,8 +210,7 @@ def reconstruct(
     """
     show = _printer(raw, as_json)
     model, vocabulary = load_model(run, best=best, device=device)
-    if held_out and data is None:
-        raise ValueError("--held-out is for a file: name it with --data")
+    check_is_file(data, column, field, held_out)
     reading = find_reading(run, model, read, normalize, column, field, held_out)
     generator = torch.Generator().manual_seed(seed)
     if data is not None and reading.kind == WINDOWS:
@@ -299,6 +299,7 @@ def encode(
     normalize: Normalize = None,
     column: Column = None,
     field: Field = None,
+    held_out: HeldOut = False,
 ) -> None:
     """Posterior means of texts as a NumPy file.
 
@@ -310,7 +311,8 @@ def encode(
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: name a file")
     model, vocabulary = load_model(run, best=best, device=device)
-    reading = find_reading(run, model, read, normalize, column, field)
+    check_is_file(data, column, field, held_out)
+    reading = find_reading(run, model, read, normalize, column, field, held_out)
     total = lines = None
     if data is not None and reading.kind == WINDOWS:
         corpus = open_for(model, vocabulary, reading, data)

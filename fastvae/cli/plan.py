@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fastvae.atomic_files import read_json
 from fastvae.cli.inputs import data_file, in_place
 from fastvae.names import suggestion
-from fastvae.presets import TEXTS, Preset, configure, defaults, parse, read_corpus
+from fastvae.presets import TEXTS, Preset, changed, configure, defaults, parse, read_corpus
 from fastvae.text import Corpus, Survey, survey
 from fastvae.text.files import unchanged
 from fastvae.text.reading import LINES, NORMALIZERS, TRAIN, VALID, WINDOWS, load_reading
 from fastvae.text.survey import looks_like_lines
+from fastvae.training.run_directory import SETTINGS, SETTINGS_SCHEMA
 
 LONGEST = 128  # L of lines that are recognized as such
+LARGE = 1024  # tokens of a vocabulary
 OPTIONS = "To choose otherwise: --text, --length, --valid, --column, --field, --tokens."
 
 
@@ -52,10 +55,12 @@ def plan_training(
     Without `text` and `preset` the file decides between lines and windows; without `valid` a hash
     of each line decides whether it is held out. A run that goes on keeps what it chose.
     """
+    if str(data) == str(valid) == "-":
+        raise ValueError("standard input can be read once: give a file as --data or --valid")
     path = data_file(data)
     before = load_reading(out) if resume else None
     chosen = None if preset is None else configure(preset, overrides)
-    kind = text or (chosen and chosen.text)
+    kind = chosen.text if text is None and chosen else text
     if kind is None and (column, field, tokens) != (None, None, None):
         kind = "lines"
     if kind is None and before is not None and before.kind == WINDOWS:
@@ -87,13 +92,16 @@ def plan_training(
                 reading = reading.normalized_by(normalize)
         kind = kind or "lines"
         chosen = chosen or configure("small" if kind == "windows" else "lines", overrides)
+        if found and not found.vocabulary:
+            raise ValueError(f"{data} has no line that holds a text shorter than a MiB")
+        if before and (out / SETTINGS).exists():
+            chosen = _as_begun(chosen, overrides, out)
         notes = []
         if (text is None and preset is None) or chosen.length is None:
-            chosen = replace(chosen, length=chosen.length or _length(chosen, found))
+            if chosen.length is None:
+                chosen = replace(chosen, length=_length(chosen, found))
             notes = [f"{data}: {_chosen(kind, chosen, found)}"]
         vocabulary = found and found.vocabulary
-        if found and not vocabulary:
-            raise ValueError(f"{data} has no line that holds a text shorter than a MiB")
         if valid is None and found and (before is None or before.part):
             parts = {part: found.fitting(chosen.length, part) for part in (TRAIN, VALID)}
             if all(parts.values()):
@@ -102,8 +110,15 @@ def plan_training(
             else:
                 held_out = "no validation: too few lines to hold any out"
             notes.append(f"{held_out}. {OPTIONS}")
-        elif notes:
+        elif notes and not before:
             notes.append(OPTIONS if valid else f"No validation without --valid. {OPTIONS}")
+        if vocabulary and vocabulary.size > LARGE:
+            notes.append(
+                f"{vocabulary.size:,} different {vocabulary.unit}s make training slow and need "
+                "many lines: --text byte-lines has 259"
+            )
+        if valid is not None and path == valid:
+            notes.append(f"{valid} is the training file: its bound tells nothing about other texts")
         corpus = read_corpus(path, chosen.length, reading, vocabulary, cache=cache)
     validation = None
     if valid is not None or reading.part:
@@ -111,6 +126,13 @@ def plan_training(
         file = path if valid is None else data_file(valid)
         validation = read_corpus(file, chosen.length, other, corpus.vocabulary, cache=cache)
     return Plan(chosen, corpus, validation, notes)
+
+
+def _as_begun(preset: Preset, overrides: Mapping[str, str], out: Path) -> Preset:
+    """The preset with what the run in `out` computed from its steps, which may be others now."""
+    begun = read_json(out / SETTINGS, SETTINGS_SCHEMA)["config"]
+    kept = {name: begun[name] for name in preset.shares if name in begun and name not in overrides}
+    return changed(preset, kept)
 
 
 def _longest(overrides: Mapping[str, str]) -> int:
@@ -130,7 +152,8 @@ def _chosen(kind: str, preset: Preset, found: Survey | None) -> str:
     """What was chosen, and how many lines there are."""
     how = f"read as {kind} ({TEXTS[kind].description}), length {preset.length}"
     if found is None:
-        return how
+        return f"{how} characters"
+    how = f"{how} {found.vocabulary.unit}s"
     fit = sum(found.fitting(preset.length, part) for part in (TRAIN, VALID))
     return (
         f"{how}: {fit:,} of {found.counts.lines:,} lines fit, {found.repeated:,} repeat an earlier "

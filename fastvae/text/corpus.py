@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastvae.text.files import CHUNK, MappedArray, byte_chunks, stored, text_chunks
-from fastvae.text.lines import LineCounts, encode_fitting, read_texts
+from fastvae.text.lines import LineCounts, encode_fitting, no_lines, read_texts
 from fastvae.text.reading import (
     LINES,
     WINDOWS,
@@ -118,10 +118,10 @@ class Corpus:
         raise NotImplementedError
 
     def _set_length(self, length: int) -> None:
-        """Set `length`; raises ValueError below 1."""
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
-        self.length = length
+        """Set `length`; raises ValueError unless it is a whole number of at least 1."""
+        if not hasattr(length, "__index__") or length < 1:
+            raise ValueError(f"length must be a whole number of at least 1, got {length!r}")
+        self.length = operator.index(length)
 
     def _cache_folder(self, cache: PathLike | None) -> Path:
         """The given cache directory; for None a temporary one, removed with the corpus."""
@@ -283,9 +283,9 @@ class LineCorpus(Corpus):
         normalize: function applied to each text first, such as `normalize_tweet`; bytes that are
             not UTF-8 reach it as surrogate escapes. None changes nothing.
         column: the column of a tab- or comma-separated file that holds the texts: its number from
-            1 on, or its name in the file's first line. The first line tells which of the two
-            separates; quotes are those of RFC 4180, in comma-separated files only. None is the
-            whole line.
+            1 on, or its name in the file's first line. Tabs, commas or semicolons separate,
+            whichever the first line has; quotes are those of RFC 4180, where tabs do not separate.
+            None is the whole line.
         field: the field of JSON lines that holds the texts; None is the whole line.
         part: "train" or "valid": only the lines of this part of a split by a hash of each text,
             which holds out 5 %; copies of a text are in the same part. None is all lines.
@@ -391,14 +391,14 @@ class LineCorpus(Corpus):
                         ends = array("q")
             offsets.write(np.array(ends, "<i8"))
         if not position:
-            raise ValueError(_why_none(counts, self.name, room, self.vocabulary.unit))
+            raise ValueError(_why_none(counts, self.name, self.reading, room, self.vocabulary.unit))
         return asdict(counts)
 
 
-def _why_none(counts: LineCounts, name: str, room: int, unit: str) -> str:
+def _why_none(counts: LineCounts, name: str, reading: Reading, room: int, unit: str) -> str:
     """Why a file has no line that fits."""
     if not counts.lines:
-        return f"{name} is empty"
+        return f"{name} {no_lines(reading)}"
     if not counts.too_long and not counts.unknown:
         return f"{name} has only empty lines"
     return (

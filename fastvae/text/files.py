@@ -71,7 +71,8 @@ def check_exists(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     if not path.is_file():
-        raise ValueError(f"{path} is not a regular file")
+        pipe = ": pipe it in with --data -" if path.is_fifo() or path.is_char_device() else ""
+        raise ValueError(f"{path} is not a regular file{pipe}")
 
 
 def byte_chunks(path: Path) -> Iterator[bytes]:

@@ -14,6 +14,9 @@ from fastvae.text.reading import NORMALIZATIONS, TRAIN, VALID, Reading
 from fastvae.text.vocabulary import OutOfVocabularyError, Vocabulary
 
 HELD_OUT = 20  # one of so many texts is held out for validation
+SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}  # of cells, the likeliest first
+
+NumberedLines = Iterator[tuple[int, bytes]]
 
 
 @dataclass
@@ -83,12 +86,12 @@ def read_texts(
     Raises:
         ValueError: while iterating: a line has no such column or field; the message names it.
     """
-    texts = lines(chunks)
+    texts = enumerate(lines(chunks), 1)
     if reading.column is not None:
         texts = _column(texts, reading.column, name)
     elif reading.field is not None:
         texts = _field(texts, reading.field, name)
-    for number, original in enumerate(texts, 1):
+    for number, original in texts:
         text = original
         if normalize and len(text) < CHUNK:
             changed = normalize(text.decode("utf-8", "surrogateescape"))
@@ -125,6 +128,12 @@ def encode_fitting(
     return ids
 
 
+def no_lines(reading: Reading) -> str:
+    """What a file is that has no lines."""
+    named = reading.column is not None and not reading.column.isdigit()
+    return "has no line but the one that names columns" if named else "is empty"
+
+
 def text_hash(text: bytes) -> bytes:
     """A text -> 8 bytes, the same on all machines."""
     return hashlib.blake2b(text, digest_size=8).digest()
@@ -135,55 +144,76 @@ def part_of(hashed: bytes) -> str:
     return TRAIN if int.from_bytes(hashed, "little") % HELD_OUT else VALID
 
 
-def _column(texts: Iterator[bytes], column: str, name: str) -> Iterator[bytes]:
+def _column(texts: NumberedLines, column: str, name: str) -> NumberedLines:
     """Lines of a table -> their cells in one column; empty lines stay empty."""
-    first = next(texts, None)
-    if first is None:
-        return
-    tabs = b"\t" in first
-    rows = _cells(chain([first], texts), tabs, name)
-    if column.isdecimal() and int(column) > 0:
-        index = int(column) - 1
+    for number, text in texts:
+        if text:
+            break
+        yield number, b""
     else:
-        _, header = next(rows)
-        if column not in header:
+        return
+    delimiter, before = _delimiter(text), number - 1
+    rows = _cells(chain([text], (text for _, text in texts)), before, delimiter, name)
+    first = next(rows)
+    if column.isascii() and column.isdigit() and int(column[:9]) > 0:
+        index = int(column[:9]) - 1
+        rows = chain([first], rows)
+    elif column in first[1]:
+        index = first[1].index(column)
+    else:
+        has = ", ".join(first[1])[:200]
+        raise ValueError(f"{name} has no column {column!r}: its first line has {has}")
+    for number, row in rows:
+        if row and (index >= len(row) or (len(row) > len(first[1]) and delimiter != "\t")):
+            wrong = f"has {len(row)} cells, the first one {len(first[1])}"
+            if index >= len(row):
+                wrong = f"has no column {column}: it has {len(row)}"
             raise ValueError(
-                f"{name} has no column {column!r}: its first line has {', '.join(header)[:200]}"
+                f"line {number} of {name} {wrong} (separated by {SEPARATORS[delimiter]}): "
+                f"{'|'.join(row)[:80]!r}"
             )
-        index = header.index(column)
-    separated = "tab" if tabs else "comma"
-    for line, row in rows:
-        if row and index >= len(row):
-            raise ValueError(
-                f"line {line} of {name} has no column {column}: it has {len(row)} "
-                f"({separated}-separated): {'|'.join(row)[:80]!r}"
-            )
-        yield row[index].encode("utf-8", "surrogateescape") if row else b""
+        yield number, row[index].encode("utf-8", "surrogateescape") if row else b""
 
 
-def _cells(texts: Iterable[bytes], tabs: bool, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Lines -> number and cells of each row. Only commas know quotes, as RFC 4180 has them."""
+def _delimiter(line: bytes) -> str:
+    """A table's first line -> what separates its cells."""
+    return next((c for c in SEPARATORS if c.encode() in line), ",")
+
+
+def _cells(
+    texts: Iterable[bytes], before: int, delimiter: str, name: str
+) -> Iterator[tuple[int, list[str]]]:
+    """Lines after so many others -> number and cells of each row.
+
+    Quotes are those of RFC 4180; where tabs separate, there are none.
+    """
     decoded = (text.decode("utf-8", "surrogateescape") for text in texts)
-    if tabs:
-        for number, text in enumerate(decoded, 1):
+    if delimiter == "\t":
+        for number, text in enumerate(decoded, before + 1):
             yield number, text.split("\t") if text else []
         return
-    reader = csv.reader((text + "\n" for text in decoded), strict=True)
+    csv.field_size_limit(max(csv.field_size_limit(), CHUNK))
+    reader = csv.reader((text + "\n" for text in decoded), delimiter=delimiter, strict=True)
+    number = before + 1
     try:
         for row in reader:
-            yield reader.line_num, row
+            yield number, row
+            number = before + reader.line_num + 1
     except csv.Error as error:
         raise ValueError(
-            f"line {reader.line_num} of {name} is not comma-separated: {error}"
+            f"the row at line {number} of {name} is not separated by {SEPARATORS[delimiter]}: "
+            f"{error}"
         ) from None
 
 
-def _field(texts: Iterable[bytes], field: str, name: str) -> Iterator[bytes]:
+def _field(texts: NumberedLines, field: str, name: str) -> NumberedLines:
     """JSON lines -> their texts in one field; empty lines stay empty."""
-    for number, text in enumerate(texts, 1):
+    for number, text in texts:
         if not text.strip():
-            yield b""
+            yield number, b""
             continue
+        if len(text) >= CHUNK:
+            raise ValueError(f"line {number} of {name} has more than a MiB: shorten it")
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -197,7 +227,7 @@ def _field(texts: Iterable[bytes], field: str, name: str) -> Iterator[bytes]:
                 f"line {number} of {name}: field {field!r} is {json.dumps(value)[:80]}, not a text"
             )
         try:
-            yield value.encode()
+            yield number, value.encode()
         except UnicodeEncodeError as error:
             code = ord(value[error.start])
             raise ValueError(

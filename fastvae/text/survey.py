@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from fastvae.text.files import CHUNK, byte_chunks, stored
-from fastvae.text.lines import LineCounts, part_of, read_texts, text_hash
+from fastvae.text.lines import LineCounts, no_lines, part_of, read_texts, text_hash
 from fastvae.text.reading import (
     LINES,
     TRAIN,
@@ -59,7 +59,15 @@ class Survey:
 
         Returns:
             L, the smallest such multiple.
+
+        Raises:
+            ValueError: an argument is out of range.
         """
+        if multiple < 1 or not 0 < share <= 1:
+            raise ValueError(
+                "multiple must be 1 or more and share above 0 and at most 1, "
+                f"got {multiple} and {share}"
+            )
         found = sum((Counter(part) for part in self.lengths.values()), Counter())
         wanted, room = share * found.total(), 0
         for room in sorted(found):
@@ -114,7 +122,9 @@ def survey(
     """
     if unit not in UNITS or (unit == "token") > (tokens is not None):
         raise ValueError(f"unit must be character, byte, or token with tokens given, got {unit!r}")
-    path, unit = Path(path), unit if tokens is None else "token"
+    if tokens is not None:
+        unit, _ = "token", splitter(tokens)
+    path = Path(path)
     reading = Reading(
         LINES, normalization_name(normalize), None if column is None else str(column), field
     )
@@ -168,7 +178,7 @@ def _survey(
                 files[hashed[0] % SHARES].write(hashed)
                 found[part_of(hashed)][len(units)] += 1
     if not counts.lines:
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{path} {no_lines(reading)}")
     texts = sum(part.total() for part in found.values())
     repeated = texts - sum(len(np.unique(np.fromfile(share, "<u8"))) for share in shares)
     for share in shares:

@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -232,7 +233,7 @@ class CharVocabulary(Vocabulary):
         self.text_ids = range(len(characters))
         self.pad_id = len(characters)
         self.end_id = len(characters) + 1 if end else None
-        self.size = len(characters) + 1 + end
+        self.size = len(characters) + 1 + bool(end)
         codes = _code_points(characters)
         # One entry beyond the highest code point stands for all that come after it.
         self._ids = np.full(int(codes.max()) + 2, -1, dtype=np.int32)
@@ -326,7 +327,8 @@ class TokenVocabulary(Vocabulary):
 
     Args:
         tokens: n tokens, ids 0 to n − 1; pad is n, end n + 1. Each occurs once.
-        pattern: a regular expression of Python's `re`; each match is a token.
+        pattern: a regular expression of Python's `re`, in which . is any character; each match is a
+            token.
 
     Raises:
         ValueError: there is no token, one is empty, occurs twice or has half of a surrogate pair,
@@ -378,21 +380,25 @@ def splitter(pattern: str) -> Callable[[str, str], list[str]]:
     Raises:
         ValueError: the pattern is not a regular expression.
     """
+    if not isinstance(pattern, str) or not pattern:
+        raise ValueError(f"a regular expression that finds tokens is needed, got {pattern!r}")
     try:
-        compiled = re.compile(pattern)
+        compiled = re.compile(pattern, re.DOTALL)
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
 
-    def split(text: str, source: str = "the text") -> list[str]:
-        tokens = [match[0] for match in compiled.finditer(text) if match[0]]
-        if (joined := "".join(tokens)) != text:
-            raise ValueError(
-                f"{source}: the matches of {pattern!r} join to {joined[:80]!r}, not to the text "
-                f"{text[:80]!r}: extend the expression, for instance by |."
-            )
-        return tokens
+    return partial(_split, compiled)
 
-    return split
+
+def _split(compiled: re.Pattern[str], text: str, source: str) -> list[str]:
+    """A text and its name for messages -> its tokens; ValueError if they do not join to it."""
+    tokens = [match[0] for match in compiled.finditer(text) if match[0]]
+    if (joined := "".join(tokens)) != text:
+        raise ValueError(
+            f"{source}: the matches of {compiled.pattern!r} join to {joined[:80]!r}, not to the "
+            f"text {text[:80]!r}: extend the expression, for instance by |."
+        )
+    return tokens
 
 
 def decode_utf8(data: bytes, source: str) -> str:

@@ -33,6 +33,7 @@ class TrainingConfig:
         lr_decay: factor of the learning rate, applied every `lr_decay_every` steps.
         lr_decay_every: steps between two decays.
         lr_decay_start: the step from which these steps are counted.
+        lr_floor: decays do not lead below this learning rate.
         kl_floor: `floor` of `fastvae.KLSchedule`: the KL weight before `kl_start`.
         kl_start: its `start`: the step at which the KL weight begins to rise.
         kl_end: its `end`: the step from which the KL weight is `kl_target`.
@@ -63,6 +64,7 @@ class TrainingConfig:
     lr_decay: float = 1.0
     lr_decay_every: int = 1000
     lr_decay_start: int = 0
+    lr_floor: float = 0.0
     kl_floor: float = 0.0
     kl_start: int = 0
     kl_end: int = 0
@@ -130,7 +132,8 @@ class TrainingConfig:
     def learning_rate_at(self, step: int) -> float:
         """Number of steps done -> Adam's learning rate in the next one."""
         decays = max(0, step - self.lr_decay_start) // self.lr_decay_every
-        return self.learning_rate * self.lr_decay**decays
+        floor = min(self.learning_rate, self.lr_floor)
+        return max(floor, self.learning_rate * self.lr_decay**decays)
 
 
 def _check_field(name: str, kind: Any, value: Any) -> None:

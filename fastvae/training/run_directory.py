@@ -136,7 +136,8 @@ class RunDirectory:
         # JSON turns tuples into lists: compare both as JSON.
         arguments, settings = json.loads(json.dumps([model.config, asdict(config)]))
         fixed = {k: v for k, v in settings.items() if k not in FREE}
-        for now, before in ((arguments, there["arguments"]), (fixed, saved["config"])):
+        began = {**asdict(type(config)()), **saved["config"]}  # older runs lack some fields
+        for now, before in ((arguments, there["arguments"]), (fixed, began)):
             for name, value in now.items():
                 if before.get(name) != value:
                     raise ValueError(
