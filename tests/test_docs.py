@@ -87,7 +87,10 @@ def test_commands_run(name, tmp_path, monkeypatch, capsys):
     for file in ("train.txt", "valid.txt", "test.txt"):
         (tmp_path / file).write_text(text)
     (tmp_path / "names.txt").write_text("Hamburg\nSan Francisco\nLyon\nMo i Rana\n" * 9)
-    places = [f"{n}\t{name}\tx\n" for n, name in enumerate(("Hamburg", "San Francisco") * 9)]
+    places = [
+        f"{n}\t{name}\tx\n"
+        for n, name in enumerate(("Hamburg", "San Francisco", "Novosibirsk") * 9)
+    ]
     (tmp_path / "cities500.txt").write_text("".join(places))
     molecules = [f"gdb_{n},{'C' * n}O\n" for n in range(1, 9)] * 3
     (tmp_path / "qm9.csv").write_text("mol_id,smiles\n" + "".join(molecules))
