@@ -31,7 +31,7 @@ def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         the tensors in their order, None where None was given.
     """
     device = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)

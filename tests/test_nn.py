@@ -504,3 +504,9 @@ def test_lstm_with_lengths_looks_at_nothing_after_a_sequences_end():
         gradients.append(torch.autograd.grad(y.sum() + c.sum(), [*module.parameters()]))
     for with_zeros, with_nan in zip(*gradients, strict=True):
         assert torch.equal(with_zeros, with_nan)
+
+
+def test_lstm_on_the_meta_device():
+    module = LayerNormLSTM(5, 7, device="meta")
+    y, (h, _) = module(torch.empty(3, 2, 5, device="meta"))
+    assert (y.shape, h.shape, y.device.type) == ((3, 2, 7), (2, 7), "meta")

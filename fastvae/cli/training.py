@@ -2,7 +2,9 @@
 
 import itertools
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +30,7 @@ from fastvae.presets import (
     build_model,
 )
 from fastvae.training import train as run_training
-from fastvae.training.run_directory import METRICS
+from fastvae.training.run_directory import METRICS, SETTINGS
 
 LATENT_TEXTS = 256  # validation texts that are reconstructed when a run ends
 
@@ -91,32 +93,33 @@ def train(
 
     Ctrl-C saves; the same command with --resume goes on from there.
     """
-    plan = plan_training(
-        data,
-        out,
-        overrides,
-        preset=preset,
-        text=text,
-        column=column,
-        field=field,
-        tokens=tokens,
-        normalize=normalize,
-        valid=valid,
-        resume=resume,
-    )
-    chosen, corpus, validation = plan.preset, plan.corpus, plan.validation
-    config, vocabulary = chosen.config(), corpus.vocabulary
-    torch.manual_seed(config.seed)
-    model = build_model(chosen, vocabulary).to(find_device(device))
-    result = run_training(
-        model,
-        corpus,
-        config,
-        out,
-        validation=validation,
-        resume=resume,
-        notes=plan.notes,
-    )
+    with _no_cache_without_a_run(out):
+        plan = plan_training(
+            data,
+            out,
+            overrides,
+            preset=preset,
+            text=text,
+            column=column,
+            field=field,
+            tokens=tokens,
+            normalize=normalize,
+            valid=valid,
+            resume=resume,
+        )
+        chosen, corpus, validation = plan.preset, plan.corpus, plan.validation
+        config, vocabulary = chosen.config(), corpus.vocabulary
+        torch.manual_seed(config.seed)
+        model = build_model(chosen, vocabulary).to(find_device(device))
+        result = run_training(
+            model,
+            corpus,
+            config,
+            out,
+            validation=validation,
+            resume=resume,
+            notes=plan.notes,
+        )
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process speaks
         counts = {"train": corpus.counts(), "valid": validation and validation.counts()}
         result["text"] = {**corpus.reading.to_dict(), **counts}
@@ -133,6 +136,21 @@ def train(
                 tell([one_line(error)])
     if result["interrupted"]:
         raise typer.Exit(130)
+
+
+@contextmanager
+def _no_cache_without_a_run(out: Path) -> Iterator[None]:
+    """Remove the cache, and the folder if it is empty then, of a run that could not begin."""
+    was_there = out.exists()
+    try:
+        yield
+    except Exception:
+        if not (out / SETTINGS).exists() and os.environ.get("RANK", "0") == "0":
+            shutil.rmtree(out / "cache", ignore_errors=True)
+            if not was_there:
+                with suppress(OSError):
+                    out.rmdir()
+        raise
 
 
 train.__doc__ = train.__doc__.replace(
