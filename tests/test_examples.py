@@ -64,10 +64,10 @@ def test_the_frontier_of_tiny_runs(tmp_path):
     names.write_text("".join(f"{a}{b}{c}\n" for a in "BDKL" for b in "aeiou" for c in "nrstz"))
     command = [sys.executable, "-m", "fastvae", "train", "--data", names, *TINY, "--out"]
     for run in ("one", "two"):
-        subprocess.run([*command, tmp_path / run], check=True, capture_output=True)
+        subprocess.run([*command, tmp_path / run], check=True, capture_output=True, cwd=tmp_path)
     program = [sys.executable, ROOT / "examples" / "frontier.py", "--data", names, "-n", "20"]
     arguments = f"dial={tmp_path}/one,{tmp_path}/two", "--out", tmp_path / "frontier.png"
-    done = subprocess.run([*program, *arguments], capture_output=True, text=True)
+    done = subprocess.run([*program, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [Path(row["run"]).name for row in rows] == ["one", "two"]
@@ -75,7 +75,7 @@ def test_the_frontier_of_tiny_runs(tmp_path):
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
     program[-4:] = ["--data", names]
     command = [*command[:-1], "--valid", names, "--out", tmp_path / "three"]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     arguments = f"dial={tmp_path}/three", "--out", tmp_path / "no.png"
-    done = subprocess.run([*program, *arguments], capture_output=True, text=True)
+    done = subprocess.run([*program, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and "held out nothing: name a file with --valid" in done.stderr
