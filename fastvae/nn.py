@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastvae import ops
 from fastvae.distributed import AcrossProcesses, combine_statistics
+from fastvae.ops.checks import check_lengths
 from fastvae.ops.linear import mark_unknown
 from fastvae.ops.precision import accumulate_dtype
 from fastvae.scalars import plain
@@ -299,6 +300,7 @@ class LayerNormLSTM(nn.Module):
             x = None if x is None else x.transpose(0, 1)
             tokens = None if tokens is None else tokens.T
         if lengths is not None and not packed and x is not None:
+            check_lengths(lengths, x, x)
             x = torch.where(_real_steps(x, lengths).unsqueeze(2), x, 0)  # whatever is there
         a = ops.linear(*cast(x, self.weight_ih, self.bias), tokens)
         if state is None:

@@ -28,6 +28,7 @@ from fastvae.text import (
     survey,
 )
 from fastvae.text.files import unchanged
+from fastvae.text.lines import part_of, text_hash
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 NAMES = [
@@ -334,7 +335,8 @@ def test_fields(tmp_path):
         ('{"a": "x"}\n{"b": 2}\n', {"field": "a"}, r"line 2 of .* has no field 'a': it has b"),
         ("[1]\n", {"field": "a"}, r"no field 'a': it has no fields"),
         ("no json\n", {"field": "a"}, r"line 1 of .* is not JSON"),
-        ("[" * 99999 + "\n", {"field": "a"}, r"line 1 of .* is not JSON"),
+        ("[" * 99999 + "\n", {"field": "a"}, r"line 1 of .* cannot be read as JSON"),
+        ("{}x\n", {"field": "a"}, r"line 1 of .* is not JSON: Extra data at character 2"),
         ('{"a": "\\ud800"}\n', {"field": "a"}, r"field 'a' has U\+D800, half of a character"),
         ("a,b\n", {"column": 1, "field": "a"}, "columns or JSON fields, not both"),
     ],
@@ -493,7 +495,7 @@ def test_options_that_do_not_fit(names, tmp_path, fastvae_cli, options, message)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\n\n\n", "has no line that holds a text"),
+        (b"\n\n\n", "all lines are empty"),
         (b"\xef\xbb\xbf", "is empty"),
         (b"ok\nfa\xe7ade\n", "line 2 of {data} is not UTF-8 at byte 2"),
     ],
@@ -637,6 +639,21 @@ def test_every_command_reads_the_column_of_the_run(tmp_path, fastvae_cli):
     plain.write_text("Bana\n")
     arguments = "reconstruct", out, "--data", plain, "--column", "0", "--json"
     assert json.loads(fastvae_cli(*arguments)[1])[0]["text"] == "Bana"
+
+
+def test_files_without_lines_for_a_run(tmp_path, fastvae_cli):
+    """A table's first line alone, and a file of which no line is held out."""
+    path, out = tmp_path / "table.csv", tmp_path / "run"
+    path.write_text("n,name\n" + "".join(f"{n},{name}\n" for n, name in enumerate(NAMES)))
+    assert fastvae_cli("train", "--data", path, "--column=name", "--out", out, *TINY)[0] == 0
+    path.write_text("n,name\n")
+    for command in ("evaluate", "reconstruct"):
+        status, _, err = fastvae_cli(command, out, "--data", path)
+        assert status == 2 and "table.csv has no line but the one that names columns" in err
+    trained = next(name for name in NAMES if part_of(text_hash(name.encode())) == "train")
+    path.write_text(f"n,name\n1,{trained}\n")
+    status, _, err = fastvae_cli("evaluate", out, "--data", path, "--held-out")
+    assert status == 2 and "table.csv, valid part holds no line" in err
 
 
 def test_held_out_needs_a_split(names, tmp_path, fastvae_cli):

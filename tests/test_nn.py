@@ -445,6 +445,7 @@ def test_lstm_takes_packed_rows(what):
         (torch.tensor(3), r"^lengths must be a tensor \[B\]$"),
         (torch.tensor([5, 6]), "^lengths must be from 0 to 5, got 6$"),
         (torch.tensor([5]), r"^lengths must have shape \[B\] = \[2\], got \[1\]$"),
+        (torch.tensor([5, 1, 1]), r"^lengths must have shape \[B\] = \[2\], got \[3\]$"),
         (torch.tensor([5.0, 1.0]), "^lengths must have dtype int64, got float32$"),
     ],
 )

@@ -23,7 +23,7 @@ from fastvae.models.text_vae import TextVAE
 from fastvae.presets import TEXTS, read_corpus
 from fastvae.text import ByteVocabulary, Corpus, Reading, Vocabulary
 from fastvae.text.files import CHUNK, byte_chunks, stream_chunks
-from fastvae.text.lines import LineCounts, encode_fitting, read_texts
+from fastvae.text.lines import LineCounts, encode_fitting, no_lines, read_texts
 from fastvae.text.reading import (
     LINES,
     NORMALIZATIONS,
@@ -190,7 +190,7 @@ class LineTokens:
                 yield number, row
         if not self.counts.lines:
             if self.path is not None:
-                raise ValueError(f"{self.name} is empty")
+                raise ValueError(f"{self.name} {no_lines(reading)}")
             raise ValueError(
                 "standard input holds no text: pipe one in, or name a file with --data"
             )

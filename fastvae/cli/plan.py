@@ -93,7 +93,8 @@ def plan_training(
         kind = kind or "lines"
         chosen = chosen or configure("small" if kind == "windows" else "lines", overrides)
         if found and not found.vocabulary:
-            raise ValueError(f"{data} has no line that holds a text shorter than a MiB")
+            long = "each line of text has a MiB or more" if found.counts.too_long else None
+            raise ValueError(f"{data}: {long or 'all lines are empty'}")
         if before and (out / SETTINGS).exists():
             chosen = _as_begun(chosen, overrides, out)
         notes = []

@@ -129,7 +129,9 @@ def encode_fitting(
 
 
 def no_lines(reading: Reading) -> str:
-    """What a file is that has no lines."""
+    """What a file, or its part, is that has no lines."""
+    if reading.part is not None:
+        return "holds no line"
     named = reading.column is not None and not reading.column.isdigit()
     return "has no line but the one that names columns" if named else "is empty"
 
@@ -216,8 +218,11 @@ def _field(texts: NumberedLines, field: str, name: str) -> NumberedLines:
             raise ValueError(f"line {number} of {name} has more than a MiB: shorten it")
         try:
             values = json.loads(text)
+        except json.JSONDecodeError as error:
+            why = f"{error.msg} at character {error.pos}"
+            raise ValueError(f"line {number} of {name} is not JSON: {why}") from None
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {number} of {name} is not JSON: {error}") from None
+            raise ValueError(f"line {number} of {name} cannot be read as JSON: {error}") from None
         if not isinstance(values, dict) or field not in values:
             has = ", ".join(map(str, values)) if isinstance(values, dict) else "no fields"
             raise ValueError(f"line {number} of {name} has no field {field!r}: it has {has[:200]}")
