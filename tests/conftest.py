@@ -1,6 +1,8 @@
 """Fixtures for every test: one seed, and no uninitialized memory that happens to be good."""
 
+import io
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -83,3 +85,17 @@ def isa(request):
 def no_power_cuts(monkeypatch):
     """Waiting for the disk is most of a small run's time."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def fastvae(capsys, monkeypatch):
+    """Run a command in this process -> exit status, standard output, standard error."""
+    from fastvae import cli
+
+    def run(*arguments, stdin: bytes = b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(a) for a in arguments])
+        return end.value.code, *capsys.readouterr()
+
+    return run

@@ -1,4 +1,3 @@
-import io
 import json
 import math
 import os
@@ -32,19 +31,6 @@ TINY = [
 COMMANDS = ["demo", "train", "evaluate", "sample", "reconstruct", "interpolate", "encode", "info"]
 COMMANDS += ["experiment", "fields", "plot"]
 PROGRAM = str(Path(sys.executable).with_name("fastvae"))
-
-
-@pytest.fixture
-def fastvae(capsys, monkeypatch):
-    """Run a command in this process -> exit status, standard output, standard error."""
-
-    def run(*arguments, stdin: bytes = b""):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(a) for a in arguments])
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

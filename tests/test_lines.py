@@ -1,20 +1,17 @@
 """Files of short lines: vocabularies, columns, fields, tokens, the split, what train chooses."""
 
 import hashlib
-import io
 import json
 import os
 import pickle
 import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_cli import PROGRAM
 
-from fastvae import cli
 from fastvae.models import load
 from fastvae.presets import PRESETS
 from fastvae.text import (
@@ -38,21 +35,6 @@ TINY = [
     *("--steps=2", "--batch-size=4", "--latent-size=3", "--encoder-channels=4,4"),
     *("--hidden-size=8", "--feature-channels=4", "--sample-every=0"),
 ]
-PROGRAM = str(Path(sys.executable).with_name("fastvae"))
-
-
-@pytest.fixture
-def fastvae_cli(capsys, monkeypatch):
-    """Run a command in this process -> exit status, standard output, standard error."""
-
-    def run(*arguments, stdin: bytes = b""):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return end.value.code, out, err
-
-    return run
 
 
 @pytest.fixture
@@ -401,10 +383,10 @@ def test_no_other_part(names):
 # What train chooses
 
 
-def test_train_with_data_and_out_alone(names, tmp_path, fastvae_cli):
+def test_train_with_data_and_out_alone(names, tmp_path, fastvae):
     out = tmp_path / "run"
     steps = "--steps=2", "--sample-every=0", "--batch-size=4"
-    status, shown, err = fastvae_cli("train", "--data", names, "--out", out, *steps, "--json")
+    status, shown, err = fastvae("train", "--data", names, "--out", out, *steps, "--json")
     assert status == 0
     said = err.splitlines()
     assert said[0] == (
@@ -434,10 +416,10 @@ def test_train_with_data_and_out_alone(names, tmp_path, fastvae_cli):
         ("one long line " * 99, "windows"),
     ],
 )
-def test_lines_are_told_from_streams(tmp_path, fastvae_cli, content, kind):
+def test_lines_are_told_from_streams(tmp_path, fastvae, content, kind):
     path, out = tmp_path / "text", tmp_path / "run"
     path.write_text(content, encoding="utf-8")
-    status, _, err = fastvae_cli("train", "--data", path, "--out", out, *TINY)
+    status, _, err = fastvae("train", "--data", path, "--out", out, *TINY)
     assert status == 0 and f"{path}: read as {kind} (" in err
     assert json.loads((out / "text.json").read_text())["kind"] == kind
     assert ("held out" in err) == (kind == "lines")
@@ -455,9 +437,9 @@ def test_lines_are_told_from_streams(tmp_path, fastvae_cli, content, kind):
         (("--tokens", "ou|."), "lines", "token", 8),
     ],
 )
-def test_what_options_choose(names, tmp_path, fastvae_cli, options, kind, unit, length):
+def test_what_options_choose(names, tmp_path, fastvae, options, kind, unit, length):
     out = tmp_path / "run"
-    status, _, err = fastvae_cli("train", "--data", names, "--out", out, *TINY, *options)
+    status, _, err = fastvae("train", "--data", names, "--out", out, *TINY, *options)
     assert status == 0, err
     model, vocabulary = load(out)
     assert (vocabulary.unit, model.length) == (unit, length)
@@ -485,9 +467,9 @@ def test_what_options_choose(names, tmp_path, fastvae_cli, options, kind, unit, 
         (("--text", ""), "no text ''"),
     ],
 )
-def test_options_that_do_not_fit(names, tmp_path, fastvae_cli, options, message):
+def test_options_that_do_not_fit(names, tmp_path, fastvae, options, message):
     out = tmp_path / "run"
-    status, _, err = fastvae_cli("train", "--data", names, "--out", out, *TINY, *options)
+    status, _, err = fastvae("train", "--data", names, "--out", out, *TINY, *options)
     assert status == 2 and message.format(data=names) in err and err.count("\n") == 1
     assert not out.exists()  # no copy of the text is left either
 
@@ -500,11 +482,11 @@ def test_options_that_do_not_fit(names, tmp_path, fastvae_cli, options, message)
         (b"ok\nfa\xe7ade\n", "line 2 of {data} is not UTF-8 at byte 2"),
     ],
 )
-def test_files_without_lines(tmp_path, fastvae_cli, content, message):
+def test_files_without_lines(tmp_path, fastvae, content, message):
     path = tmp_path / "text"
     path.write_bytes(content)
     command = "train", "--data", path, "--out", tmp_path / "run", "--text", "lines", *TINY
-    status, _, err = fastvae_cli(*command)
+    status, _, err = fastvae(*command)
     assert status == 2 and message.format(data=path) in err and err.count("\n") == 1
 
 
@@ -520,46 +502,46 @@ def test_files_without_lines(tmp_path, fastvae_cli, content, message):
     ],
     ids=["one", "equal", "CRLF", "CR", "NUL", "no last end"],
 )
-def test_odd_files_of_lines_train(tmp_path, fastvae_cli, content):
+def test_odd_files_of_lines_train(tmp_path, fastvae, content):
     path = tmp_path / "text"
     path.write_bytes(content)
     command = "train", "--data", path, "--out", tmp_path / "run", "--text", "lines", *TINY
-    status, _, err = fastvae_cli(*command)
+    status, _, err = fastvae(*command)
     assert status == 0, err
     assert "no validation: too few lines to hold any out." in err
 
 
-def test_the_end_of_train_says_what_the_latent_keeps(names, tmp_path, fastvae_cli):
+def test_the_end_of_train_says_what_the_latent_keeps(names, tmp_path, fastvae):
     """Measured again by evaluate on the same texts."""
     out = tmp_path / "run"
-    status, shown, _ = fastvae_cli("train", "--data", names, "--out", out, *TINY)
+    status, shown, _ = fastvae("train", "--data", names, "--out", out, *TINY)
     (said,) = [line for line in shown.splitlines() if line.startswith("The latent returns")]
     arguments = "evaluate", out, "--data", names, "--held-out", "--nll-texts=0", "--mi-texts=0"
-    assert status == 0 and said in fastvae_cli(*arguments)[1].splitlines()
+    assert status == 0 and said in fastvae(*arguments)[1].splitlines()
     assert "% from shuffled latents), for " in said and "--kl-nats" in said
 
 
-def test_resuming_keeps_the_split(names, tmp_path, fastvae_cli):
+def test_resuming_keeps_the_split(names, tmp_path, fastvae):
     once, twice = tmp_path / "once", tmp_path / "twice"
     same = "--kl-end=2", "--lr-decay-start=2", "--lr-decay-every=1"  # for all numbers of steps
     every = "--data", names, *TINY, "--eval-every", "2", *same
-    assert fastvae_cli("train", "--out", once, *every, "--steps", "4")[0] == 0
-    assert fastvae_cli("train", "--out", twice, *every, "--steps", "2")[0] == 0
-    status, _, err = fastvae_cli("train", "--out", twice, *every, "--steps", "4", "--resume")
+    assert fastvae("train", "--out", once, *every, "--steps", "4")[0] == 0
+    assert fastvae("train", "--out", twice, *every, "--steps", "2")[0] == 0
+    status, _, err = fastvae("train", "--out", twice, *every, "--steps", "4", "--resume")
     assert status == 0, err
     assert_same_weights(once, twice)
     with open(names, "a", encoding="utf-8") as file:
         file.write("Another\n")
-    status, _, err = fastvae_cli("train", "--out", twice, *every, "--steps", "6", "--resume")
+    status, _, err = fastvae("train", "--out", twice, *every, "--steps", "6", "--resume")
     assert status == 2
 
 
-def test_more_steps_keep_the_schedule_of_the_run(names, tmp_path, fastvae_cli):
+def test_more_steps_keep_the_schedule_of_the_run(names, tmp_path, fastvae):
     """What preset lines computes from the steps stays as it was, unless an option says else."""
     out = tmp_path / "run"
     every = "--data", names, "--out", out, *TINY
-    assert fastvae_cli("train", *every, "--steps", "20")[0] == 0
-    status, _, err = fastvae_cli("train", *every, "--steps", "40", "--resume")
+    assert fastvae("train", *every, "--steps", "20")[0] == 0
+    status, _, err = fastvae("train", *every, "--steps", "40", "--resume")
     assert status == 0, err
     config = json.loads((out / "training.json").read_text())["config"]
     assert (config["kl_end"], config["lr_decay_start"], config["lr_decay_every"]) == (14, 14, 1)
@@ -567,132 +549,140 @@ def test_more_steps_keep_the_schedule_of_the_run(names, tmp_path, fastvae_cli):
     assert records[-1]["step"] == 40
     last = [row["learning_rate"] for row in records if row["split"] == "train"][-1]
     assert last == 1e-4 > 1e-3 * 0.8**25  # lr_floor
-    status, _, err = fastvae_cli("train", *every, "--steps", "40", "--kl-end", "28", "--resume")
+    status, _, err = fastvae("train", *every, "--steps", "40", "--kl-end", "28", "--resume")
     assert status == 2 and "was started with kl_end = 14, got 28" in err
 
 
-def test_what_train_warns_of(tmp_path, fastvae_cli):
+def test_what_train_warns_of(tmp_path, fastvae):
     path = tmp_path / "characters.txt"
     path.write_text("".join(f"{chr(0x4E00 + n)}\n" for n in range(1100)), encoding="utf-8")
     out = tmp_path / "run"
-    status, _, err = fastvae_cli("train", "--data", path, "--valid", path, "--out", out, *TINY)
+    status, _, err = fastvae("train", "--data", path, "--valid", path, "--out", out, *TINY)
     assert status == 0 and "1,102 different characters make training slow" in err
     assert f"{path} is the training file" in err
 
 
-def test_standard_input_is_read_once(tmp_path, fastvae_cli):
+def test_standard_input_is_read_once(tmp_path, fastvae):
     command = "train", "--data", "-", "--valid", "-", "--out", tmp_path / "run"
-    status, _, err = fastvae_cli(*command, stdin=b"a\nb\n")
+    status, _, err = fastvae(*command, stdin=b"a\nb\n")
     assert status == 2 and "standard input can be read once" in err
 
 
-def test_pipes_are_pointed_to_standard_input(tmp_path, fastvae_cli):
+def test_pipes_are_pointed_to_standard_input(tmp_path, fastvae):
     os.mkfifo(tmp_path / "pipe")
-    status, _, err = fastvae_cli("train", "--data", tmp_path / "pipe", "--out", tmp_path / "run")
+    status, _, err = fastvae("train", "--data", tmp_path / "pipe", "--out", tmp_path / "run")
     assert status == 2 and "pipe is not a regular file: pipe it in with --data -" in err
 
 
-def test_runs_that_held_out_nothing_go_on_so(names, tmp_path, fastvae_cli):
+def test_runs_that_held_out_nothing_go_on_so(names, tmp_path, fastvae):
     """As runs of before did without --valid."""
     out = tmp_path / "run"
     every = "--data", names, "--preset", "tweets", *TINY, "--length", "12"
-    assert fastvae_cli("train", "--out", out, *every, "--valid", names)[0] == 0
+    assert fastvae("train", "--out", out, *every, "--valid", names)[0] == 0
     record = json.loads((out / "text.json").read_text())
     assert "part" not in record
-    status, _, err = fastvae_cli(
+    status, _, err = fastvae(
         "train", "--out", out, *every, "--valid", names, "--steps", "3", "--resume"
     )
     assert status == 0 and "held out" not in err
 
 
-def test_every_command_reads_the_column_of_the_run(tmp_path, fastvae_cli):
+def test_every_command_reads_the_column_of_the_run(tmp_path, fastvae):
     path, out = tmp_path / "table.tsv", tmp_path / "run"
     path.write_text("".join(f"{n}\t{name}\n" for n, name in enumerate(NAMES)), encoding="utf-8")
-    assert fastvae_cli("train", "--data", path, "--out", out, "--column", "2", *TINY)[0] == 0
+    assert fastvae("train", "--data", path, "--out", out, "--column", "2", *TINY)[0] == 0
     quick = "--nll-texts", "0", "--mi-texts", "0", "--json"
-    status, shown, _ = fastvae_cli("evaluate", out, "--data", path, *quick)
+    status, shown, _ = fastvae("evaluate", out, "--data", path, *quick)
     found = json.loads(shown)
     assert status == 0 and found["samples"] == len(NAMES) and found["text"]["column"] == "2"
     held_out = len(LineCorpus(path, 9, column=2, part="valid"))
-    status, shown, _ = fastvae_cli("evaluate", out, "--data", path, "--held-out", *quick)
+    status, shown, _ = fastvae("evaluate", out, "--data", path, "--held-out", *quick)
     assert json.loads(shown)["samples"] == held_out
-    status, shown, _ = fastvae_cli("reconstruct", out, "--data", path, "-n", "2", "--json")
+    status, shown, _ = fastvae("reconstruct", out, "--data", path, "-n", "2", "--json")
     assert [pair["text"] for pair in json.loads(shown)] == NAMES[:2]
     arguments = "reconstruct", out, "--data", path, "--held-out", "-n", "99", "--json"
-    shown = json.loads(fastvae_cli(*arguments)[1])
+    shown = json.loads(fastvae(*arguments)[1])
     assert [NAMES[pair["line"] - 1] for pair in shown] == [pair["text"] for pair in shown]
     assert len(shown) == held_out
-    status, _, _ = fastvae_cli("encode", out, "--data", path, "--out", tmp_path / "z.npy")
+    status, _, _ = fastvae("encode", out, "--data", path, "--out", tmp_path / "z.npy")
     assert status == 0 and np.isfinite(np.load(tmp_path / "z.npy")).all()
     # Texts that are typed are whole lines, tables on standard input are tables.
-    status, shown, _ = fastvae_cli("reconstruct", out, "--json", stdin="Béna\n".encode())
+    status, shown, _ = fastvae("reconstruct", out, "--json", stdin="Béna\n".encode())
     assert json.loads(shown)[0]["text"] == "Béna"
     arguments = "reconstruct", out, "--data", "-", "--json"
-    status, shown, _ = fastvae_cli(*arguments, stdin="7\tBéna\n".encode())
+    status, shown, _ = fastvae(*arguments, stdin="7\tBéna\n".encode())
     assert json.loads(shown)[0]["text"] == "Béna"
     # Another file may hold its texts elsewhere.
     other = tmp_path / "other.jsonl"
     other.write_text('{"name": "Bana"}\n')
     arguments = "reconstruct", out, "--data", other, "--field", "name", "--json"
-    assert json.loads(fastvae_cli(*arguments)[1])[0]["text"] == "Bana"
+    assert json.loads(fastvae(*arguments)[1])[0]["text"] == "Bana"
     plain = tmp_path / "plain.txt"
     plain.write_text("Bana\n")
     arguments = "reconstruct", out, "--data", plain, "--column", "0", "--json"
-    assert json.loads(fastvae_cli(*arguments)[1])[0]["text"] == "Bana"
+    assert json.loads(fastvae(*arguments)[1])[0]["text"] == "Bana"
 
 
-def test_files_without_lines_for_a_run(tmp_path, fastvae_cli):
+def test_windows_are_not_held_out(names, tmp_path, fastvae):
+    out = tmp_path / "run"
+    assert fastvae("train", "--data", names, "--out", out, *TINY)[0] == 0
+    command = "evaluate", out, "--data", names, "--read", "windows", "--held-out"
+    status, _, err = fastvae(*command)
+    assert status == 2 and "windows are read as they are" in err
+
+
+def test_files_without_lines_for_a_run(tmp_path, fastvae):
     """A table's first line alone, and a file of which no line is held out."""
     path, out = tmp_path / "table.csv", tmp_path / "run"
     path.write_text("n,name\n" + "".join(f"{n},{name}\n" for n, name in enumerate(NAMES)))
-    assert fastvae_cli("train", "--data", path, "--column=name", "--out", out, *TINY)[0] == 0
+    assert fastvae("train", "--data", path, "--column=name", "--out", out, *TINY)[0] == 0
     path.write_text("n,name\n")
     for command in ("evaluate", "reconstruct"):
-        status, _, err = fastvae_cli(command, out, "--data", path)
+        status, _, err = fastvae(command, out, "--data", path)
         assert status == 2 and "table.csv has no line but the one that names columns" in err
     trained = next(name for name in NAMES if part_of(text_hash(name.encode())) == "train")
     path.write_text(f"n,name\n1,{trained}\n")
-    status, _, err = fastvae_cli("evaluate", out, "--data", path, "--held-out")
+    status, _, err = fastvae("evaluate", out, "--data", path, "--held-out")
     assert status == 2 and "table.csv, valid part holds no line" in err
 
 
-def test_held_out_needs_a_split(names, tmp_path, fastvae_cli):
+def test_held_out_needs_a_split(names, tmp_path, fastvae):
     out = tmp_path / "run"
     command = "train", "--data", names, "--valid", names, "--out", out, *TINY
-    assert fastvae_cli(*command)[0] == 0
-    status, _, err = fastvae_cli("evaluate", out, "--data", names, "--held-out")
+    assert fastvae(*command)[0] == 0
+    status, _, err = fastvae("evaluate", out, "--data", names, "--held-out")
     assert status == 2 and f"--held-out: {out} was trained on all texts of its file" in err
     for more in (("--held-out",), ("--column", "1"), ("--field", "a")):
-        status, _, err = fastvae_cli("reconstruct", out, *more, stdin=b"Bana\n")
+        status, _, err = fastvae("reconstruct", out, *more, stdin=b"Bana\n")
         assert status == 2 and "are for a file" in err
-    status, _, err = fastvae_cli("reconstruct", out, "--held-out", stdin=b"Bana\n")
+    status, _, err = fastvae("reconstruct", out, "--held-out", stdin=b"Bana\n")
     assert status == 2 and "--held-out are for a file" in err
 
 
-def test_unknown_characters_at_the_command_line(names, tmp_path, fastvae_cli):
+def test_unknown_characters_at_the_command_line(names, tmp_path, fastvae):
     out, other = tmp_path / "run", tmp_path / "other.txt"
-    assert fastvae_cli("train", "--data", names, "--out", out, *TINY)[0] == 0
+    assert fastvae("train", "--data", names, "--out", out, *TINY)[0] == 0
     other.write_text("Bana\nXenia\nKouna\n")
-    status, shown, err = fastvae_cli("reconstruct", out, "--data", other, "--json")
+    status, shown, err = fastvae("reconstruct", out, "--data", other, "--json")
     assert [pair["line"] for pair in json.loads(shown)] == [1, 3]
     assert "1 of 3 lines left out: 0 empty, 0 too long (over 7 characters), 1 with ch" in err
-    status, _, err = fastvae_cli("reconstruct", out, stdin=b"Bana\nXenia\n")
+    status, _, err = fastvae("reconstruct", out, stdin=b"Bana\nXenia\n")
     assert status == 2 and "'X' (U+0058) at position 0 of line 2 of standard input" in err
-    fastvae_cli("encode", out, "--data", other, "--out", tmp_path / "z.npy")
+    fastvae("encode", out, "--data", other, "--out", tmp_path / "z.npy")
     assert np.isnan(np.load(tmp_path / "z.npy")).any(1).tolist() == [False, True, False]
 
 
-def test_standard_input_is_data(names, tmp_path, fastvae_cli):
+def test_standard_input_is_data(names, tmp_path, fastvae):
     file, piped = tmp_path / "file", tmp_path / "piped"
-    assert fastvae_cli("train", "--data", names, "--out", file, *TINY)[0] == 0
-    status, _, err = fastvae_cli(
+    assert fastvae("train", "--data", names, "--out", file, *TINY)[0] == 0
+    status, _, err = fastvae(
         "train", "--data", "-", "--out", piped, *TINY, stdin=names.read_bytes()
     )
     assert status == 0, err
     assert_same_weights(file, piped)
     assert not (piped / "cache").exists()
     quick = "--nll-texts", "0", "--mi-texts", "0", "--json"
-    shown = fastvae_cli("evaluate", piped, "--data", "-", *quick, stdin=names.read_bytes())[1]
+    shown = fastvae("evaluate", piped, "--data", "-", *quick, stdin=names.read_bytes())[1]
     assert json.loads(shown)["samples"] == len(NAMES)
 
 

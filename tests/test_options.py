@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_cli import TEXT, TINY, fastvae, run  # noqa: F401  fixtures
+from test_cli import TEXT, TINY, run  # noqa: F401  a fixture
 
 from fastvae.models import load
 from fastvae.models.text_vae import TextVAE
@@ -30,7 +30,7 @@ def other(run, fastvae, text, tmp_path):  # noqa: F811
     return folder
 
 
-def printed(fastvae, *arguments):  # noqa: F811
+def printed(fastvae, *arguments):
     status, out, err = fastvae(*arguments, "--json")
     assert status == 0, err
     return json.loads(out)
@@ -144,7 +144,7 @@ def test_encode(fastvae, run, text, tmp_path):  # noqa: F811
     np.testing.assert_allclose(out("--batch-size", 3), out(), rtol=0, atol=1e-5)
 
 
-def test_train_reads_every_option(fastvae, text, tmp_path):  # noqa: F811
+def test_train_reads_every_option(fastvae, text, tmp_path):
     folder = tmp_path / "run"
     options = {"seed": 7, "kl_target": 0.5, "clip_norm": 3.0, "samples": 2, "kl_cycles": 1}
     named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
@@ -154,7 +154,7 @@ def test_train_reads_every_option(fastvae, text, tmp_path):  # noqa: F811
     assert json.loads((folder / "config.json").read_text())["arguments"]["hidden_size"] == 8
 
 
-def test_train_begins_with_weights_of_its_seed(fastvae, text, tmp_path):  # noqa: F811
+def test_train_begins_with_weights_of_its_seed(fastvae, text, tmp_path):
     """A learning rate of almost nothing leaves them as they were drawn."""
     weights = []
     for n, seed in enumerate((0, 0, 1)):

@@ -32,8 +32,8 @@ Column = Annotated[
     str | None,
     typer.Option(
         metavar="N",
-        help="Column of a tab- or comma-separated file that holds the texts: its number from 1 on, "
-        "or its name in the first line. 0 is the whole line.",
+        help="Column of a table (tabs, commas or semicolons) that holds the texts: its number from "
+        "1 on, or its name in the first line. 0 is the whole line.",
     ),
 ]
 Field = Annotated[

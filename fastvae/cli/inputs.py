@@ -70,7 +70,7 @@ def find_reading(
     if kind not in (None, WINDOWS, LINES):
         raise ValueError(f"--read {kind}: text is read as {WINDOWS} or {LINES}")
     if kind not in (None, reading.kind):
-        reading = Reading(kind)
+        reading = Reading(kind, part=reading.part)
     if reading.kind not in (WINDOWS, LINES):
         raise ValueError(
             f"{folder} was trained on {reading.kind}, a corpus that the command line cannot make: "
