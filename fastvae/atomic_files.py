@@ -179,10 +179,12 @@ def check_tensors(path: Path, file, expected: dict[str, Tensor], prefix: str = "
 def check_signature(path: Path, content: Any, weights: Path) -> None:
     """The JSON file's content must be the one that `weights` was written with, where it tells.
 
-    Raises DamagedFileError where it is another.
+    None is that of a file that does not exist. Raises DamagedFileError where it is another.
     """
     with open_tensors(weights) as file:
         signature = (file.metadata() or {}).get(path.name)
+    if signature is not None and content is None:
+        raise DamagedFileError(f"{path} is missing, which {weights.name} was written with")
     if signature is not None and signature != digest_json(content):
         raise DamagedFileError(f"{path} is damaged or not the one that {weights.name} belongs to")
 

@@ -240,6 +240,8 @@ class LayerNormLSTM(nn.Module):
             if size < 1:
                 raise ValueError(f"{name} must be 1 or more, got {size}")
         self.input_size, self.hidden_size, self.eps = plain((input_size, hidden_size, eps))
+        if not self.eps >= 0:
+            raise ValueError(f"eps must be 0 or more, got {eps}")
         self.batch_first = batch_first
         rows, factory_kwargs = 4 * hidden_size, {"device": device, "dtype": dtype}
         self.weight_ih = nn.Parameter(torch.empty(rows, input_size, **factory_kwargs))

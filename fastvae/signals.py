@@ -1,6 +1,7 @@
 """Signals that ask a long piece of work to stop."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,3 +38,23 @@ def stop_signals(patient: bool) -> Iterator[threading.Event]:
         yield stop
     finally:
         restore()
+
+
+@contextmanager
+def orderly_exit() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP leave as `sys.exit` does, so that temporary files are removed.
+
+    The status is 128 + the signal's number, as in a shell. A signal that is ignored stays ignored.
+    """
+
+    def leave(number, frame):
+        signal.signal(number, signal.SIG_IGN)  # both often come twice
+        sys.exit(128 + number)
+
+    numbers = [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+    before = {n: signal.signal(n, leave) for n in numbers if signal.getsignal(n) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,7 +4,10 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
+import tempfile
+import time
 from collections import Counter
 
 import numpy as np
@@ -150,9 +153,14 @@ def test_survey_counts(tmp_path):
 
 def test_survey_of_wrong_arguments(names):
     found = survey(names)
-    for arguments in ({"multiple": 0}, {"share": 2}, {"share": float("nan")}, {"share": 0}):
-        with pytest.raises(ValueError, match="multiple must be 1 or more and share above 0"):
+    wrong = {"multiple": 0}, {"multiple": 2.5}, {"share": 2}, {"share": float("nan")}, {"share": 0}
+    for arguments in wrong:
+        with pytest.raises(
+            ValueError, match="multiple must be a whole number of at least 1, share"
+        ):
             found.length(**arguments)
+    with pytest.raises(ValueError, match="part must be train or valid, got 'test'"):
+        found.fitting(8, "test")
     for arguments in ({"unit": "word"}, {"unit": "token"}, {"tokens": b"."}):
         with pytest.raises(ValueError, match=r"unit must be|regular expression"):
             survey(names, **arguments)
@@ -298,6 +306,7 @@ def test_fields(tmp_path):
         ("a,b\n", {"column": 3}, r"line 1 of .* has no column 3: it has 2 \(separated by commas\)"),
         ("a,b\n", {"column": "c"}, r"has no column 'c': its first line has a, b"),
         ("a,b\n", {"column": "-1"}, r"has no column '-1'"),
+        ("a,b,a\n1,2,3\n", {"column": "a"}, r"has 2 columns 'a': give the number of one"),
         (
             "n,cc\nSmith, J,DE\n",
             {"column": "cc"},
@@ -553,6 +562,25 @@ def test_more_steps_keep_the_schedule_of_the_run(names, tmp_path, fastvae):
     assert status == 2 and "was started with kl_end = 14, got 28" in err
 
 
+def test_edited_settings_of_a_run(names, tmp_path, fastvae):
+    """What is computed from the steps is read from them: the checkpoint tells what was trained."""
+    out = tmp_path / "run"
+    every = "--data", names, "--out", out, *TINY, "--steps"
+    assert fastvae("train", *every, "20")[0] == 0
+    settings = out / "training.json"
+    before = json.loads(settings.read_text())
+    for value, message in (
+        (15, f"{settings} has kl_end = 15, the run's checkpoint 14: correct the file"),
+        ("x", f"{settings}: kl_end must be int, got 'x'"),
+    ):
+        edited = {**before, "config": {**before["config"], "kl_end": value}}
+        settings.write_text(json.dumps(edited))
+        status, _, err = fastvae("train", *every, "40", "--resume")
+        assert status == 2 and message in err
+    settings.write_text(json.dumps(before))
+    assert fastvae("train", *every, "40", "--resume")[0] == 0
+
+
 def test_what_train_warns_of(tmp_path, fastvae):
     path = tmp_path / "characters.txt"
     path.write_text("".join(f"{chr(0x4E00 + n)}\n" for n in range(1100)), encoding="utf-8")
@@ -684,6 +712,60 @@ def test_standard_input_is_data(names, tmp_path, fastvae):
     quick = "--nll-texts", "0", "--mi-texts", "0", "--json"
     shown = fastvae("evaluate", piped, "--data", "-", *quick, stdin=names.read_bytes())[1]
     assert json.loads(shown)["samples"] == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (b"ab\ncd\n\xff\n", ["--text", "lines"], "line 3 of standard input is not UTF-8"),
+        (b"ab\xff\n", ["--text", "windows"], "standard input is not UTF-8 at byte 2"),
+        (b"ab\n", ["--text", "windows"], "standard input has 3 characters, fewer than one window"),
+        (b"a,b\nc,d\n", ["--column", "x"], "standard input has no column 'x'"),
+        (b"", ["--text", "lines"], "standard input is empty"),
+        (b"\n\n", ["--text", "lines"], "standard input: all lines are empty"),
+    ],
+)
+def test_messages_name_standard_input(tmp_path, fastvae, text, options, message):
+    """And not the temporary file that holds it."""
+    command = "train", "--data", "-", "--out", tmp_path / "run", *TINY, *options
+    status, _, err = fastvae(*command, stdin=text)
+    assert status == 2 and message in err and tempfile.gettempdir() not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_notes_name_standard_input(names, tmp_path, fastvae):
+    options = "--preset", "lines", *TINY, "--length", "4"
+    command = "train", "--data", "-", "--out", tmp_path / "run", *options
+    _, _, err = fastvae(*command, stdin=names.read_bytes())
+    left_out = [row for row in err.splitlines() if "left out" in row]
+    assert len(left_out) == 2 and all(row.startswith("standard input") for row in left_out)
+    status, _, err = fastvae(
+        "train", "--data", "-", "--out", tmp_path / "b", *TINY, stdin=b"a\nb\n"
+    )
+    assert status == 0 and err.startswith("standard input: read as lines")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_standard_input_is_read(tmp_path, number):
+    """Leaves neither a copy of it nor a run."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [PROGRAM, "train", "--data", "-", "--out", tmp_path / "run"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, env={**os.environ, "TMPDIR": str(temporary)}
+    )
+    process.stdin.write(b"text\n" * (1 << 18))  # more than is read at once
+    process.stdin.flush()
+    for _ in range(600):
+        if any(file.stat().st_size for file in temporary.glob("fastvae-*/*")):
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("no copy of standard input appeared")
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    process.stdin.close()
+    assert not list(temporary.glob("fastvae-*")) and not (tmp_path / "run").exists()
 
 
 def test_processes_cannot_share_standard_input(tmp_path):

@@ -473,6 +473,12 @@ def test_a_stack_of_fewer_than_no_layers():
         fastvae.nn.HighwayConvStack(4, -1)
 
 
+@pytest.mark.parametrize("eps", [-1e-4, float("nan")])
+def test_lstm_of_a_wrong_eps(eps):
+    with pytest.raises(ValueError, match="eps must be 0 or more, got"):
+        LayerNormLSTM(3, 4, eps=eps)
+
+
 def test_empty_batch_computes():
     lstm = fastvae.nn.LayerNormLSTM(3, 4)
     y, (h, c) = lstm(torch.zeros(5, 0, 3))

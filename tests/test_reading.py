@@ -468,6 +468,19 @@ def test_the_bound_is_shown_once_it_means_something(words, tmp_path, fastvae_cli
     assert "mean little" not in out.decode()
 
 
+def test_a_model_trains_on_text_read_otherwise(words, tmp_path):
+    """Its record of the former text is replaced, in the model and in its files."""
+    lines = LineCorpus(words, 32, normalize=normalize_tweet)
+    model = HybridVAE(259, 32, **SIZES, pad_id=256, end_id=257)
+    model.reading = Reading("windows")
+    config = fastvae.training.TrainingConfig(steps=1, batch_size=2)
+    fastvae.training.train(
+        model, lines, config, tmp_path / "run", console=Console(file=io.StringIO())
+    )
+    for reading in (model.reading, fastvae.load(tmp_path / "run")[0].reading):
+        assert reading == Reading("lines", "tweets")
+
+
 # Other systems
 
 

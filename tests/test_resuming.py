@@ -242,6 +242,18 @@ def test_a_saved_model_is_no_run_to_resume(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors", "text.json"])
+def test_a_folder_in_place_of_a_file_is_told_first(whole, tmp_path, name, resume):
+    folder = tmp_path / "run"
+    if resume:
+        shutil.copytree(whole, folder)
+        (folder / name).unlink()
+    (folder / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"{name} is a folder, but a file of a run: move it away"):
+        run(folder, resume=resume)
+
+
 @pytest.mark.parametrize("left", ["last.safetensors", "best.safetensors", "metrics.jsonl"])
 def test_a_run_without_its_settings_keeps_what_it_holds(whole, tmp_path, left):
     folder = tmp_path / "run"

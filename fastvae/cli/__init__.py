@@ -14,6 +14,7 @@ from fastvae.cli.models import encode, evaluate, interpolate, reconstruct, sampl
 from fastvae.cli.training import demo, experiment, fields, plot, train
 from fastvae.console import console, hush, one_line, print_json, table
 from fastvae.info import facts
+from fastvae.signals import orderly_exit
 
 # Fields of models and of training are options too; their names may be written with underscores.
 _ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -69,7 +70,10 @@ def info(as_json: Json = False) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, or 2 with one line on standard error, 130 on Ctrl-C."""
+    """Run the command line and exit: 0, or 2 with one line on standard error, 130 on Ctrl-C.
+
+    Other signals exit with 128 + their number.
+    """
     # What is printed where a stream was closed before the start goes nowhere, and into no file that
     # would be opened under its number.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  open to the end
@@ -79,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     try:
-        status = app(arguments, prog_name="fastvae", standalone_mode=False)
+        with orderly_exit():
+            status = app(arguments, prog_name="fastvae", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         hush()

@@ -1,16 +1,15 @@
 """What the commands read: models, files, texts on standard input."""
 
-import atexit
 import codecs
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import BinaryIO
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -103,27 +102,58 @@ def open_for(model: TextVAE, vocabulary: Vocabulary, reading: Reading, path: Pat
     """A file as a corpus, read as the model's training text was. ValueError for other models."""
     if reading.kind == LINES and vocabulary.end_id is None:
         raise ValueError(
-            f"{path}: this model has no token that ends a line: read the text with --read {WINDOWS}"
+            f"{shown(path)}: this model has no token that ends a line: read the text with --read "
+            f"{WINDOWS}"
         )
-    return read_corpus(data_file(path), model.length, reading, vocabulary)
+    with regular_file(path) as file:
+        return read_named(path, file, model.length, reading, vocabulary)
 
 
-def data_file(path: Path) -> Path:
-    """The file to read: the path, or for - a temporary file of what standard input holds.
+def shown(path: Path) -> str:
+    """What a path is called in messages."""
+    return STANDARD_INPUT if str(path) == "-" else str(path)
 
-    Raises ValueError for standard input that is closed, or that several processes would share.
+
+@contextmanager
+def regular_file(path: Path) -> Iterator[Path]:
+    """The file to read: the path, or for - a temporary copy of standard input.
+
+    ValueErrors call that copy standard input. Raises ValueError for standard input that is closed,
+    or that several processes would share, and OSError where the copy cannot be written.
     """
     if str(path) != "-":
-        return path
+        yield path
+        return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("several processes cannot share standard input: name a file with --data")
-    folder = Path(mkdtemp(prefix="fastvae-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    copy = folder / STANDARD_INPUT.replace(" ", "-")
-    with open(copy, "wb") as file:
-        for chunk in stream_chunks(_standard_input(), STANDARD_INPUT):
-            file.write(chunk)
-    return copy
+    with TemporaryDirectory(prefix="fastvae-") as folder:
+        copy = Path(folder) / "text"
+        with open(copy, "wb") as file:
+            for chunk in stream_chunks(_standard_input(), STANDARD_INPUT):
+                _write(file, chunk)
+        try:
+            yield copy
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(copy), STANDARD_INPUT)) from error
+
+
+def _write(file: BinaryIO, chunk: bytes) -> None:
+    """Write to the copy of standard input; OSError says that."""
+    try:
+        file.write(chunk)
+        file.flush()
+    except OSError as error:
+        raise OSError(
+            f"cannot keep standard input in {gettempdir()}: {error.strerror}; name a file with "
+            "--data, or set TMPDIR"
+        ) from error
+
+
+def read_named(path: Path, file: Path, *arguments: Any, **keywords: Any) -> Corpus:
+    """`read_corpus` of the file that `regular_file(path)` gives, named after the path."""
+    corpus = read_corpus(file, *arguments, **keywords)
+    corpus.name = corpus.name.replace(str(file), shown(path))
+    return corpus
 
 
 def _standard_input() -> BinaryIO:
@@ -164,7 +194,7 @@ class LineTokens:
 
     @property
     def name(self) -> str:
-        return STANDARD_INPUT if self.path in (None, Path("-")) else str(self.path)
+        return shown(self.path or Path("-"))
 
     @property
     def end_id(self) -> int | None:

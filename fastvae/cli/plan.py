@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastvae.atomic_files import read_json
-from fastvae.cli.inputs import data_file, in_place
-from fastvae.names import suggestion
-from fastvae.presets import TEXTS, Preset, changed, configure, defaults, parse, read_corpus
+from fastvae.cli.inputs import in_place, read_named, regular_file, shown
+from fastvae.names import counted, suggestion
+from fastvae.presets import TEXTS, Preset, changed, configure, defaults, parse
 from fastvae.text import Corpus, Survey, survey
 from fastvae.text.files import unchanged
 from fastvae.text.reading import LINES, NORMALIZERS, TRAIN, VALID, WINDOWS, load_reading
 from fastvae.text.survey import looks_like_lines
+from fastvae.training.config import TrainingConfig
 from fastvae.training.run_directory import SETTINGS, SETTINGS_SCHEMA
 
 LONGEST = 128  # L of lines that are recognized as such
@@ -57,7 +58,6 @@ def plan_training(
     """
     if str(data) == str(valid) == "-":
         raise ValueError("standard input can be read once: give a file as --data or --valid")
-    path = data_file(data)
     before = load_reading(out) if resume else None
     chosen = None if preset is None else configure(preset, overrides)
     kind = chosen.text if text is None and chosen else text
@@ -73,7 +73,8 @@ def plan_training(
     unit = TEXTS[kind or "lines"].unit
     if tokens is not None and (reading.kind == WINDOWS or unit != "character"):
         raise ValueError("--tokens is for lines of characters: leave it out, or say --text lines")
-    with unchanged(path):
+    name = shown(data)
+    with regular_file(data) as path, unchanged(path):
         found, cache = None, out / "cache" if path == data else None
         if reading.kind == LINES:
             found = survey(
@@ -94,20 +95,21 @@ def plan_training(
         chosen = chosen or configure("small" if kind == "windows" else "lines", overrides)
         if found and not found.vocabulary:
             long = "each line of text has a MiB or more" if found.counts.too_long else None
-            raise ValueError(f"{data}: {long or 'all lines are empty'}")
+            raise ValueError(f"{name}: {long or 'all lines are empty'}")
         if before and (out / SETTINGS).exists():
             chosen = _as_begun(chosen, overrides, out)
         notes = []
         if (text is None and preset is None) or chosen.length is None:
             if chosen.length is None:
                 chosen = replace(chosen, length=_length(chosen, found))
-            notes = [f"{data}: {_chosen(kind, chosen, found)}"]
+            notes = [f"{name}: {_chosen(kind, chosen, found)}"]
         vocabulary = found and found.vocabulary
         if valid is None and found and (before is None or before.part):
             parts = {part: found.fitting(chosen.length, part) for part in (TRAIN, VALID)}
             if all(parts.values()):
                 reading = replace(reading, part=TRAIN)
-                held_out = f"{parts[VALID]:,} lines held out for validation, by a hash of each"
+                lines = counted(parts[VALID], "line")
+                held_out = f"{lines} held out for validation, by a hash of each"
             else:
                 held_out = "no validation: too few lines to hold any out"
             notes.append(f"{held_out}. {OPTIONS}")
@@ -120,18 +122,24 @@ def plan_training(
             )
         if valid is not None and path == valid:
             notes.append(f"{valid} is the training file: its bound tells nothing about other texts")
-        corpus = read_corpus(path, chosen.length, reading, vocabulary, cache=cache)
-    validation = None
-    if valid is not None or reading.part:
-        other = replace(reading, part=VALID if reading.part else None)
-        file = path if valid is None else data_file(valid)
-        validation = read_corpus(file, chosen.length, other, corpus.vocabulary, cache=cache)
+        corpus = read_named(data, path, chosen.length, reading, vocabulary, cache=cache)
+        vocabulary, validation = corpus.vocabulary, None
+        if reading.part:
+            other = replace(reading, part=VALID)
+            validation = read_named(data, path, chosen.length, other, vocabulary, cache=cache)
+    if valid is not None:
+        with regular_file(valid) as path:
+            validation = read_named(valid, path, chosen.length, reading, vocabulary, cache=cache)
     return Plan(chosen, corpus, validation, notes)
 
 
 def _as_begun(preset: Preset, overrides: Mapping[str, str], out: Path) -> Preset:
     """The preset with what the run in `out` computed from its steps, which may be others now."""
     begun = read_json(out / SETTINGS, SETTINGS_SCHEMA)["config"]
+    try:
+        TrainingConfig.from_dict(begun)
+    except ValueError as error:
+        raise ValueError(f"{out / SETTINGS}: {error}") from None
     kept = {name: begun[name] for name in preset.shares if name in begun and name not in overrides}
     return changed(preset, kept)
 
@@ -157,6 +165,6 @@ def _chosen(kind: str, preset: Preset, found: Survey | None) -> str:
     how = f"{how} {found.vocabulary.unit}s"
     fit = sum(found.fitting(preset.length, part) for part in (TRAIN, VALID))
     return (
-        f"{how}: {fit:,} of {found.counts.lines:,} lines fit, {found.repeated:,} repeat an earlier "
-        "one"
+        f"{how}: {fit:,} of {found.counts.lines:,} lines fit, {found.repeated:,} repeat "
+        "an earlier one"
     )

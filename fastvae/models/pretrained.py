@@ -7,7 +7,6 @@ model's sizes are checked against its file before memory of that size is allocat
 import inspect
 import json
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -134,8 +133,11 @@ class PretrainedMixin:
         weights = _find(source, WEIGHTS, hub)
         model = _build(cls, config, weights)
         check_signature(path, config, weights)
-        with suppress(FileNotFoundError):
+        try:
             path = _find(source, READING, hub)
+        except FileNotFoundError:
+            check_signature(weights.parent / READING, None, weights)
+        else:
             model.reading = load_reading(path.parent)
             check_signature(path, read_json(path), weights)
         return model
@@ -211,8 +213,7 @@ def load_as(classes: dict[str, type], folder: str | Path, best: bool) -> tuple[A
         _check_vocabulary(vocabulary, model.config, folder / VOCABULARY)
         contents[VOCABULARY] = vocabulary.to_dict()
     model.reading = load_reading(folder)
-    if model.reading is not None:
-        contents[READING] = read_json(folder / READING)
+    contents[READING] = None if model.reading is None else read_json(folder / READING)
     # Last: an error of what does not fit says more.
     for name, content in contents.items() if (folder / WEIGHTS).exists() else ():
         check_signature(folder / name, content, folder / WEIGHTS)

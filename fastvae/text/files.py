@@ -90,7 +90,7 @@ def stream_chunks(file: BinaryIO, name: str) -> Iterator[bytes]:
     """Open file -> its bytes as from `byte_chunks`.
 
     Args:
-        file: a binary stream; it stays open.
+        file: a buffered binary stream; it stays open.
         name: its name, for error messages.
 
     Raises:
@@ -147,42 +147,73 @@ def _without_return(line: bytes) -> bytes:
 def _file_chunks(path: Path) -> Iterator[bytes]:
     """File -> chunks of its text, unpacked."""
     check_exists(path)
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb") as file:
         yield from _raw_chunks(file, str(path), packed=path.suffix.lower() == ".gz")
 
 
 def _raw_chunks(file: BinaryIO, name: str, packed: bool = False) -> Iterator[bytes]:
     """Stream -> chunks of its text, unpacked if `packed` or if it begins like a gzip file."""
-    reader = io.BufferedReader(file, HEAD)
-    try:
-        if packed or re.match(GZIP, reader.peek(), re.DOTALL):
-            yield from _unpacked_chunks(reader, name)
-        else:
-            yield from _checked_chunks(reader, name)
-    finally:
-        reader.detach()  # or it closes the file, which may be standard input
+    head = _read(file, HEAD)
+    whole = _Rest(head, file)
+    if packed or re.match(GZIP, head, re.DOTALL):
+        yield from _unpacked_chunks(whole, name)
+    else:
+        yield from _checked_chunks(whole, name)
 
 
-def _unpacked_chunks(reader: BinaryIO, name: str) -> Iterator[bytes]:
+def _unpacked_chunks(packed: BinaryIO, name: str) -> Iterator[bytes]:
     """Gzip stream -> chunks of its unpacked text; raises ValueError if it is damaged."""
     try:
-        with gzip.GzipFile(fileobj=reader) as file:
-            yield from _checked_chunks(io.BufferedReader(file, HEAD), f"{name}, unpacked,")
+        with gzip.GzipFile(fileobj=packed) as file:
+            yield from _checked_chunks(file, f"{name}, unpacked,")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{name} is a damaged gzip file: {error}") from error
 
 
-def _checked_chunks(reader: io.BufferedReader, name: str) -> Iterator[bytes]:
+def _checked_chunks(file: BinaryIO, name: str) -> Iterator[bytes]:
     """Stream -> chunks; raises ValueError if it begins like a known format that is not text."""
-    head = reader.peek()
+    chunk = _read(file, CHUNK)
     for begin, what, advice in _FORMATS:
-        if begin.match(head):
+        if begin.match(chunk, 0, HEAD):
             raise ValueError(f"{name} is {what}, not text in UTF-8: {advice}")
     with suppress(tarfile.HeaderError):  # its checksum tells a header of any kind of tar
-        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        tarfile.TarInfo.frombuf(chunk[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
         raise ValueError(f"{name} is a tar file, not text in UTF-8: {_UNPACK}")
-    while chunk := reader.read(CHUNK):
+    while chunk:
         yield chunk
+        chunk = _read(file, CHUNK)
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    """The next bytes of a stream, less than `size` at its end only.
+
+    `file.read` would not look at signals between the parts of a pipe, and could wait for ever.
+    """
+    found = bytearray()
+    while len(found) < size and (part := file.read1(size - len(found))):
+        found += part
+    return bytes(found)
+
+
+class _Rest(io.RawIOBase):
+    """A stream from its beginning, of which `head` was read already; closing it does nothing."""
+
+    def __init__(self, head: bytes, file: BinaryIO) -> None:
+        self._head, self._file = head, file
+
+    def readable(self) -> bool:
+        return True
+
+    def read1(self, size: int) -> bytes:
+        if not self._head:
+            return self._file.read1(size)
+        part, self._head = self._head[:size], self._head[size:]
+        return part
+
+    def readinto(self, buffer: memoryview) -> int:
+        part = self.read1(len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:

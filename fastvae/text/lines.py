@@ -9,6 +9,7 @@ from itertools import chain
 
 import numpy as np
 
+from fastvae.names import counted
 from fastvae.text.files import CHUNK, lines
 from fastvae.text.reading import NORMALIZATIONS, TRAIN, VALID, Reading
 from fastvae.text.vocabulary import OutOfVocabularyError, Vocabulary
@@ -54,7 +55,8 @@ class LineCounts:
         found = []
         of = f"of {self.lines:,} lines"
         if self.left_out:
-            reasons = [f"{self.empty:,} empty", f"{self.too_long:,} too long (over {room} {unit}s)"]
+            most = counted(room, unit)
+            reasons = [f"{self.empty:,} empty", f"{self.too_long:,} too long (over {most})"]
             if self.unknown:
                 reasons.append(f"{self.unknown:,} with {unit}s that the vocabulary lacks")
             found.append(f"{name}: {self.left_out:,} {of} left out: {', '.join(reasons)}")
@@ -162,6 +164,10 @@ def _column(texts: NumberedLines, column: str, name: str) -> NumberedLines:
         rows = chain([first], rows)
     elif column in first[1]:
         index = first[1].index(column)
+        if (same := first[1].count(column)) > 1:
+            raise ValueError(
+                f"{name} has {same} columns {column!r}: give the number of one, from 1 on"
+            )
     else:
         has = ", ".join(first[1])[:200]
         raise ValueError(f"{name} has no column {column!r}: its first line has {has}")

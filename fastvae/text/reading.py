@@ -131,25 +131,28 @@ def save_reading(folder: Path, reading: Reading) -> None:
     write_json(folder / FILE, reading.to_dict())
 
 
-def record_reading(folder: Path, corpus) -> None:
-    """Record how a run's corpus reads text, or compare it with what is recorded.
+def reading_of(corpus) -> Reading:
+    """Corpus -> how it reads text; for a corpus that does not tell, the name of its class."""
+    return getattr(corpus, "reading", None) or Reading(type(corpus).__name__)
+
+
+def check_reading(folder: Path, corpus) -> Reading:
+    """Compare how a corpus reads text with what a run recorded -> what the run recorded.
 
     Readings of other classes and functions are not compared: a run compares the digests of all ids
     too.
 
     Args:
-        folder: the run directory.
-        corpus: the corpus; without a `reading`, the name of its class is recorded.
+        folder: the run directory; older runs recorded nothing.
+        corpus: the corpus.
 
     Raises:
         ValueError: the run was started with a known reading, and the corpus has another one.
     """
-    now = getattr(corpus, "reading", None) or Reading(type(corpus).__name__)
-    before = load_reading(folder)
-    if before is None:
-        save_reading(folder, now)
-    elif now != before and now.is_known and before.is_known:
+    now, before = reading_of(corpus), load_reading(folder)
+    if before and now != before and now.is_known and before.is_known:
         raise ValueError(
             f"{folder} was started with text read as {json.dumps(before.to_dict())}, "
             f"got {json.dumps(now.to_dict())}: read it as before, or choose another directory"
         )
+    return before or now

@@ -63,9 +63,9 @@ class Survey:
         Raises:
             ValueError: an argument is out of range.
         """
-        if multiple < 1 or not 0 < share <= 1:
+        if not hasattr(multiple, "__index__") or multiple < 1 or not 0 < share <= 1:
             raise ValueError(
-                "multiple must be 1 or more and share above 0 and at most 1, "
+                "multiple must be a whole number of at least 1, share above 0 and at most 1, "
                 f"got {multiple} and {share}"
             )
         found = sum((Counter(part) for part in self.lengths.values()), Counter())
@@ -85,7 +85,12 @@ class Survey:
 
         Returns:
             the number, counting copies.
+
+        Raises:
+            ValueError: there is no such part.
         """
+        if part not in self.lengths:
+            raise ValueError(f"part must be {TRAIN} or {VALID}, got {part!r}")
         return sum(count for size, count in self.lengths[part].items() if size < length)
 
 

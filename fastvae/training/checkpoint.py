@@ -31,6 +31,7 @@ STATE_SCHEMA = {
     "best?": (float, type(None)),
     "window?": dict,
     "kl_controller?": list,
+    "settings?": dict,
 }
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from fastvae.models.text_vae import TextVAE
 from fastvae.signals import stop_signals
 from fastvae.text.corpus import Corpus, digest
-from fastvae.text.reading import load_reading, record_reading
+from fastvae.text.reading import check_reading, reading_of
 from fastvae.training.checkpoint import LAST, load_latest
 from fastvae.training.config import TrainingConfig
 from fastvae.training.processes import bare, joined, wire
@@ -94,7 +94,7 @@ def train(
         stop = stack.enter_context(stop_signals(patient=group is not None))
         try:
             return _run_loop(step, recorder, done, stop)
-        except KeyboardInterrupt:  # a second one
+        except (KeyboardInterrupt, SystemExit):  # a second signal
             if recorder.display:
                 saved = f"the last checkpoint is that of step {recorder.saved_at}"
                 recorder.display.say(f"stopped without saving: {saved}")
@@ -152,12 +152,14 @@ def _open_run(recorder: Recorder, notes: Iterable[str]) -> int:
         return {"data": corpus.digest(), "validation": validation}
 
     if run.fresh:
+        model.reading = reading_of(corpus)
         run.create(model, vocabulary, config, digests)
     else:
         run.check(model, vocabulary, config, digests)
+        model.reading = check_reading(run.path, corpus)
         state = load_latest(run.path, model, recorder.optimizer, say)
-    record_reading(run.path, corpus)
-    model.reading = load_reading(run.path)
+        if state:
+            run.check_checkpoint(config, state)
     found = [getattr(data, "notes", list)() for data in (corpus, recorder.validation)]
     for note in dict.fromkeys(itertools.chain(notes, *found)):
         say(note)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastvae.metrics import bits_per_character, count_characters, evaluate
 from fastvae.models.pretrained import BEST
 from fastvae.training.checkpoint import LAST, PREVIOUS, save_checkpoint
-from fastvae.training.run_directory import RunDirectory
+from fastvae.training.run_directory import RunDirectory, fixed_settings
 from fastvae.training.step import TERMS, Batch, TrainingStep, autocast, seeded_generator
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class Recorder:
             "step": self.step,
             "best": self.best,
             "window": self.window,
+            "settings": fixed_settings(self.config),
         }
         if self.controller:
             state["kl_controller"] = self.controller.state.tolist()

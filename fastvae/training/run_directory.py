@@ -26,6 +26,7 @@ from fastvae.atomic_files import (
     write_json,
 )
 from fastvae.models.pretrained import BEST, CONFIG, CONFIG_SCHEMA, VOCABULARY, WEIGHTS
+from fastvae.text.reading import FILE as READING
 from fastvae.training.checkpoint import LAST, PREVIOUS
 
 SETTINGS, METRICS, LOCK = "training.json", "metrics.jsonl", "lock"
@@ -71,6 +72,7 @@ class RunDirectory:
         self._metrics = self._board = self._thread_hook = None
         check_utf8(self.path)
         make_folder(self.path)
+        self._check_files()
         was_run = (self.path / LOCK).exists()
         self._lock = _lock(self.path)
         self.fresh = not (self.path / SETTINGS).exists()
@@ -95,6 +97,13 @@ class RunDirectory:
                 "choose another folder"
             )
         return None
+
+    def _check_files(self) -> None:
+        """Raise ValueError for a folder where a file of the run must be written."""
+        names = (CONFIG, WEIGHTS, VOCABULARY, READING, SETTINGS, METRICS, LAST, PREVIOUS, BEST)
+        for path in (self.path / name for name in names):
+            if path.is_dir():
+                raise ValueError(f"{path} is a folder, but a file of a run: move it away")
 
     def create(self, model, vocabulary, config, data: Callable[[bool], dict]) -> None:
         """Begin a run: save the model and its vocabulary, then the settings, which mark the run.
@@ -134,10 +143,9 @@ class RunDirectory:
         if there["class"] != type(model).__name__:
             raise ValueError(f"{self.path} holds a {there['class']}, not a {type(model).__name__}")
         # JSON turns tuples into lists: compare both as JSON.
-        arguments, settings = json.loads(json.dumps([model.config, asdict(config)]))
-        fixed = {k: v for k, v in settings.items() if k not in FREE}
+        arguments = json.loads(json.dumps(model.config))
         began = {**asdict(type(config)()), **saved["config"]}  # older runs lack some fields
-        for now, before in ((arguments, there["arguments"]), (fixed, began)):
+        for now, before in ((arguments, there["arguments"]), (fixed_settings(config), began)):
             for name, value in now.items():
                 if before.get(name) != value:
                     raise ValueError(
@@ -165,6 +173,24 @@ class RunDirectory:
                 "are not the same bit for bit"
             )
         self._write_settings(config, found)
+
+    def check_checkpoint(self, config, state: dict[str, Any]) -> None:
+        """Check that a checkpoint was made with these settings, which are those of training.json.
+
+        Args:
+            config: the settings.
+            state: the checkpoint's state.
+
+        Raises:
+            ValueError: a setting differs: training.json was edited.
+        """
+        made = {**fixed_settings(type(config)()), **state.get("settings", {})}
+        for name, value in fixed_settings(config).items() if "settings" in state else ():
+            if made[name] != value:
+                raise ValueError(
+                    f"{self.path / SETTINGS} has {name} = {value}, the run's checkpoint "
+                    f"{made[name]}: correct the file"
+                )
 
     def open_metrics(self, step: int, recorded: int) -> dict[str, dict[str, Any]]:
         """Cut the metrics back to `step` and append from there -> the last record of each split.
@@ -266,6 +292,11 @@ class RunDirectory:
         """
         if not type(error.thread).__module__.startswith("tensorboard."):
             self._thread_hook(error)
+
+
+def fixed_settings(config) -> dict[str, Any]:
+    """Settings -> those that may not change on resume, as JSON values."""
+    return {k: v for k, v in json.loads(json.dumps(asdict(config))).items() if k not in FREE}
 
 
 def read_records(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
