@@ -44,13 +44,8 @@ constexpr int64_t ROW_STEP = STEP<P>;
 // product alone is shallower, for that of the whole operand must stay in the L3 cache.
 template <class P>
 constexpr int64_t KC = 1024 * STEP<P>;
-#ifdef AMX
 template <class P>
 constexpr int64_t PACKED_SLICE = SLICE * STEP<P>;
-#else
-template <class P>
-constexpr int64_t PACKED_SLICE = SLICE / 2 * STEP<P>;
-#endif
 constexpr int64_t L2_BYTES = 1 << 20;  // of packed B that stay in the L2 cache
 // So many steps of k are summed in a register before the sum joins the others: this bounds the rounding of long sums.
 constexpr int64_t SUMMED = 256;

@@ -73,7 +73,7 @@ INLINE std::pair<S, S> add_and_measure(S* a, const T* x, int64_t n) {
 // One row's norm and gates: a [4H] recurrent products, x [4H] -> h, c [H]. a becomes the pre-activations; `normalized`
 // [4H] and `rstd` are kept when not null.
 template <class T, class S = opmath_type<T>>
-INLINE void gate_row(S* a, const T* x, const T* gain, const T* bias, const S* c_before, S* c, T* h, T* normalized,
+INLINE void gate_row(S* a, const T* x, const S* gain, const S* bias, const S* c_before, S* c, T* h, T* normalized,
                      S* rstd, int64_t H, S eps) {
   constexpr int64_t w = LANES<T>;
   const auto [mean, variance] = add_and_measure(a, x, 4 * H);
@@ -88,10 +88,11 @@ INLINE void gate_row(S* a, const T* x, const T* gain, const T* bias, const S* c_
       if (normalized) store(normalized + q * H + k, v, n);
       z[q] = v * load(gain + q * H + k, n) + load(bias + q * H + k, n);
     }
-    const vec<T> cell = sigmoid(z[1]) * load(c_before + k, n) + sigmoid(z[0]) * tanh(z[2]);
-    store(c + k, cell, n);
-    store(h + k, sigmoid(z[3]) * tanh(cell), n);
+    store(c + k, sigmoid(z[1]) * load(c_before + k, n) + sigmoid(z[0]) * tanh(z[2]), n);
+    store(a + k, sigmoid(z[3]), n);
   }
+  // A loop of its own, whose iterations overlap, for above they would wait for the cell.
+  for (int64_t k = 0; k < H; k += w) store(h + k, load(a + k, H - k) * tanh(load(c + k, H - k)), H - k);
 }
 
 template <class T>

@@ -24,7 +24,8 @@ struct LayerNormLstm {
   LstmRows rows;
   int64_t H;
   double eps;
-  const T *x, *weight, *gain, *bias, *h0, *c0;
+  const T *x, *weight, *h0, *c0;
+  const opmath_type<T>*gain, *bias;
   T *h, *c_n;
   opmath_type<T>* c;  // c, normalized and rstd are kept for backward, or null
   T* normalized;
@@ -37,8 +38,8 @@ template <class T>
 struct LayerNormLstmBackward {
   LstmRows rows;
   int64_t H;
-  const T *dh, *dc_n, *weight, *gain, *bias, *h0;
-  const opmath_type<T>* c0;
+  const T *dh, *dc_n, *weight, *h0;
+  const opmath_type<T>*gain, *bias, *c0;
   const T* h;
   const opmath_type<T>* c;
   const T* normalized;
@@ -134,6 +135,14 @@ Tensor empty_rows(const Tensor& x, std::optional<int64_t> columns, std::optional
   return torch::stable::new_empty(x, shape, dtype);
 }
 
+// A tensor's numbers in the opmath type.
+template <class T>
+Buffer<opmath_type<T>> in_opmath(const Tensor& t) {
+  Buffer<opmath_type<T>> numbers(t.numel());
+  std::copy_n(in<T>(t), t.numel(), static_cast<opmath_type<T>*>(numbers));
+  return numbers;
+}
+
 // Rows of scratch for B sequences, each thread's own from a whole tile on.
 int64_t rows_of_teams(int64_t B, int threads) { return packed_rows(B) + 32 * threads; }
 
@@ -163,15 +172,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm(Tensor x, Ten
     const int64_t own = rows_of_teams(B, threads);
     Buffer<S> packed_b(packed_length(H) * packed_columns(4 * H)), packed_a(own * packed_length(H)), a(own * 4 * H),
         state(own * H);
+    const Buffer<S> gain = in_opmath<scalar_t>(norm_weight), bias = in_opmath<scalar_t>(norm_bias);
     const LayerNormLstm<scalar_t> args{.rows = rows.view,
                                        .H = H,
                                        .eps = eps,
                                        .x = in<scalar_t>(x),
                                        .weight = in<scalar_t>(weight_hh),
-                                       .gain = in<scalar_t>(norm_weight),
-                                       .bias = in<scalar_t>(norm_bias),
                                        .h0 = in<scalar_t>(h0),
                                        .c0 = in<scalar_t>(c0),
+                                       .gain = gain,
+                                       .bias = bias,
                                        .h = out<scalar_t>(h),
                                        .c_n = out<scalar_t>(c_n),
                                        .c = save ? out<S>(c) : nullptr,
@@ -226,18 +236,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backw
     Buffer<S> packed_b(packed_length(4 * H) * packed_columns(H)), packed_a(own * packed_length(4 * H)), da(own * 4 * H),
         dc(own * H);
     Buffer<scalar_t> h_before(real * H), dx_real(packed ? 0 : real * 4 * H);
-    Buffer<S> dh_through(own * H), sums(threads * 16 * H), scratch(gemm_scratch(4 * H, H)), c0_opmath(B * H);
+    Buffer<S> dh_through(own * H), sums(threads * 16 * H), scratch(gemm_scratch(4 * H, H));
     Buffer<S> dweight_opmath(same ? 0 : 4 * H * H);
-    std::copy_n(in<scalar_t>(c0), B * H, static_cast<S*>(c0_opmath));
+    const Buffer<S> gain = in_opmath<scalar_t>(norm_weight), bias = in_opmath<scalar_t>(norm_bias),
+                    c0_opmath = in_opmath<scalar_t>(c0);
     scalar_t *const dweight = out<scalar_t>(dweight_hh), *const dx_out = out<scalar_t>(dx);
     const LayerNormLstmBackward<scalar_t> args{.rows = rows.view,
                                                .H = H,
                                                .dh = in<scalar_t>(dh),
                                                .dc_n = in<scalar_t>(dc_n),
                                                .weight = in<scalar_t>(weight_hh),
-                                               .gain = in<scalar_t>(norm_weight),
-                                               .bias = in<scalar_t>(norm_bias),
                                                .h0 = in<scalar_t>(h0),
+                                               .gain = gain,
+                                               .bias = bias,
                                                .c0 = c0_opmath,
                                                .h = in<scalar_t>(h),
                                                .c = in<S>(c),

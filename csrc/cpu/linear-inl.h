@@ -1,15 +1,14 @@
 // Linear layer over dense inputs and tokens, forward and backward. Equations: fastvae/ops/linear.py.
 // Products run by slabs of rows, each thread its own, against a weight that the team has packed once.
 
-// m [rows, k] · packed_b for this thread's rows, a slab of rows by a panel of columns at a time:
-// finish(row, its column n0, n1, the product from n0 on).
+// out [rows, n] = finish(row, column, m [rows, k] · packed_b), by vectors, for this thread's rows: a slab of rows by a
+// panel of columns at a time.
 template <class T, class F>
 INLINE void multiply_slabs(const Team& team, int64_t rows, int64_t n, int64_t k, const T* m, void* packed_b,
-                           void* packed, opmath_type<T>* slab, F finish) {
+                           void* packed, opmath_type<T>* slab, T* out, F finish) {
   using P = Packed<T>;
   constexpr int64_t W = NR<P>;
   const int64_t depth = packed_depth<P>(k);
-  const Team alone{0, 1, team.barrier};
   P* const own_tiles = static_cast<P*>(packed) + team.id * SLAB<T> * depth;
   opmath_type<T>* const own = slab + team.id * SLAB<T> * W;
   const auto [t0, t1] = team.share(num_tiles(rows));
@@ -18,9 +17,25 @@ INLINE void multiply_slabs(const Team& team, int64_t rows, int64_t n, int64_t k,
     const int64_t here = std::min(SLAB<T>, last - r0);
     pack_rows(m + r0 * k, 0, here, k, own_tiles);
     for (int64_t n0 = 0; n0 < n; n0 += W) {
-      const int64_t n1 = std::min(n0 + W, n);
-      multiply_panels(alone, own_tiles, static_cast<P*>(packed_b) + n0 * depth, k, own, W, here, n1 - n0);
-      for (int64_t r = 0; r < here; ++r) finish(r0 + r, n0, n1, own + r * W);
+      const int64_t columns = std::min(W, n - n0);
+      for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += KC<P>) {
+        const P* const panel = static_cast<P*>(packed_b) + n0 * depth + k0 * W;
+        const int64_t length = std::min(KC<P>, k - k0);
+        for (int64_t t = 0; t < here; t += MR) {
+          const int64_t height = std::min(MR, here - t);
+          T* const there = out + (r0 + t) * n + n0;
+          if (k0 + length >= k)  // fetched while the product runs
+            for (int64_t r = 0; r < height; ++r)
+              for (int64_t c = 0; c < columns; c += LINE / sizeof(T)) __builtin_prefetch(there + r * n + c, 1);
+          multiply(own_tiles + t * depth + k0 * MR, panel, length, own + t * W, W, height, columns, k0 > 0, MR,
+                   behind(panel, length, t / MR, num_tiles(here)));
+          if (k0 + length < k) continue;
+          for (int64_t r = 0; r < height; ++r)
+            for (int64_t c = 0; c < columns; c += LANES<T>)
+              store(there + r * n + c, finish(r0 + t + r, n0 + c, load(own + (t + r) * W + c, columns - c)),
+                    columns - c);
+        }
+      }
     }
   }
 }
@@ -36,12 +51,12 @@ void linear(Team& team, const Linear<T>& s) {
       s.table[v * N + n] = opmath_type<T>(s.weight[n * columns + s.K + v]) + opmath_type<T>(s.bias[n]);
   }
   team.wait();
-  multiply_slabs(team, s.rows, N, s.K, s.x, s.packed_b, s.packed_a, s.slab,
-                 [&](int64_t row, int64_t n0, int64_t n1, const opmath_type<T>* product) {
-                   const opmath_type<T>* token = s.table + (s.tokens ? s.tokens[row] : 0) * N;
-                   for (int64_t n = n0; n < n1; n += LANES<T>)
-                     store(s.a + row * N + n, load(product + n - n0, n1 - n) + load(token + n, n1 - n), n1 - n);
-                 });
+  multiply_slabs(
+      team, s.rows, N, s.K, s.x, s.packed_b, s.packed_a, s.slab,
+      s.a, [&](int64_t row, int64_t n, vec<T> product) __attribute__((always_inline)) {
+        const opmath_type<T>* token = s.table + (s.tokens ? s.tokens[row] : 0) * N;
+        return product + load(token + n, N - n);
+      });
 }
 
 // sums [N] of da over the rows of one token, columns [n0, n1), in double: sums over many rows must not drift.
@@ -79,11 +94,9 @@ void linear_backward(Team& team, const LinearBackward<T>& s) {
   if (K) {
     pack_panels(team, Strided<T>{s.weight, columns, 1}, N, K, static_cast<Packed<T>*>(s.packed_b));
     gemm<T>(team, K, N, s.rows, Strided<T>{s.x, 1, K}, Strided<T>{s.da, N, 1}, s.dw, N, false, s.scratch);
-    multiply_slabs(team, s.rows, K, N, s.da, s.packed_b, s.packed_a, s.slab,
-                   [&](int64_t row, int64_t k0, int64_t k1, const opmath_type<T>* product) {
-                     for (int64_t k = k0; k < k1; k += LANES<T>)
-                       store(s.dx + row * K + k, load(product + k - k0, k1 - k), k1 - k);
-                   });
+    multiply_slabs(
+        team, s.rows, K, N, s.da, s.packed_b, s.packed_a, s.slab,
+        s.dx, [&](int64_t, int64_t, vec<T> product) __attribute__((always_inline)) { return product; });
   }
   for (int64_t k0 = 0; k0 < columns; k0 += 16)  // blocks keep both sides of the transposition in cache
     for (int64_t n = n0; n < n1; ++n)

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "../checks.h"
 
@@ -35,8 +36,8 @@ class Buffer {
 #endif
   }
   ~Buffer() { ::operator delete(data_, alignment_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
+  Buffer(Buffer&& other) : alignment_(other.alignment_), data_(std::exchange(other.data_, nullptr)) {}
+  Buffer& operator=(Buffer&&) = delete;
   operator S*() const { return data_; }
 
  private:

@@ -69,6 +69,11 @@ INLINE vec<T> load(const T* p, int64_t n = LANES<T>) {
 template <class T>
 INLINE void store(T* p, vec<T> v, int64_t n = LANES<T>) {
   if constexpr (std::is_same_v<T, BFloat16>) {
+#ifdef BF16_DOT
+    // The instruction takes numbers below the normal ones for 0.
+    if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)v, 0x20) == 0, 1))
+      return store_bits(p, (u16)_mm512_cvtneps_pbh((__m512)v), n);
+#endif
     const u32 b = (u32)v;
     const u32 rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;  // to nearest even
     store_bits(p, __builtin_convertvector((u32)(v == v ? (i32)rounded : (i32)(b >> 16 | 0x40)), u16), n);
@@ -116,16 +121,25 @@ struct Exp {
   V minus_one() const { return scale * rest + (scale - 1); }  // exact to the last bits where x is small
 };
 INLINE Exp<f32> exp_parts(f32 x0) {
-  const f32 x = x0 < -87.f ? f32{} - 87.f : x0;  // NaN stays NaN
-  f32 t = x * 1.44269504f + 12582912.f;          // adding 1.5 · 2^23 rounds to an integer in the low mantissa bits
-  const f32 scale = (f32)(((i32)t << 23) + 0x3f800000);
+#if VECTOR_BYTES == 64
+  const f32 x = (f32)_mm512_max_ps(_mm512_set1_ps(-200.f), (__m512)x0);  // NaN stays NaN
+#else
+  const f32 x = x0 < -87.f ? f32{} - 87.f : x0;
+#endif
+  f32 t = x * 1.44269504f + 12582912.f;  // adding 1.5 · 2^23 rounds to an integer in the low mantissa bits
+#if VECTOR_BYTES == 64
   t -= 12582912.f;
+  const f32 scale = (f32)_mm512_scalef_ps(_mm512_set1_ps(1.f), (__m512)t);
+#else
+  const f32 scale = x0 < -87.f ? f32{} : (f32)(((i32)t << 23) + 0x3f800000);
+  t -= 12582912.f;
+#endif
   const f32 r = x - t * 0.693359375f + t * 2.12194440e-4f;
   f32 p = r * 1.3950542394e-3f + 8.3689199329e-3f;
   p = p * r + 4.1666205032e-2f;
   p = p * r + 1.6666518586e-1f;
   p = p * r + 0.5f;
-  return {x0 < -87.f ? f32{} : scale, p * (r * r) + r};
+  return {scale, p * (r * r) + r};
 }
 INLINE Exp<f64> exp_parts(f64 x) {
   for (unsigned i = 0; i < sizeof(x) / sizeof(double); ++i) x[i] = std::expm1(x[i]);
@@ -147,6 +161,8 @@ INLINE f32 log(f32 x) {
 }
 INLINE f32 abs(f32 x) { return (f32)((u32)x & 0x7fffffffu); }
 INLINE f64 abs(f64 x) { return x < 0 ? -x : x; }
+INLINE f32 minus_abs(f32 x) { return (f32)((u32)x | 0x80000000u); }
+INLINE f64 minus_abs(f64 x) { return -abs(x); }
 
 // 1 / x for x in [1, 2].
 template <class V>
@@ -163,14 +179,14 @@ INLINE V reciprocal(V x) {
 // σ(x) and its slope σ(x) (1 − σ(x)), from e^−|x|: nothing overflows, and the slope does not cancel where σ is near 1.
 template <class V>
 INLINE V sigmoid(V x, V* slope = nullptr) {
-  const V e = exp_parts(-abs(x)).value(), r = reciprocal(1 + e), smaller = e * r;  // of σ(x) and 1 − σ(x)
+  const V e = exp_parts(minus_abs(x)).value(), r = reciprocal(1 + e), smaller = e * r;  // of σ(x) and 1 − σ(x)
   if (slope) *slope = smaller * r;
   return x < 0 ? smaller : r;
 }
 // tanh(x) = (1 − e) / (1 + e), e = e^−2|x|, and its slope 1 − tanh²(x) = 4 e / (1 + e)², likewise.
 template <class V>
 INLINE V tanh(V x, V* slope = nullptr) {
-  const Exp<V> e = exp_parts(-2 * abs(x));
+  const Exp<V> e = exp_parts(2 * minus_abs(x));
   const V less = e.minus_one(), r = reciprocal(1 + 0.5f * less);  // of (1 + e) / 2
   if (slope) *slope = e.value() * r * r;
   const V t = -0.5f * less * r;
