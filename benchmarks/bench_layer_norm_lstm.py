@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fastvae
+from fastvae import _C
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
 from fastvae.testing import assert_accurate, gradients
 
@@ -171,6 +172,26 @@ def running(work: str, module: nn.Module, x: Tensor, low: torch.dtype | None):
 def payloads(H: int, plan, sequences: int) -> list[int]:
     """Bytes of moments and of h."""
     return [sequences * -(-H // plan.units) * 8, sequences * H * 2]
+
+
+@pytest.mark.parametrize("line", ["fastvae", "fastvae bf16"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_gates(time, line, direction, device):
+    """The step without its product: norm, gates and state, on one thread and a step's data.
+
+    Nanoseconds a gate value are the row's milliseconds / 16.384.
+    """
+    if device == "cuda":
+        pytest.skip("of the CPU kernels")
+    H, B, steps = 1000, 64, 64
+    kind = "bf16" if line.endswith("bf16") else "fp32"
+
+    def gates(kind: str = kind) -> None:
+        _C.layer_norm_lstm_gates(kind, H, B, steps, direction == "backward")
+
+    beside = None if kind == "fp32" else partial(gates, "fp32")
+    work = f"LayerNorm-LSTM gates {direction}, 1 thread, T={steps} B={B} H={H}"
+    time(work, line, gates, beside, tokens=steps * B, flops=0)
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -76,6 +76,8 @@ constexpr const char* ISA_NAMES[] = {"baseline", "avx2", "avx512", "avx512_bf16"
 
 uint64_t checksum(uintptr_t address, int64_t bytes);                          // checksum.cpp
 double machine_peak(const std::string& kind, int threads, double megabytes);  // machine_peak.cpp
+void layer_norm_lstm_gates(const std::string& kind, int64_t hidden_size, int64_t batch, int64_t steps,
+                           bool backward);  // layer_norm_lstm.cpp
 
 PYBIND11_MODULE(_C, m) {
   m.def("compiler", [] { return __VERSION__; });
@@ -93,4 +95,6 @@ PYBIND11_MODULE(_C, m) {
   // For benchmarks: what their shares of the machine's limits are shares of.
   m.def("machine_peak", machine_peak, py::arg("kind"), py::arg("threads"), py::arg("megabytes") = 0.0,
         py::call_guard<py::gil_scoped_release>());
+  m.def("layer_norm_lstm_gates", layer_norm_lstm_gates, py::arg("kind"), py::arg("hidden_size"), py::arg("batch"),
+        py::arg("steps"), py::arg("backward"), py::call_guard<py::gil_scoped_release>());
 }

@@ -73,3 +73,18 @@ def test_level_is_obeyed():
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         _C.machine_peak(*arguments)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fp64", 8, 2, 1), "kind must be 'fp32' or 'bf16', got 'fp64'"),
+        (("fp32", 0, 2, 1), "sizes must be 1 or more"),
+        (("bf16", 8, 2, -1), "sizes must be 1 or more"),
+        (("fp32", 2**40, 2**40, 1), "sizes too large"),
+    ],
+)
+def test_gates_of_wrong_sizes(arguments, message, backward):
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        _C.layer_norm_lstm_gates(*arguments, backward)

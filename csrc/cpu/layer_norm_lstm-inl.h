@@ -95,6 +95,15 @@ INLINE void gate_row(S* a, const T* x, const S* gain, const S* bias, const S* c_
   for (int64_t k = 0; k < H; k += w) store(h + k, load(a + k, H - k) * tanh(load(c + k, H - k)), H - k);
 }
 
+// The gates of B rows alone, for benchmarks.
+template <class T>
+void gate_rows(const LayerNormLstm<T>& s, int64_t B) {
+  const int64_t H = s.H, G = 4 * H;
+  for (int64_t b = 0; b < B; ++b)
+    gate_row(s.a + b * G, s.x + b * G, s.gain, s.bias, s.state + b * H, s.c + b * H, s.h + b * H, s.normalized + b * G,
+             s.rstd + b, H, opmath_type<T>(s.eps));
+}
+
 template <class T>
 void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
   using S = opmath_type<T>;
@@ -182,6 +191,13 @@ INLINE void gate_row_backward(const LayerNormLstmBackward<T>& s, int64_t row, co
     store(s.dx + row * G + k, d, G - k);
     if constexpr (std::is_same_v<Packed<T>, S> && !std::is_same_v<S, T>) store(da + k, d, G - k);
   }
+}
+
+template <class T>
+void gate_rows_backward(const LayerNormLstmBackward<T>& s, int64_t B) {
+  const int64_t H = s.H, G = 4 * H;
+  for (int64_t b = 0; b < B; ++b)
+    gate_row_backward(s, b, s.c0 + b * H, s.dh_through + b * H, s.dc + b * H, s.da + b * G, s.sums, s.sums + G);
 }
 
 template <class T>

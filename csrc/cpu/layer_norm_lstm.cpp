@@ -274,7 +274,41 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backw
   });
   return {dx, dweight_hh, dnorm_weight, dnorm_bias, dh0, dc0};
 }
+
+template <class T>
+void run_gates(int64_t H, int64_t B, int64_t steps, bool backward) {
+  using S = opmath_type<T>;
+  const int64_t G = 4 * H, rows = times({B, H});
+  check_memory(rows, 8 * (sizeof(T) + 2 * sizeof(S)));
+  Buffer<S> a(4 * rows), c(rows), state(rows), rstd(B), gain(G), bias(G), sums(2 * G);
+  Buffer<T> x(4 * rows), h(rows), normalized(4 * rows);
+  for (Buffer<S>* const b : {&a, &gain, &bias}) std::fill_n(static_cast<S*>(*b), b == &a ? 4 * rows : G, S(0.5));
+  for (Buffer<S>* const b : {&c, &state}) std::fill_n(static_cast<S*>(*b), rows, S(0.5));
+  std::fill_n(static_cast<S*>(rstd), B, S(1)), std::fill_n(static_cast<S*>(sums), 2 * G, S(0));
+  for (int64_t i = 0; i < 4 * rows; ++i) x[i] = normalized[i] = T(S(i % 31 - 15) / 8);
+  std::fill_n(static_cast<T*>(h), rows, T(S(0.5)));
+  LayerNormLstm<T> forward{};
+  forward.H = H, forward.eps = 1e-4, forward.x = x, forward.gain = gain, forward.bias = bias, forward.h = h;
+  forward.c = c, forward.normalized = normalized, forward.rstd = rstd, forward.a = a, forward.state = state;
+  LayerNormLstmBackward<T> back{};
+  back.H = H, back.dh = h, back.gain = gain, back.bias = bias, back.c0 = state, back.c = c, back.rstd = rstd;
+  back.normalized = normalized, back.dx = x, back.da = a, back.dc = state, back.dh_through = c, back.sums = sums;
+  for (int64_t t = 0; t < steps; ++t)
+    if (backward) {
+      CALL_BEST(T, gate_rows_backward, back, B);
+    } else {
+      CALL_BEST(T, gate_rows, forward, B);
+    }
+}
 }  // namespace
+
+// Norm, gates and state of so many steps without their products, on one thread: kind "fp32" or "bf16".
+void layer_norm_lstm_gates(const std::string& kind, int64_t H, int64_t B, int64_t steps, bool backward) {
+  if (H < 1 || B < 1 || steps < 1) throw std::invalid_argument("sizes must be 1 or more");
+  if (kind != "fp32" && kind != "bf16")
+    throw std::invalid_argument("kind must be 'fp32' or 'bf16', got '" + kind + "'");
+  kind == "fp32" ? run_gates<float>(H, B, steps, backward) : run_gates<BFloat16>(H, B, steps, backward);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fastvae, CPU, m) {
   m.impl("layer_norm_lstm", TORCH_BOX(&layer_norm_lstm));
