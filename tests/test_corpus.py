@@ -618,6 +618,14 @@ def test_files_that_are_no_text_are_refused(make, what, tmp_path):
 
 
 @pytest.mark.parametrize("make", READERS, ids=["characters", "bytes", "lines"])
+def test_a_text_may_name_what_other_files_begin_with(make, tmp_path):
+    """They tell a format at the beginning of a file alone."""
+    path = tmp_path / "notes.txt"
+    path.write_text("a file begins with %PDF-1.7, Rar!\x1a\x07 or PK\x03\x04\n" * 3)
+    assert make(path).batch(3, torch.Generator()).shape == (3, 64)
+
+
+@pytest.mark.parametrize("make", READERS, ids=["characters", "bytes", "lines"])
 @pytest.mark.parametrize("name", ["names", "names.txt", "NAMES.GZ"])
 def test_gzip_is_unpacked_under_any_name(make, name, tmp_path):
     (tmp_path / "plain").write_text(PLAIN)

@@ -174,6 +174,16 @@ def test_a_flipped_bit_of_the_settings_is_one_line(whole, tmp_path, name):
             assert "\n" not in str(error)
 
 
+def test_a_config_that_lost_an_argument_is_refused(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    del config["arguments"]["word_dropout"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="was started with word_dropout = None, got"):
+        run(tmp_path / "run", steps=12, log_every=2, resume=True)
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [

@@ -44,6 +44,15 @@ def test_triton(triton_decode, shape, noisy):
         assert torch.equal(tokens, decode_bytenet_reference(*inputs, noise, carry))
 
 
+def test_triton_takes_any_strides(triton_decode):
+    shape = (5, 17, 3, 7, 4, 2)
+    inputs, noise = make(shape), gumbel(shape)
+    strided = [torch.stack([t, t.neg()], -1)[..., 0] for t in (*inputs, noise)]
+    assert not any(t.is_contiguous() for t in strided)
+    tokens = triton_decode(strided[:-1], strided[-1])
+    assert torch.equal(tokens, decode_bytenet_reference(*inputs, noise, True))
+
+
 def test_triton_end_id(triton_decode):
     shape = (7, 6, 4, 5, 4, 2)
     inputs, noise = make(shape), gumbel(shape)

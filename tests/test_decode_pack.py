@@ -336,3 +336,7 @@ def test_rows_too_wide_for_exact_int8_products_are_refused():
     weights = torch.zeros(16, widest + 1), torch.zeros(16, 4), torch.zeros(2, 4)
     with pytest.raises(RuntimeError, match="use int8=False"):
         ops.decode_lstm_pack(*weights, int8=True)
+    features, state = torch.zeros(1, 1, widest + 1), torch.zeros(1, 4)
+    rest = torch.zeros(3, 16), weights[1], *torch.zeros(2, 16), weights[2], torch.zeros(2)
+    with pytest.raises(RuntimeError, match="feature_weight has rows of 132105"):
+        ops.decode_lstm(features, weights[0], *rest, state, state, int8=True)

@@ -29,7 +29,7 @@ from fastvae.experiments.grid import (
     runs,
     shortened,
 )
-from fastvae.experiments.report import code, facts, in_mode, markdown, rows_of
+from fastvae.experiments.report import LONG, code, facts, in_mode, markdown, rows_of
 from fastvae.experiments.runner import _last_step
 from fastvae.presets import PRESETS, build_model
 from fastvae.text import ByteVocabulary, CharVocabulary
@@ -131,6 +131,8 @@ def test_pages_in_the_docs_are_those_of_their_results(path):
     figure = f"{stem}.png" if experiment.draw else None
     page = markdown(experiment, rows_of(document["results"]), document["notes"], {}, figure)
     assert page == path.with_suffix(".md").read_text()
+    long = {key for result in document["results"] for key in LONG if key in result}
+    assert long == {experiment.shows} - {None}
 
 
 @pytest.mark.parametrize("name", ["speed", "speed-characters"])

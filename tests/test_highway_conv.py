@@ -210,10 +210,10 @@ def test_opcheck_backward(dtype):
 def test_noncontiguous(op, dtype):
     fn, reference = OPS[op]
 
-    def strided(*inputs):
-        return both(fn)(*(torch.stack([t, t.neg()], -1)[..., 0] for t in inputs))
+    def strided(*inputs):  # inside `both`, whose gradients are of contiguous copies
+        return fn(*(torch.stack([t, t.neg()], -1)[..., 0] for t in inputs))
 
-    assert_accurate(strided, both(reference), *make(op, (4, 3, 17), dtype))
+    assert_accurate(both(strided), both(reference), *make(op, (4, 3, 17), dtype))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -259,6 +259,14 @@ def test_rejects_wrong_shape(op, name):
     inputs[n] = WRONG_SHAPES[name](inputs[n]).contiguous()
     with pytest.raises(RuntimeError, match=rf"\b{name} must have"):
         OPS[op][0](*inputs)
+
+
+def test_rejects_more_elements_than_any_memory_has():
+    """A repeated element takes none; each size alone would do."""
+    _, weight, bias = make("project")
+    x = torch.zeros(()).expand(2**20, 2**20, 5)
+    with pytest.raises(RuntimeError, match=r"^x must have at most 2\^40 elements, got \["):
+        highway_conv_project(x, weight, bias)
 
 
 @pytest.mark.parametrize("op, name", [pair for pair in EVERY_ARGUMENT if pair[1] != "x"])
@@ -450,7 +458,8 @@ def test_python_threads(op):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 13, 49), (1, 1, 160)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 13, 49), (1, 1, 160), (13, 25, 41)], ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_thread_counts(op, threads, shape, dtype):
+    """The last shape is large enough for five threads at the gates too."""
     check_both(op, make(op, shape, dtype))

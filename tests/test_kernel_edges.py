@@ -280,6 +280,20 @@ def test_nan_of_any_lane_stays(place, isa):
     assert_same_non_finite(layer_norm_lstm, layer_norm_lstm_reference, *inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("K", [7, 33])
+def test_nan_stays_in_its_row(K, dtype, isa):
+    """Where it begins the row after one that ends within a step of the product."""
+    x, weight, bias, _ = dense.make((24, K, 0, 70), dtype)
+    want = linear(x, weight, bias)
+    for operand, rows in ((x, want), (weight, want.T)):
+        wrong = operand.clone()
+        wrong[5, 0] = float("nan")
+        found = linear(wrong, weight, bias) if operand is x else linear(x, wrong, bias).T
+        assert found[5].isnan().all()
+        assert torch.equal(torch.cat([found[:5], found[6:]]), torch.cat([rows[:5], rows[6:]]))
+
+
 LIMITED = """
 import torch
 from fastvae import ops

@@ -143,7 +143,7 @@ def test_lengths_at_every_isa(isa, packed):
         assert_accurate(gradients(fn), gradients(expected), *inputs)
 
 
-@pytest.mark.parametrize("B", [13, 200])
+@pytest.mark.parametrize("B", [13, 129, 200])  # 129: two threads' own sequences are 65 and 64
 def test_lengths_and_thread_counts(threads, B):
     lengths = torch.randint(0, 5, (B,))
     fn, expected = of_lengths(lengths)
@@ -224,6 +224,7 @@ WRONG_LENGTHS = {
 WRONG_PACKED = {
     "increasing": (torch.tensor([1, 3, 0]), "not increase where x"),
     "sum": (torch.tensor([3, 2, 0]), "add up to the 4 rows of x, got 5|add up to the rows of x, 4"),
+    "small sum": (torch.tensor([2, 1, 0]), "add up to the 4 rows of x, got 3|add up to the rows"),
     "overflow": (torch.tensor([2**62, 2**62, 2**62]), "from 0 to 4"),
     "negative": (torch.tensor([3, 2, -1]), "from 0 to 4, got -1"),
 }
@@ -424,10 +425,13 @@ def test_saves_nothing_unless_asked():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_noncontiguous(dtype):
     def strided(*inputs):
-        return both(*(torch.stack([t, t.neg()], -1)[..., 0] for t in inputs))
+        return layer_norm_lstm(*(torch.stack([t, t.neg()], -1)[..., 0] for t in inputs))
 
     assert not torch.stack([torch.ones(3)] * 2, -1)[..., 0].is_contiguous()
-    assert_accurate(strided, both_reference, *make((4, 3, 17), dtype))
+    inputs = make((4, 3, 17), dtype)
+    assert_accurate(strided, layer_norm_lstm_reference, *inputs)
+    # `gradients` makes contiguous copies of what it is given.
+    assert_accurate(gradients(strided), gradients(layer_norm_lstm_reference), *inputs)
 
 
 def test_transposed_and_expanded():
@@ -495,6 +499,18 @@ def test_backward_rejects_wrong_shape(name):
         BACKWARD(*args)
 
 
+@pytest.mark.parametrize("name", BACKWARD_NAMES)
+def test_backward_rejects_wrong_dtype(name):
+    inputs = make()
+    h, c_n, *saved = OP(*inputs, 1e-4, True)
+    args = [torch.randn_like(h), torch.randn_like(c_n), *inputs[1:], h, *saved]
+    n = BACKWARD_NAMES.index(name)
+    args[n] = args[n].to(torch.bfloat16)
+    told = r"\w+" if name == "h" else name  # the others have the dtype of h
+    with pytest.raises(RuntimeError, match=rf"^{told} must have .*dtype"):
+        BACKWARD(*args)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lengths", [None, [4, 2, 0], "packed"], ids=str)
 def test_reference_serves_devices_without_a_kernel(dtype, lengths):
@@ -519,6 +535,9 @@ def test_reference_serves_devices_without_a_kernel(dtype, lengths):
     rows = inputs[0].shape[:-1]
     cotangents = torch.randn(*rows, 17, dtype=dtype), torch.randn(3, 17, dtype=dtype)
     assert_accurate(elsewhere, reference, *cotangents, *inputs)
+    found = OP.default.redispatch(key, *inputs, 1e-4, True, lengths)
+    kernels = OP(*inputs, 1e-4, True, lengths)
+    assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in kernels]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -138,12 +138,21 @@ def test_rejects_wrong_shape(name, wrong):
         linear(*wrong(*make()))
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("n, name", [(0, "x"), (2, "bias"), (3, "tokens")])
-def test_rejects_wrong_dtype(n, name):
-    inputs = list(make())
+def test_rejects_wrong_dtype(n, name, device):
+    inputs = [t.to(device) for t in make()]
     inputs[n] = inputs[n].double()
     with pytest.raises(RuntimeError, match=rf"\b{name} must have"):
         linear(*inputs)
+
+
+def test_rejects_another_device():
+    x, weight, bias, tokens = make()
+    with pytest.raises(
+        RuntimeError, match=r"^bias must be on the device of weight, cpu, got meta$"
+    ):
+        linear(x, weight, bias.to("meta"), tokens)
 
 
 @pytest.mark.parametrize("wrong", [-1, 4])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fastvae import metrics
+from fastvae.evaluation import measure
 from fastvae.models.hybrid import HybridVAE
 
 
@@ -186,8 +187,9 @@ def test_evaluate_needs_data():
         metrics.evaluate(small(), [])
 
 
-def test_int8_loss_is_what_other_likelihoods_cost():
-    model = small(decoder="lstm", dtype=torch.float64).eval()
+@pytest.mark.parametrize("mask_pad", [False, True])
+def test_int8_loss_is_what_other_likelihoods_cost(mask_pad):
+    model = small(decoder="lstm", dtype=torch.float64, mask_pad=mask_pad).eval()
     with torch.no_grad():
         model.decoder.classifier.weight.mul_(30)
     tokens = torch.randint(11, (40, 8))
@@ -201,13 +203,14 @@ def test_int8_loss_is_what_other_likelihoods_cost():
         full, rounded = (
             model.logits(tokens, z, quantization=w).transpose(0, 1) for w in (None, "int8")
         )
-        torch.testing.assert_close(
-            -nn.functional.cross_entropy(full.transpose(1, 2), tokens, reduction="none").sum(1),
-            model.log_likelihood(tokens, z),
+        kept = tokens != 10
+        counted = kept if mask_pad else torch.ones_like(kept)
+        log_p, log_q = (
+            y.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] for y in (full, rounded)
         )
-    log_p, log_q = (y.log_softmax(-1).gather(-1, tokens[..., None]).mean() for y in (full, rounded))
-    assert found["bpc_loss"] == pytest.approx(((log_p - log_q) / math.log(2)).item())
-    kept = tokens != 10
+        torch.testing.assert_close((log_p * counted).sum(1), model.log_likelihood(tokens, z))
+    loss = (log_p - log_q)[counted].mean().item()
+    assert found["bpc_loss"] == pytest.approx(loss / math.log(2))
     agree = (full.argmax(-1) == rounded.argmax(-1))[kept].double().mean().item()
     assert found["token_agreement"] == pytest.approx(agree) and agree < 1
     assert 0 < found["greedy_agreement"] <= 1 and found["texts"] == 40
@@ -260,11 +263,46 @@ def test_reconstruction_accuracy_by_hand():
         metrics.reconstruction_accuracy(Copier(), batches[:1])
 
 
+class Texts:
+    """A corpus of these tokens [N, L]."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def batches(self, size, count):
+        return self.tokens[:count].split(size)
+
+
+def test_each_measure_has_its_own_texts():
+    model, tokens = small(dtype=torch.float64), torch.randint(10, (12, 8))
+    sizes = {"limit": 9, "mi_texts": 5, "nll_texts": 3, "nll_samples": 2, "reconstruct_texts": 4}
+    found = measure(model, Texts(tokens), **sizes, batch_size=2, seed=7)
+
+    generator = torch.Generator().manual_seed(7)
+    model.eval()
+    with torch.no_grad():
+        posterior = model.posterior(tokens[:5])
+    information = metrics.mutual_information(*posterior, generator=generator)
+    likelihood = metrics.importance_weighted_nll(model, tokens[:3], 2, generator)
+    expected = {
+        **metrics.evaluate(model, [tokens[:9]], seed=7),
+        **{"mutual_information": information, "mutual_information_texts": 5},
+        **{"importance_weighted_nll": likelihood.mean().item(), "importance_weighted_nll_texts": 3},
+        "importance_weighted_nll_samples": 2,
+        **metrics.reconstruction_accuracy(model, [tokens[:4]]),
+    }
+    expected["reconstruction_texts"] = expected.pop("texts")
+    assert found == pytest.approx(expected)
+
+
 PADS = torch.full((2, 8), 5)
 
 
 @pytest.mark.parametrize(
-    "measure",
+    "metric",
     [
         lambda model: metrics.evaluate(model, [PADS]),
         lambda model: metrics.evaluate(model, [PADS[:0]]),
@@ -273,7 +311,7 @@ PADS = torch.full((2, 8), 5)
         lambda model: metrics.int8_loss(model, [PADS]),
     ],
 )
-def test_nothing_but_pads_or_no_text_is_refused(measure):
+def test_nothing_but_pads_or_no_text_is_refused(metric):
     model = HybridVAE(
         6,
         8,
@@ -285,7 +323,7 @@ def test_nothing_but_pads_or_no_text_is_refused(measure):
         mask_pad=True,
     )
     with pytest.raises(ValueError, match=r"there (is nothing|are no characters)"):
-        measure(model)
+        metric(model)
 
 
 def test_empty_batches_count_for_nothing():

@@ -204,6 +204,13 @@ def test_initialization(name):
 
 
 @pytest.mark.parametrize("name", MODULES)
+def test_parameters_are_made_where_and_as_asked(name):
+    module = MODULES[name][0](device="meta", dtype=torch.float64)
+    made = {(p.device.type, p.dtype) for p in module.parameters()}
+    assert made == {("meta", torch.float64)}
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_autocast(name):
     make, shape = MODULES[name]
     module = make()
@@ -214,6 +221,17 @@ def test_autocast(name):
     assert y.dtype == torch.bfloat16
     for key, p in module.named_parameters():
         assert p.grad.dtype == torch.float32 and p.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_autocast_leaves_float64(name):
+    """As torch's own layers: a double is asked for by name."""
+    make, shape = MODULES[name]
+    module, x = make().double(), torch.randn(shape, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, other = module(x), torch.nn.Linear(3, 2).double()(x.flatten()[:3])
+    y = y[0] if isinstance(y, tuple) else y
+    assert y.dtype == other.dtype == torch.float64 and y.isfinite().all()
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -144,6 +144,9 @@ def test_from_file_keeps_the_order_of_first_appearance(tmp_path):
     path = tmp_path / "text"
     path.write_bytes(("ab\r\n" * 400_000 + "zé" + "a☃" * 300_000 + "y").encode())
     assert CharVocabulary.from_file(path).characters == "ab\r\nzé☃y"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"text is empty$"):
+        CharVocabulary.from_file(path)
 
 
 @pytest.mark.parametrize(
