@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastvae import cli
+from fastvae import _C, cli
 from fastvae.console import escape
 from fastvae.device import find_device
 from fastvae.info import ON_GPU, PERSISTENT_PROVED
@@ -226,6 +226,14 @@ def test_info_names_what_serves_each_op(fastvae):
     assert not [op for op in found["ops"] if op.endswith("_persistent")]
     assert found["ops"]["linear"] == {"cpu": "C++ kernel", "cuda": "PyTorch"}
     assert "layer_norm_lstm" in fastvae("info")[1]
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux has the CPU's name there")
+def test_info_names_the_cpu(fastvae):
+    name, _, isa = json.loads(fastvae("info", "--json")[1])["CPU"].rpartition(", ")
+    told = Path("/proc/cpuinfo").read_text()
+    assert f"model name\t: {name}\n" in told if "model name" in told else name
+    assert isa == _C.cpu_capability()
 
 
 def test_the_table_of_servers_is_that_of_the_kernels_and_of_the_readme():
