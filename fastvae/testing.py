@@ -117,7 +117,7 @@ def gradients(fn: Callable) -> Callable:
     """
 
     def vjp(*inputs: Tensor) -> tuple[Tensor, ...]:
-        inputs = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
+        inputs = [t.detach().requires_grad_(t.is_floating_point()) for t in inputs]  # strides stay
         outputs = [y for y in _outputs(fn, inputs) if y.requires_grad]
         cotangents = [torch.linspace(-1, 1, y.numel()).to(y).view_as(y) for y in outputs]
         wanted = [t for t in inputs if t.requires_grad]
