@@ -14,6 +14,7 @@ from fastvae import nn, ops, presets, reference, text
 from fastvae.allocator import keep_freed_memory
 from fastvae.models import LSTMVAE, HybridVAE, load
 from fastvae.objective import KLSchedule, VAEOutput
+from fastvae.page import export_page
 from fastvae.training import TrainingConfig, train
 from fastvae.training.recorded_step import RecordedStep
 
@@ -31,6 +32,7 @@ __all__ = [
     "TrainingConfig",
     "VAEOutput",
     "cpu_capability",
+    "export_page",
     "keep_freed_memory",
     "load",
     "nn",

@@ -1,4 +1,4 @@
-"""The page's engine outside a browser: the committed module under wasmtime, and its source natively."""
+"""The page's engine outside a browser: the module under wasmtime, and its source natively."""
 
 import ctypes
 import shutil

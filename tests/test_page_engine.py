@@ -1,4 +1,4 @@
-"""The page's engine against Python: random small models of every kind, in WebAssembly and natively."""
+"""The page's engine against Python: random models of every kind, as WebAssembly and natively."""
 
 import hypothesis
 import numpy as np

@@ -1,4 +1,4 @@
-"""Compile engine.c to WebAssembly with clang of the ziglang package: the same bytes on every machine.
+"""Compile engine.c to WebAssembly with ziglang's clang: the same bytes on every machine.
 
 python csrc/wasm/build.py [fastvae/page/engine.wasm]
 """

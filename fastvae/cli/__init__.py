@@ -11,6 +11,7 @@ import fastvae
 from fastvae.allocator import keep_freed_memory
 from fastvae.cli.arguments import Json
 from fastvae.cli.models import encode, evaluate, interpolate, reconstruct, sample
+from fastvae.cli.page import export
 from fastvae.cli.training import demo, experiment, fields, plot, train
 from fastvae.console import console, hush, one_line, print_json, table
 from fastvae.info import facts
@@ -32,7 +33,7 @@ app.command()(demo)
 app.command(context_settings=_UNDERSCORES)(train)
 app.command()(fields)
 app.command()(plot)
-for command in (evaluate, sample, reconstruct, interpolate, encode):
+for command in (evaluate, sample, reconstruct, interpolate, encode, export):
     app.command()(command)
 app.command(context_settings=_ANY_OPTION)(experiment)
 

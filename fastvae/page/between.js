@@ -1,0 +1,97 @@
+// View 1: between two texts.
+
+import { el, showText, slider } from "./dom.js";
+import { field } from "./field.js";
+import { lerp } from "./latent.js";
+
+export function betweenView(app) {
+  const first = field(app, 0, "First text", draw);
+  const last = field(app, 1, "Second text", draw);
+  const list = el("ol", { className: "path" });
+  const prompt = el("p", { className: "prompt" }, app.manifest.prompt);
+  const steps = slider(
+    "Texts between",
+    { min: 5, max: 15, step: 1, value: app.steps },
+    (value) => {
+      app.steps = value;
+      draw();
+    },
+    (value) => `${value}`,
+  );
+  const swap = el("button", { type: "button" }, "Swap");
+  swap.addEventListener("click", () => {
+    app.points.splice(0, 2, app.points[1], app.points[0]);
+    first.refresh();
+    last.refresh();
+    draw();
+  });
+  const element = el(
+    "section",
+    { className: "between" },
+    prompt,
+    first,
+    list,
+    last,
+    el("div", { className: "controls" }, steps, swap),
+  );
+  let texts = [];
+
+  function row(index) {
+    while (list.children.length <= index) {
+      list.append(el("li", {}, el("bdi", { className: "line" }), el("span", { className: "news" })));
+    }
+    return list.children[index];
+  }
+
+  function render() {
+    let before = app.points[0].read;
+    for (let n = 0; n < app.steps; n++) {
+      const item = row(n);
+      const text = texts[n];
+      if (text === undefined) continue;
+      showText(item.firstChild, text, before);
+      item.classList.toggle("same", text === before);
+      before = text;
+    }
+    while (list.children.length > app.steps) list.lastChild.remove();
+  }
+
+  async function draw() {
+    const [a, b] = app.points;
+    const count = app.steps;
+    const shares = Array.from({ length: count }, (_, n) => (n + 1) / (count + 1));
+    const latents = [...shares, 0, 1].map((t) => lerp(a.mean, b.mean, t));
+    const fresh = [];
+    const done = await app.decode(latents, {
+      group: "between",
+      each: (n, text) => {
+        fresh[n] = text;
+        if (n < count) texts[n] = text;
+        if (n === count - 1 || n === latents.length - 1 || app.client.batch < latents.length) render();
+      },
+    });
+    if (!done) return;
+    texts = fresh.slice(0, count);
+    render();
+    if (!app.temperature) [first, last].forEach((end, n) => end.tellReturned(fresh[count + n]));
+    app.drawn(`Between: ${texts.join(", ")}`);
+    app.tellNews(texts, (n) => list.children[n]?.lastChild);
+  }
+
+  return {
+    name: "between",
+    title: "Between",
+    element,
+    show() {
+      first.refresh();
+      last.refresh();
+      draw();
+    },
+    again: draw,
+    texts: () => [app.points[0].text, ...texts, app.points[1].text],
+    focus() {
+      first.input.focus();
+      first.input.select();
+    },
+  };
+}
