@@ -2,11 +2,11 @@
 
 import { el, showText, slider } from "./dom.js";
 import { field } from "./field.js";
-import { normals, plus, size } from "./latent.js";
+import { normals } from "./latent.js";
 import { visible } from "./vocabulary.js";
 
 const NEIGHBOURS = 24;
-const FARTHEST = 1.5; // times the prior's standard deviation
+const FARTHEST = 3; // times the posterior's standard deviations
 const CRUMBS = 8;
 
 export function aroundView(app) {
@@ -21,7 +21,8 @@ export function aroundView(app) {
     draw();
   });
   far.classList.add("wide");
-  const mark = el("span", { className: "own-width", title: "as far as the model cannot tell apart" });
+  const mark = el("span", { className: "own-width" });
+  mark.style.setProperty("--at", 1 / FARTHEST);
   const scale = el("div", { className: "scale" }, far, mark);
   const element = el(
     "section",
@@ -49,13 +50,13 @@ export function aroundView(app) {
     draw();
   }
 
-  function go(n) {
+  async function go(n) {
     if (texts[n] === undefined) return;
+    const point = await app.pointAt(texts[n], latents[n]);
     app.crumbs = [...app.crumbs, app.points[0]].slice(-CRUMBS);
     app.seed++;
-    const point = { text: texts[n], read: texts[n], mean: latents[n], spread: app.points[0].spread };
     moveTo(point);
-    app.announce(`In the middle: ${texts[n]}`);
+    app.announce(`In the middle: ${point.text}`);
   }
 
   function showCrumbs() {
@@ -73,12 +74,9 @@ export function aroundView(app) {
 
   async function draw() {
     const { mean, spread, read } = app.points[0];
-    const own = size(spread);
-    mark.hidden = own > FARTHEST;
-    mark.style.setProperty("--at", own / FARTHEST);
     showCrumbs();
     const around = normals(app.seed, NEIGHBOURS, mean.length);
-    const here = around.map((direction) => plus(mean, direction, app.far));
+    const here = around.map((noise) => mean.map((m, k) => m + app.far * spread[k] * noise[k]));
     const fresh = [];
     const done = await app.decode(here, {
       group: "around",

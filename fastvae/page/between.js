@@ -32,7 +32,6 @@ export function betweenView(app) {
     first,
     list,
     last,
-    el("div", { className: "controls" }, steps, swap),
   );
   let texts = [];
 
@@ -87,6 +86,7 @@ export function betweenView(app) {
       last.refresh();
       draw();
     },
+    controls: [steps, swap],
     again: draw,
     texts: () => [app.points[0].text, ...texts, app.points[1].text],
     focus() {

@@ -3,10 +3,16 @@
 import { el, showText, slider } from "./dom.js";
 import { fromBase64 } from "./engine.js";
 import { field } from "./field.js";
-import { lerp, plus } from "./latent.js";
+import { plus, size } from "./latent.js";
 
 const SHOWN = 8;
-const MOST = 3; // times a direction
+const MOST = 2; // times a direction
+const LENGTH = 0.6; // of each direction: root mean square, where the prior's is 1
+
+/** A vector -> the same direction in the length that all have. */
+function scaled(vector) {
+  return Float32Array.from(vector, (value) => (value * LENGTH) / (size(vector) || 1));
+}
 
 export function directionsView(app) {
   const base = field(app, 0, "Text to change", draw);
@@ -14,9 +20,9 @@ export function directionsView(app) {
   const found = el("div", { className: "directions" });
   const search = el("input", { type: "search", className: "search", placeholder: "Search", "aria-label": "Search" });
   const amounts = new Map();
-  const directions = app.manifest.directions.map(([name, scale, values]) => ({
+  const directions = app.manifest.directions.map(([name, values]) => ({
     name,
-    vector: Float32Array.from(new Int8Array(fromBase64(values).buffer), (value) => scale * value),
+    vector: scaled(new Int8Array(fromBase64(values).buffer)),
   }));
   const own = lists();
   const named = el("div", { className: "named" }, search, found);
@@ -30,26 +36,31 @@ export function directionsView(app) {
   );
   named.hidden = !directions.length;
   search.hidden = directions.length <= SHOWN;
-  search.addEventListener("input", list);
+  search.addEventListener("input", find);
   let text = "";
+  let shown = [];
 
   /** The sliders that are shown: those that were moved, then those that the search finds. */
   function list() {
     const wanted = search.value.trim().toLowerCase();
     const moved = directions.filter(({ name }) => amounts.get(name));
     const rest = directions.filter((d) => !moved.includes(d) && d.name.toLowerCase().includes(wanted));
-    const rows = [...moved, ...rest].slice(0, SHOWN).map(({ name }) =>
-      slider(
-        name,
-        { min: -MOST, max: MOST, step: 0.05, value: amounts.get(name) || 0 },
-        (value) => {
-          amounts.set(name, value);
-          draw();
-        },
-        (value) => (value > 0 ? "more" : value < 0 ? "less" : ""),
-      ),
-    );
-    found.replaceChildren(...rows);
+    shown = [...moved, ...rest].slice(0, SHOWN).map(({ name, vector }) => {
+      const limits = { min: -MOST, max: MOST, step: 0.05, value: amounts.get(name) || 0 };
+      const row = slider(name, limits, (value) => {
+        amounts.set(name, value);
+        draw();
+      });
+      const alone = el("bdi", { className: "alone" });
+      row.append(alone);
+      return { name, vector, row, alone };
+    });
+    found.replaceChildren(...shown.map(({ row }) => row));
+  }
+
+  function find() {
+    list();
+    draw();
   }
 
   /** Two short lists -> the difference of their means, as one more direction. */
@@ -73,7 +84,7 @@ export function directionsView(app) {
         means.push(points.reduce((sum, point) => plus(sum, point.mean, 1 / points.length), zero));
       }
       const name = `${more[0]} rather than ${less[0]}`.slice(0, 40);
-      const vector = plus(means[0], means[1], -1);
+      const vector = scaled(plus(means[0], means[1], -1));
       const before = directions.findIndex((d) => d.name === name);
       if (before >= 0) directions.splice(before, 1);
       directions.unshift({ name, vector });
@@ -88,13 +99,17 @@ export function directionsView(app) {
   }
 
   async function draw() {
-    let z = lerp(app.points[0].mean, app.points[0].mean, 0);
+    let z = app.points[0].mean;
     for (const { name, vector } of directions) z = plus(z, vector, amounts.get(name) || 0);
-    const done = await app.decode([z], {
+    const { mean, read } = app.points[0];
+    // Beside each slider: what its direction alone makes of the text.
+    const rows = shown;
+    const alone = rows.map(({ name, vector }) => plus(mean, vector, amounts.get(name) || 1));
+    const done = await app.decode([z, ...alone], {
       group: "directions",
-      each: (_, found) => {
-        text = found;
-        showText(result, text, app.points[0].read);
+      each: (n, found) => {
+        if (n === 0) text = found;
+        showText(n ? rows[n - 1].alone : result, found, n ? null : read);
       },
     });
     if (done) app.drawn(`${app.points[0].text} becomes ${text}`);

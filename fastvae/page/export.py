@@ -189,15 +189,15 @@ def _parts(vocabulary: Vocabulary, text: str) -> Iterable[str]:
 
 
 def _directions(directions: Mapping[str, Tensor], size: int) -> list[list[Any]]:
-    """Names and vectors -> name, scale and base64 of int8 values each."""
+    """Names and vectors -> name and base64 of int8 values each."""
     found = []
     for name, vector in directions.items():
         if vector.shape != (size,):
             raise ValueError(
                 f"the direction {name!r} must have shape [{size}], got {list(vector.shape)}"
             )
-        q, scale = quantize(vector.float().unsqueeze(0))
-        found.append([name, scale.item(), base64.b64encode(q.numpy().tobytes()).decode()])
+        q, _ = quantize(vector.float().unsqueeze(0))  # the page gives all the same length
+        found.append([name, base64.b64encode(q.numpy().tobytes()).decode()])
     return found
 
 

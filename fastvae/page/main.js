@@ -18,7 +18,7 @@ class App {
     this.manifest = manifest;
     this.vocabulary = new Vocabulary(manifest);
     this.client = new Client(manifest);
-    Object.assign(this, { steps: 9, far: 0.35, temperature: 0, seed: 1, crumbs: [], known: false });
+    Object.assign(this, { steps: 9, far: 1, temperature: 0, seed: 1, crumbs: [], known: false });
     this.live = document.getElementById("live");
     this.announceSoon = debounced((text) => (this.live.textContent = visible(text)), 700);
     this.newsSoon = debounced((...rest) => this.findNews(...rest), 250);
@@ -35,9 +35,16 @@ class App {
     this.live.textContent = visible(text);
   }
 
+  /** A decoded text and its place -> a point, with the posterior's width at this text. */
+  async pointAt(text, mean) {
+    const [{ spread }] = await this.client.encode([this.vocabulary.encode(text).ids]);
+    return { text, read: text, mean, spread };
+  }
+
   /** A view is complete. */
   drawn(summary) {
     if (summary) this.announceSoon(summary);
+    performance.mark("drawn");
     document.documentElement.dataset.state = "ready";
     document.dispatchEvent(new Event("drawn"));
   }
@@ -79,7 +86,7 @@ class App {
     };
     this.temperature = number("t", 0, 1.5, this.temperature);
     this.seed = Math.round(number("s", 0, 2 ** 31, this.seed));
-    this.far = number("far", 0, 1.5, this.far);
+    this.far = number("far", 0, 3, this.far);
     this.steps = Math.round(number("n", 5, 15, this.steps));
     this.wanted = address.get("v");
   }
@@ -105,8 +112,14 @@ class App {
   }
 
   footer() {
-    const about = this.view.name === "about";
-    document.querySelector("footer").hidden = about;
+    const footer = document.querySelector("footer");
+    footer.hidden = this.view.name === "about";
+    footer.replaceChildren(...(this.view.controls || []), ...this.controls);
+    this.allowAgain();
+  }
+
+  /** Drawing again changes something only where something is drawn. */
+  allowAgain() {
     this.again.disabled = !this.temperature && !this.view.draws;
   }
 
@@ -123,7 +136,7 @@ class App {
       { min: 0, max: 1.5, step: 0.05, value: this.temperature },
       (value) => {
         this.temperature = value;
-        this.footer();
+        this.allowAgain();
         this.view.again();
       },
       (value) => (value ? value.toFixed(2) : "off"),
@@ -143,7 +156,7 @@ class App {
       history.replaceState(null, "", address);
       this.copy(made, address);
     });
-    document.querySelector("footer").replaceChildren(temperature, this.again, copy, share);
+    this.controls = [temperature, this.again, copy, share];
   }
 
   async copy(button, text) {
@@ -175,6 +188,7 @@ async function start() {
   await app.client.load(data("engine"), data("weights"), data("worker"));
   await app.readPoints();
   app.build();
+  window.fastvae = app; // for the console
   app.open(app.wanted || "between");
   if (app.view.name === "between" && matchMedia("(pointer: fine)").matches) app.view.focus();
   window.addEventListener("hashchange", async () => {

@@ -4,7 +4,7 @@ import { el, showText } from "./dom.js";
 import { field } from "./field.js";
 import { lerp, plus } from "./latent.js";
 
-const SIDE = 6; // cells between two of the three texts
+const SIDE = window.innerWidth < 600 ? 4 : 6; // cells between two of the three texts
 const MOST_CACHED = 20000;
 const ZOOM = [-3, 5]; // powers of two
 
@@ -29,7 +29,7 @@ export function mapView(app) {
   let filling = false;
   let version = 0;
 
-  const base = () => ({ x: wide * (area.clientWidth < 600 ? 118 : 168), y: 44 });
+  const base = () => ({ x: wide * (area.clientWidth < 600 ? 104 : 144), y: 44 });
   const level = () => Math.round(zoom);
   const step = () => 2 ** -level();
   const unit = () => ({ x: base().x * 2 ** zoom, y: base().y * 2 ** zoom }); // pixels
@@ -154,12 +154,13 @@ export function mapView(app) {
     place();
   }
 
-  function goAround(i, j) {
+  async function goAround(i, j) {
     const text = cached.get(keyOf(i, j));
     if (text === undefined) return;
     const mean = Float32Array.from(latent(i * step(), j * step()));
+    const point = await app.pointAt(text, mean);
     app.crumbs = [...app.crumbs, app.points[0]];
-    app.points[0] = { text, read: text, mean, spread: app.points[0].spread };
+    app.points[0] = point;
     app.open("around");
   }
 
