@@ -1,9 +1,10 @@
 """Measures exported pages in headless Chromium, offline from file://, and prints a table.
 
-    python benchmarks/page.py page.html [page.html ...] [--output page.json]
+    python benchmarks/page.py page.html [page.html ...] [--untrained] [--output page.json]
 
 Needs selenium (the extra `browser-test`), chromium and chromedriver. Each figure is a median or a
-percentile over several loads or keystrokes of a page that nothing else competes with.
+percentile over several loads or keystrokes of a page that nothing else competes with. `--untrained`
+measures models of the paper's two sizes too, whose texts are always of full length.
 """
 
 import argparse
@@ -13,10 +14,13 @@ import platform
 import shutil
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import fastvae
 from fastvae.console import console, table
+from fastvae.text import ByteVocabulary, CharVocabulary, Vocabulary
 
 LOADS, KEYSTROKES, SECONDS = 7, 60, 4
 # Texts a second: random latent vectors, decoded greedily in batches of the page's own size.
@@ -138,12 +142,37 @@ def measure(page: Path) -> dict[str, Any]:
         browser.quit()
 
 
+def untrained(folder: Path) -> list[Path]:
+    """Pages of models with the paper's sizes, made in a folder."""
+    letters = "".join(map(chr, range(ord("A"), ord("A") + 50)))
+    ptb, tweets = CharVocabulary(letters), ByteVocabulary()
+    works: dict[str, tuple[Vocabulary, dict[str, Any]]] = {
+        "ptb-500": (
+            ptb,
+            {"length": 48, "latent_size": 50, "encoder_channels": (128, 256), "hidden_size": 500},
+        ),
+        "tweets-1000": (tweets, {"length": 128, "pad_id": 0, "end_id": 2}),
+    }
+    pages = []
+    for name, (vocabulary, sizes) in works.items():
+        model = fastvae.HybridVAE(vocabulary.size, **sizes).eval()
+        path = folder / f"{name}.html"
+        fastvae.export_page(model, vocabulary, path, examples=("ABC", "DEFGHI", "KLMN"))
+        pages.append(path)
+    return pages
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pages", nargs="+", type=Path)
+    parser.add_argument("pages", nargs="*", type=Path)
+    parser.add_argument("--untrained", action="store_true", help="models of the paper's sizes too")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    results = [measure(page) for page in arguments.pages]
+    with tempfile.TemporaryDirectory() as folder:
+        pages = arguments.pages + (untrained(Path(folder)) if arguments.untrained else [])
+        results = [measure(page) for page in pages]
+    if not results:
+        parser.error("name a page, or measure --untrained models")
     names = [name for name in results[0] if name != "page"]
     rows = [
         (name, *(f"{r[name]:.3g}" if isinstance(r[name], float) else str(r[name]) for r in results))

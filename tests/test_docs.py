@@ -24,6 +24,7 @@ from fastvae import (
     nn,
     objective,
     ops,
+    page,
     presets,
     testing,
     text,
@@ -33,7 +34,7 @@ from fastvae import (
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("README", "docs/getting-started", "docs/lines", "docs/training", "docs/generation"),
-    "docs/ops",
+    *("docs/page", "docs/ops"),
 )
 PAGES = {name: (ROOT / f"{name}.md").read_text() for name in NAMES}
 PAGES |= {
@@ -153,7 +154,7 @@ def test_help_of_an_op_tells_all(name):
 
 MODULES = (
     *(fastvae, models, nn, ops, text, training, metrics, objective, presets),
-    *(evaluation, distributed, testing),
+    *(evaluation, distributed, testing, page),
 )
 
 

@@ -59,22 +59,30 @@ export function betweenView(app) {
     const [a, b] = app.points;
     const count = app.steps;
     const shares = Array.from({ length: count }, (_, n) => (n + 1) / (count + 1));
-    const latents = [...shares, 0, 1].map((t) => lerp(a.mean, b.mean, t));
     const fresh = [];
-    const done = await app.decode(latents, {
-      group: "between",
-      each: (n, text) => {
-        fresh[n] = text;
-        if (n < count) texts[n] = text;
-        if (n === count - 1 || n === latents.length - 1 || app.client.batch < latents.length) render();
+    const done = await app.decode(
+      shares.map((t) => lerp(a.mean, b.mean, t)),
+      {
+        group: "between",
+        each: (n, text) => {
+          texts[n] = fresh[n] = text;
+          if (n === count - 1 || app.client.batch < count) render();
+        },
       },
-    });
+    );
     if (!done) return;
-    texts = fresh.slice(0, count);
+    texts = fresh;
     render();
-    if (!app.temperature) [first, last].forEach((end, n) => end.tellReturned(fresh[count + n]));
     app.drawn(`Between: ${texts.join(", ")}`);
     app.tellNews(texts, (n) => list.children[n]?.lastChild);
+    tellEnds(a, b);
+  }
+
+  /** What the ends themselves come back as, at leisure. */
+  async function tellEnds(a, b) {
+    if (app.temperature) return;
+    const each = (n, text) => [first, last][n].tellReturned(text);
+    await app.decode([a.mean, b.mean], { group: "ends", each });
   }
 
   return {

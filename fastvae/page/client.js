@@ -5,6 +5,17 @@ import { createQueue } from "./queue.js";
 const LARGEST_BATCH = 32;
 const WORK_OF_A_BATCH = 7e8; // multiplications: about a tenth of a second
 
+/** Source -> a worker that runs it, or null where the browser has none for a page like this. */
+async function startWorker(source) {
+  try {
+    const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+    await new Promise((resolve, reject) => Object.assign(worker, { onmessage: resolve, onerror: reject }));
+    return worker;
+  } catch {
+    return null;
+  }
+}
+
 export class Client {
   constructor(manifest) {
     this.manifest = manifest;
@@ -19,20 +30,14 @@ export class Client {
   async load(module, weights, source) {
     const sizes = { length: this.manifest.length, latent: this.manifest.latent, capacity: LARGEST_BATCH };
     const message = { kind: "load", module, weights, sizes };
-    try {
-      this.worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
-      const broken = new Promise((_, reject) => {
-        this.worker.onerror = () => reject(new Error("no worker"));
-      });
+    this.worker = await startWorker(source);
+    if (this.worker) {
       this.worker.onmessage = (event) => this.answer(event.data);
       this.send = (piece) => this.worker.postMessage(piece);
-      await Promise.race([this.ask(message), broken]);
-    } catch (error) {
-      if (error.message !== "no worker" && error.name !== "SecurityError") throw error;
-      this.worker = null;
+    } else {
       this.send = createQueue((answer) => this.answer(answer));
-      await this.ask(message);
     }
+    await this.ask(message);
   }
 
   answer(answer) {

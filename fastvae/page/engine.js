@@ -11,8 +11,12 @@ export function fromBase64(text) {
 
 /** base64 of a gzip file -> its bytes. */
 export async function inflate(text) {
-  const stream = new Blob([fromBase64(text)]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+  try {
+    const stream = new Blob([fromBase64(text)]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  } catch {
+    throw new Error("this file is damaged: download it again");
+  }
 }
 
 export class Engine {
@@ -29,7 +33,7 @@ export class Engine {
     if (!at) throw new Error("there is not enough memory");
     new Uint8Array(wasm.memory.buffer, at, file.length).set(file);
     const status = wasm.engine_load(at, file.length, capacity);
-    if (status) throw new Error(status === 3 ? "there is not enough memory" : "the weights are damaged");
+    if (status) throw new Error(status === 3 ? "there is not enough memory" : "this file is damaged: download it again");
     const words = (count) => wasm.engine_alloc(4 * count);
     this.tokens = words(capacity * length);
     this.z = words(capacity * latent);

@@ -18,7 +18,7 @@ class App {
     this.manifest = manifest;
     this.vocabulary = new Vocabulary(manifest);
     this.client = new Client(manifest);
-    Object.assign(this, { steps: 9, far: 1, temperature: 0, seed: 1, crumbs: [], known: false });
+    Object.assign(this, { steps: 9, far: 1.5, temperature: 0, seed: 1, crumbs: [], known: false });
     this.live = document.getElementById("live");
     this.announceSoon = debounced((text) => (this.live.textContent = visible(text)), 700);
     this.newsSoon = debounced((...rest) => this.findNews(...rest), 250);
@@ -190,7 +190,7 @@ async function start() {
   app.build();
   window.fastvae = app; // for the console
   app.open(app.wanted || "between");
-  if (app.view.name === "between" && matchMedia("(pointer: fine)").matches) app.view.focus();
+  if (app.view.name === "between" && !matchMedia("(pointer: coarse)").matches) app.view.focus();
   window.addEventListener("hashchange", async () => {
     await app.readPoints();
     app.open(app.wanted || app.view.name);

@@ -29,7 +29,7 @@ export function mapView(app) {
   let filling = false;
   let version = 0;
 
-  const base = () => ({ x: wide * (area.clientWidth < 600 ? 104 : 144), y: 44 });
+  const base = () => ({ x: wide * (area.clientWidth < 600 ? 104 : 132), y: 44 });
   const level = () => Math.round(zoom);
   const step = () => 2 ** -level();
   const unit = () => ({ x: base().x * 2 ** zoom, y: base().y * 2 ** zoom }); // pixels
