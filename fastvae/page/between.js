@@ -60,13 +60,14 @@ export function betweenView(app) {
     const count = app.steps;
     const shares = Array.from({ length: count }, (_, n) => (n + 1) / (count + 1));
     const fresh = [];
+    app.client.drop("ends");
     const done = await app.decode(
       shares.map((t) => lerp(a.mean, b.mean, t)),
       {
         group: "between",
         each: (n, text) => {
           texts[n] = fresh[n] = text;
-          if (n === count - 1 || app.client.batch < count) render();
+          if (n === count - 1 || app.client.first < count) render();
         },
       },
     );

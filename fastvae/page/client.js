@@ -20,7 +20,9 @@ export class Client {
   constructor(manifest) {
     this.manifest = manifest;
     const fitting = Math.round(WORK_OF_A_BATCH / manifest.work);
-    this.batch = Math.max(1, Math.min(LARGEST_BATCH, fitting));
+    // A large model's first text comes alone, so that it comes soon; more at once take less time each.
+    this.first = Math.max(1, Math.min(LARGEST_BATCH, fitting));
+    this.batch = Math.max(4, this.first);
     this.waiting = new Map();
     this.next = 0;
     this.newest = {};
@@ -62,13 +64,18 @@ export class Client {
       const part = rows.slice(start, start + LARGEST_BATCH);
       const tokens = new Int32Array(part.length * length);
       part.forEach((row, n) => tokens.set(row, n * length));
-      const { mean, logvar } = await this.ask({ kind: "encode", tokens, urgency: 2 });
+      const { mean, logvar } = await this.ask({ kind: "encode", tokens });
       part.forEach((_, n) => {
         const here = [n * latent, (n + 1) * latent];
         points.push({ mean: mean.slice(...here), spread: logvar.slice(...here).map((v) => Math.exp(v / 2)) });
       });
     }
     return points;
+  }
+
+  /** Leave undone what a call with this group asked for. */
+  drop(group) {
+    if (group) this.send({ kind: "drop", group });
   }
 
   /**
@@ -78,19 +85,21 @@ export class Client {
   async decode(latents, { group, each, temperature = 0, seed = 0, urgency = 1 }) {
     const { length, latent } = this.manifest;
     const call = (this.newest[group] = {});
-    if (group) this.send({ kind: "drop", group });
+    this.drop(group);
     const parts = [];
-    for (let start = 0; start < latents.length; start += this.batch) {
-      const part = latents.slice(start, start + this.batch);
+    for (let start = 0, end; start < latents.length; start = end) {
+      end = start + (start ? this.batch : this.first);
+      const part = latents.slice(start, end);
       const z = new Float32Array(part.length * latent);
       part.forEach((vector, n) => z.set(vector, n * latent));
       const seeds = new Uint32Array(2 * part.length);
       part.forEach((_, n) => seeds.set([start + n, seed], 2 * n));
+      const at = start;
       const asked = this.ask({ kind: "decode", z, temperature, seeds, group, urgency });
       parts.push(
         asked.then(({ tokens }) => {
           if (!tokens || this.newest[group] !== call) return false;
-          part.forEach((_, n) => each(start + n, tokens.subarray(n * length, (n + 1) * length)));
+          part.forEach((_, n) => each(at + n, tokens.subarray(n * length, (n + 1) * length)));
           return true;
         }),
       );

@@ -34,11 +34,6 @@ export function createQueue(reply) {
   }
 
   function start(piece) {
-    if (piece.kind === "encode") {
-      const found = engine.encode(piece.tokens);
-      reply({ id: piece.id, ...found });
-      return false;
-    }
     if (piece.kind === "nearest") {
       reply({ id: piece.id, found: nearestTexts(known, piece.texts) });
       return false;
@@ -79,6 +74,7 @@ export function createQueue(reply) {
 
   return (message) => {
     if (message.kind === "load") return load(message);
+    if (message.kind === "encode") return reply({ id: message.id, ...engine.encode(message.tokens) });
     if (message.kind === "known") {
       known = message.texts;
       return undefined;

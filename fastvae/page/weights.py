@@ -21,8 +21,8 @@ from fastvae.nn import BatchNorm, LayerNormLSTM
 
 MAGIC, VERSION = 0x45415646, 1
 MOST_BLOCKS = 16
-# Of 127 that an int8 holds: compressed, the file is a sixth smaller, and models of place names
-# return as many texts exactly, even at 31.
+# Of 127 that an int8 holds: compressed, the file is a sixth smaller. Of 1,000 held-out place names
+# a trained model then returns 854 exactly instead of 857.
 LEVELS = 47
 HEADER = struct.Struct(f"<14i2fi{MOST_BLOCKS}i2i")
 DECODERS = {"none": 0, "lstm": 1, "bytenet": 2}
