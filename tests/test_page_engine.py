@@ -1,5 +1,7 @@
 """The page's engine against Python: random models of every kind, as WebAssembly and natively."""
 
+from pathlib import Path
+
 import hypothesis
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from page_engine import SOURCE, NativeEngine, WasmEngine
 
-from fastvae import LSTMVAE, HybridVAE, ops
+from fastvae import LSTMVAE, HybridVAE, load, ops
 from fastvae.nn import BatchNorm
 from fastvae.page.weights import pack, rounded
 
@@ -121,6 +123,22 @@ def test_no_text_depends_on_the_others(model, count):
     together = engine.decode(z, 1.0, seeds, steps=2)
     alone = [engine.decode(z[n : n + 1], 1.0, seeds[n : n + 1]) for n in range(count)]
     assert np.array_equal(together, np.concatenate(alone))
+
+
+def test_a_trained_model_decodes_the_same():
+    """Of 1,000 latent vectors: tokens after the same text, whole texts, and posterior means."""
+    trained, _ = load(Path(__file__).parent / "data" / "run")
+    engine, model = WasmEngine(pack(trained), 64), rounded(trained)
+    z = torch.randn(1000, model.latent_size)
+    tokens = model.generate(z, temperature=1.0)
+    with torch.no_grad():
+        expected = model.logits(tokens, z).argmax(-1).T.numpy()
+    agree = engine.decode(z, forced=tokens) == expected
+    assert agree.mean() >= 0.9999
+    same = (engine.decode(z) == model.generate(z).numpy()).all(1)
+    assert same.mean() >= 0.995
+    mean, _ = engine.encode(tokens)
+    assert np.abs(mean - model.encode(tokens).numpy()).max() < 1e-4
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0])

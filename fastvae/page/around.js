@@ -35,7 +35,6 @@ export function aroundView(app) {
   );
   if (app.vocabulary.room > 40) list.classList.add("long");
   let texts = [];
-  let latents = [];
 
   const items = Array.from({ length: NEIGHBOURS }, (_, n) => {
     const button = el("button", { type: "button" }, el("bdi"), el("span", { className: "news" }));
@@ -52,7 +51,7 @@ export function aroundView(app) {
 
   async function go(n) {
     if (texts[n] === undefined) return;
-    const point = await app.pointAt(texts[n], latents[n]);
+    const point = await app.pointOf(texts[n]);
     app.crumbs = [...app.crumbs, app.points[0]].slice(-CRUMBS);
     app.seed++;
     moveTo(point);
@@ -82,14 +81,13 @@ export function aroundView(app) {
       group: "around",
       each: (n, text) => {
         fresh[n] = text;
-        [texts[n], latents[n]] = [text, here[n]];
+        texts[n] = text;
         showText(items[n].firstChild, text, read);
         items[n].classList.toggle("same", text === read);
       },
     });
     if (!done) return;
     texts = fresh;
-    latents = here;
     app.drawn(`Around ${app.points[0].text}: ${texts.join(", ")}`);
     app.tellNews(texts, (n) => items[n].lastChild);
   }

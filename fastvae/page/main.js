@@ -35,10 +35,11 @@ class App {
     this.live.textContent = visible(text);
   }
 
-  /** A decoded text and its place -> a point, with the posterior's width at this text. */
-  async pointAt(text, mean) {
-    const [{ spread }] = await this.client.encode([this.vocabulary.encode(text).ids]);
-    return { text, read: text, mean, spread };
+  /** A text -> its point, as if a person had typed it. */
+  async pointOf(text) {
+    const { ids, read } = this.vocabulary.encode(text);
+    const [point] = await this.client.encode([ids]);
+    return { text, read, ...point };
   }
 
   /** A view is complete. */

@@ -157,8 +157,7 @@ export function mapView(app) {
   async function goAround(i, j) {
     const text = cached.get(keyOf(i, j));
     if (text === undefined) return;
-    const mean = Float32Array.from(latent(i * step(), j * step()));
-    const point = await app.pointAt(text, mean);
+    const point = await app.pointOf(text);
     app.crumbs = [...app.crumbs, app.points[0]];
     app.points[0] = point;
     app.open("around");
