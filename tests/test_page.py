@@ -147,6 +147,16 @@ def test_command(fastvae, vocabulary, tmp_path):
     assert known == ["abc", "fade"]
 
 
+@pytest.mark.parametrize("found", [True, False])
+def test_open_shows_the_page(fastvae, vocabulary, tmp_path, monkeypatch, found):
+    run, path, asked = tmp_path / "run", tmp_path / "a page.html", []
+    small(vocabulary).save_pretrained(run, vocabulary)
+    monkeypatch.setattr("webbrowser.open", lambda url: asked.append(url) or found)
+    status, _, err = fastvae("export", run, path, "--open")
+    assert status == 0 and asked == [path.as_uri()]
+    assert ("found no browser" in err) is not found
+
+
 def test_command_tells_what_is_wrong(fastvae, vocabulary, tmp_path):
     run = tmp_path / "run"
     small(vocabulary).save_pretrained(run, vocabulary)

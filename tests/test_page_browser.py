@@ -355,6 +355,7 @@ def test_map_by_keyboard_wheel_and_drag(opened):
     cursor = until(
         browser, "return document.querySelector('.cell.cursor')?.textContent", wanted=bool
     )
+    until(browser, "return document.getElementById('live').textContent", wanted=cursor.__eq__)
     area.send_keys("\ue007")
     until(browser, "return document.querySelector('.around-view') !== null")
     value = browser.execute_script("return document.querySelector('input.text').value")

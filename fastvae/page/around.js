@@ -33,7 +33,6 @@ export function aroundView(app) {
     crumbs,
     list,
   );
-  if (app.vocabulary.room > 40) list.classList.add("long");
   let texts = [];
 
   const items = Array.from({ length: NEIGHBOURS }, (_, n) => {

@@ -16,7 +16,7 @@ from fastvae.page.document import document
 from fastvae.page.pattern import to_javascript
 from fastvae.page.weights import pack, quantize, rounded
 from fastvae.text import ByteVocabulary, CharVocabulary, TokenVocabulary, Vocabulary
-from fastvae.text.reading import LINES
+from fastvae.text.reading import LINES, WINDOWS
 
 DIRECTIONS = "directions.safetensors"  # of a saved model, if it has directions with names
 EXAMPLES = 3  # the two ends of a path, and the third corner of the map
@@ -130,7 +130,7 @@ def load_directions(folder: Path) -> dict[str, Tensor]:
 
 def _reads_lines(model: TextVAE) -> bool:
     """Whether a text is a line with an end, not a window of a stream."""
-    if model.reading is None:
+    if model.reading is None or model.reading.kind not in (LINES, WINDOWS):
         return model.end_id is not None
     return model.reading.kind == LINES
 

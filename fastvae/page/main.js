@@ -11,6 +11,8 @@ import { fromAddress, toAddress } from "./latent.js";
 import { mapView } from "./map.js";
 import { visible, Vocabulary } from "./vocabulary.js";
 
+const LONG = 40; // tokens, from which on texts are shown smaller
+
 const data = (id) => document.getElementById(id)?.textContent ?? "";
 
 class App {
@@ -125,6 +127,7 @@ class App {
   }
 
   build() {
+    document.body.classList.toggle("long", this.vocabulary.room > LONG);
     this.views = [betweenView, aroundView, directionsView, mapView, aboutView].map((make) => make(this));
     const links = this.views.map((view) => {
       const link = el("button", { type: "button" }, view.title);

@@ -19,7 +19,7 @@ export function mapView(app) {
   });
   area.append(plane);
   const element = el("section", { className: "map-view" }, el("div", { className: "corners" }, ...fields), area);
-  const wide = app.vocabulary.room > 40 ? 2 : 1;
+  const wide = document.body.classList.contains("long") ? 2 : 1;
   const cached = new Map();
   const cells = new Map();
   let centre = { x: SIDE / 2, y: SIDE / 2 };
@@ -28,6 +28,7 @@ export function mapView(app) {
   let cursor = null;
   let filling = false;
   let version = 0;
+  let toTell = null;
 
   const base = () => ({ x: wide * (area.clientWidth < 600 ? 104 : 132), y: 44 });
   const level = () => Math.round(zoom);
@@ -120,12 +121,20 @@ export function mapView(app) {
   }
 
   function show() {
+    tell();
     for (const [key, cell] of cells) {
       const text = cached.get(key);
       if (text === undefined) continue;
       showText(cell, text);
       cell.classList.toggle("same", text === cached.get(keyOf(cell.i - 1, cell.j)));
     }
+  }
+
+  /** Announce the text under the cursor, once it is there. */
+  function tell() {
+    if (toTell === null || !cached.has(toTell)) return;
+    app.announce(cached.get(toTell));
+    toTell = null;
   }
 
   function restart() {
@@ -211,8 +220,9 @@ export function mapView(app) {
       const at = cursor || { i: Math.round(centre.x / step()), j: Math.round(centre.y / step()) };
       cursor = { i: at.i + arrows[event.key][0], j: at.j + arrows[event.key][1] };
       centre = { x: cursor.i * step(), y: cursor.j * step() };
+      toTell = keyOf(cursor.i, cursor.j);
       place();
-      app.announce(cached.get(keyOf(cursor.i, cursor.j)) || "");
+      tell();
     } else if (event.key === "+" || event.key === "=") zoomBy(0.5, centre);
     else if (event.key === "-") zoomBy(-0.5, centre);
     else if (event.key === "Enter" && cursor) goAround(cursor.i, cursor.j);
