@@ -184,6 +184,23 @@ def test_first_view_is_the_path_that_python_finds(opened, decoder):
     assert browser.execute_script(ROWS) == path_of(model, CHARACTERS, "halo", "zeta", 5)
 
 
+def test_the_last_of_many_keystrokes_wins(opened):
+    """Typed faster than decoded: what is shown in the end belongs to the last text."""
+    model = model_for(CHARACTERS)
+    browser = opened(model, CHARACTERS, examples=["abba", "zeta"])
+    script = """const input = document.querySelector("input.text");
+    for (const text of arguments[0]) {
+      input.value = text;
+      input.dispatchEvent(new Event("input", { bubbles: true }));
+    }"""
+    typed = ["hello"[:n] for n in range(6)] * 8 + ["halo"]
+    browser.execute_script(script, typed)
+    expected = path_of(model, CHARACTERS, "halo", "zeta", 9)
+    until(browser, ROWS, wanted=expected.__eq__)
+    time.sleep(0.5)
+    assert browser.execute_script(ROWS) == expected
+
+
 def test_lstm_vae(opened):
     torch.manual_seed(1)
     ids = {"pad_id": CHARACTERS.pad_id, "end_id": CHARACTERS.end_id, "mask_pad": True}
