@@ -16,8 +16,10 @@ def find_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+    except Exception as error:  # torch asserts that it was built with CUDA, or imports what is not
         why = first_line(error).partition(". ")[0]  # what follows lists all backends of PyTorch
+        if "INTERNAL ASSERT" in why:
+            why = "PyTorch makes no tensors there"
         raise ValueError(f"device {name} cannot be used here: {why}") from error
     if device.type == "meta":
         raise ValueError("device meta holds no numbers: choose cpu or cuda")

@@ -73,6 +73,7 @@ def normalize(i, f, g, o, m, H, EPS: tl.constexpr):
     g, o = tl.where(m, g - mean, 0.0), tl.where(m, o - mean, 0.0)
     variance = tl.sum(i * i + f * f + g * g + o * o, 0) / (4 * H)
     r = tl.div_rn(1.0, tl.sqrt_rn(variance + EPS))
+    r = tl.where(variance < float("inf"), r, float("nan"))  # zeros would hide the overflow
     return i * r, f * r, g * r, o * r, r
 
 

@@ -684,3 +684,10 @@ def test_interrupted_while_it_is_imported(moment):
     # Killed by the signal where Python has put its handlers away; the shell says 130 then too.
     assert process.returncode in (130, 0, -signal.SIGINT) or before_the_command, said
     assert b"Traceback" not in said or before_the_command
+
+
+@pytest.mark.parametrize("name", ["hpu", "mkldnn", "opengl", "privateuseone", "nonsense"])
+def test_devices_that_are_not_there(name):
+    with pytest.raises(ValueError, match=f"device {name} cannot be used here") as error:
+        find_device(name)
+    assert "\n" not in str(error.value) and "/" not in str(error.value)

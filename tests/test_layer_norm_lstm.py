@@ -653,3 +653,12 @@ def test_python_threads(dtype):
 @pytest.mark.parametrize("shape", [(3, 13, 49), (1, 1, 160)], ids=str)
 def test_thread_counts(threads, shape, dtype):
     assert_accurate(both, both_reference, *make(shape, dtype))
+
+
+@pytest.mark.parametrize("size", [1e20, 1e25, 1e30])
+def test_a_variance_that_overflows_is_nan(size):
+    """As in the reference; zeros would look like numbers."""
+    x, w = torch.randn(3, 2, 32) * size, torch.randn(32, 8)
+    one, zero, state = torch.ones(32), torch.zeros(32), torch.zeros(2, 8)
+    h, c = layer_norm_lstm(x, w, one, zero, state, state)
+    assert h.isnan().all() and c.isnan().all()

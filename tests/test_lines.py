@@ -768,6 +768,30 @@ def test_a_signal_while_standard_input_is_read(tmp_path, number):
     assert not list(temporary.glob("fastvae-*")) and not (tmp_path / "run").exists()
 
 
+def test_what_was_in_a_folder_stays(names, tmp_path, fastvae):
+    """Where a run cannot begin, and where it does: a folder may be called cache too."""
+    out = tmp_path / "project"
+    mine = out / "cache" / "partial-mine" / "results.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    (out / "cache" / "names.txt").write_bytes(names.read_bytes())
+    every = "train", "--data", out / "cache" / "names.txt", "--out", out, *TINY
+    assert fastvae(*every, "--batch-size", "0")[0] == 2
+    assert mine.read_text() == "precious" and (out / "cache" / "names.txt").exists()
+    assert fastvae(*every)[0] == 0 and mine.read_text() == "precious"
+
+
+def test_a_validation_file_of_a_run_that_holds_out(names, tmp_path, fastvae):
+    out = tmp_path / "run"
+    every = "train", "--data", names, "--out", out, *TINY
+    assert fastvae(*every)[0] == 0
+    status, _, err = fastvae(*every, "--resume", "--steps", "4", "--valid", names)
+    assert status == 2 and "holds out lines of its file: leave --valid out" in err
+    (out / "text.json").unlink()
+    status, _, err = fastvae(*every, "--resume", "--steps", "4")
+    assert status == 2 and "text.json is missing, which model.safetensors was written with" in err
+
+
 def test_processes_cannot_share_standard_input(tmp_path):
     command = [PROGRAM, "train", "--data", "-", "--out", tmp_path / "run"]
     environment = {**os.environ, "WORLD_SIZE": "2"}

@@ -550,3 +550,31 @@ def test_export_with_a_dynamic_batch(what):
     ).module()
     tokens, z = torch.randint(20, (7, 16)), torch.randn(7, 4)
     torch.testing.assert_close(program(tokens, z), Call(model)(tokens, z))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.ones(3, 2, dtype=torch.bool), torch.ones(1, L, dtype=torch.bool), torch.ones(3, L)],
+    ids=["short", "one row", "float"],
+)
+def test_drop_masks_are_not_broadcast(mask):
+    model = HybridVAE(V, L, latent_size=2, encoder_channels=(4,), hidden_size=4)
+    with pytest.raises(ValueError, match=rf"drop_mask must be bool of shape \[3, {L}\], got"):
+        model(torch.zeros(3, L, dtype=torch.int64), drop_mask=mask)
+
+
+def test_gradients_of_each_text():
+    """vmap over texts, by torch.func."""
+    model = HybridVAE(V, L, latent_size=2, encoder_channels=(4,), hidden_size=4).eval()
+    parameters = {k: p.detach() for k, p in model.named_parameters()}
+    tokens, eps = torch.randint(V, (3, L)), torch.randn(3, 2)
+
+    def loss(parameters, row, noise):
+        inputs = row.unsqueeze(0), {"eps": noise.unsqueeze(0)}
+        return torch.func.functional_call(model, parameters, inputs[0], inputs[1]).loss
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, tokens, eps)
+    for n in range(3):
+        want = torch.func.grad(loss)(parameters, tokens[n], eps[n])
+        for name in want:
+            torch.testing.assert_close(each[name][n], want[name], rtol=1e-4, atol=1e-6)

@@ -30,6 +30,7 @@ from test_training import (
 )
 
 import fastvae
+from fastvae.text import CharVocabulary
 from fastvae.training import recorder
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
@@ -243,6 +244,28 @@ def test_a_saved_model_is_no_run_to_resume(tmp_path):
         with pytest.raises(ValueError, match=r"has config.json but no training.json"):
             run(tmp_path, resume=True)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "previous.safetensors"])
+def test_a_checkpoint_of_another_run_is_refused(whole, tmp_path, name):
+    """Of the same sizes and settings, on other data or with another vocabulary."""
+
+    class Others(Letters):
+        vocabulary = CharVocabulary("jklmnopqr\n")
+
+    for corpus, message in ((Letters(stride=3), "on other data"), (Others(), "another vocabulary")):
+        other, mixed = tmp_path / f"other {message}", tmp_path / f"mixed {message}"
+        run(other, corpus=corpus, validation=corpus)
+        shutil.copytree(whole, mixed)
+        for path in mixed.glob("[lp]*.safetensors"):
+            path.unlink()
+        shutil.copy(other / name, mixed)
+        with pytest.raises(ValueError, match=message):
+            run(mixed, resume=True, steps=30)
+        if message == "another vocabulary":
+            shutil.copy(other / "best.safetensors", mixed)
+            with pytest.raises(ValueError, match=r"vocabulary.json is damaged or not the one"):
+                fastvae.load(mixed, best=True)
 
 
 @pytest.mark.parametrize("resume", [False, True])

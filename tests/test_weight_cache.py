@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -178,6 +179,29 @@ def test_a_parametrization_that_changes_is_seen(name, kind, packings):
     change(times)
     after = model.generate(z)
     assert not torch.equal(after, before) and torch.equal(after, fresh(model, z))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_weights_do_not_tell_is_refused(name):
+    """Hooks, such as those of pruning, and layers with another forward."""
+
+    class Negated(type(make(name).decoder.classifier)):
+        def forward(self, x, tokens=None):
+            return -super().forward(x)
+
+    for change in (
+        lambda layer: nn.utils.prune.random_unstructured(layer, "weight", 0.5),
+        lambda layer: layer.register_forward_hook(lambda module, x, y: -y),
+        lambda layer: setattr(layer, "__class__", Negated),
+    ):
+        model = make(name).eval()
+        change(model.decoder.classifier)
+        with pytest.raises(RuntimeError, match=r"would skip .* of classifier \("):
+            model.generate(torch.randn(2, Z))
+    model = make(name)
+    layer = nn.utils.prune.random_unstructured(model.decoder.classifier, "weight", 0.5)
+    nn.utils.prune.remove(layer, "weight")
+    assert torch.equal(model.generate(torch.zeros(2, Z)), fresh(model, torch.zeros(2, Z)))
 
 
 def test_a_changed_eps_is_seen():

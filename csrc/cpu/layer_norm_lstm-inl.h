@@ -77,7 +77,7 @@ INLINE void gate_row(S* a, const T* x, const S* gain, const S* bias, const S* c_
                      S* rstd, int64_t H, S eps) {
   constexpr int64_t w = LANES<T>;
   const auto [mean, variance] = add_and_measure(a, x, 4 * H);
-  const S r = 1 / std::sqrt(variance + eps);
+  const S r = reciprocal_std(variance, eps);
   if (rstd) *rstd = r;
   for (int64_t k = 0; k < H; k += w) {
     const int64_t n = H - k;

@@ -176,6 +176,13 @@ INLINE V reciprocal(V x) {
   return 1 / x;
 }
 
+// 1 / √(variance + eps), or NaN where the variance overflowed, which zeros would hide.
+template <class S>
+INLINE S reciprocal_std(S variance, S eps) {
+  constexpr S infinity = std::numeric_limits<S>::infinity();
+  return variance < infinity ? 1 / std::sqrt(variance + eps) : std::numeric_limits<S>::quiet_NaN();
+}
+
 // σ(x) and its slope σ(x) (1 − σ(x)), from e^−|x|: nothing overflows, and the slope does not cancel where σ is near 1.
 template <class V>
 INLINE V sigmoid(V x, V* slope = nullptr) {

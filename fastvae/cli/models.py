@@ -55,7 +55,9 @@ def evaluate(
     nll_texts: Annotated[
         int, typer.Option(min=0, help="Texts for the importance-weighted NLL; 0 leaves it out.")
     ] = 64,
-    nll_samples: Annotated[int, typer.Option(min=1, help="Its samples of z for each text.")] = 64,
+    nll_samples: Annotated[
+        int, typer.Option(min=1, max=10**6, help="Its samples of z for each text.")
+    ] = 64,
     mi_texts: Annotated[
         int, typer.Option(min=0, help="Texts for the mutual information; 0 leaves it out.")
     ] = 4096,

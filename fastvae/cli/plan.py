@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastvae.atomic_files import read_json
+from fastvae.atomic_files import check_signature, read_json
 from fastvae.cli.inputs import in_place, read_named, regular_file, shown
+from fastvae.models.pretrained import WEIGHTS
 from fastvae.names import counted, suggestion
 from fastvae.presets import TEXTS, Preset, changed, configure, defaults, parse
 from fastvae.text import Corpus, Survey, survey
 from fastvae.text.files import unchanged
+from fastvae.text.reading import FILE as READING
 from fastvae.text.reading import LINES, NORMALIZERS, TRAIN, VALID, WINDOWS, load_reading
 from fastvae.text.survey import looks_like_lines
 from fastvae.training.config import TrainingConfig
@@ -59,6 +61,10 @@ def plan_training(
     if str(data) == str(valid) == "-":
         raise ValueError("standard input can be read once: give a file as --data or --valid")
     before = load_reading(out) if resume else None
+    if resume and before is None and (out / WEIGHTS).exists():
+        check_signature(out / READING, None, out / WEIGHTS)
+    if before and before.part and valid is not None:
+        raise ValueError(f"{out} holds out lines of its file: leave --valid out")
     chosen = None if preset is None else configure(preset, overrides)
     kind = chosen.text if text is None and chosen else text
     if kind is None and (column, field, tokens) != (None, None, None):

@@ -140,13 +140,18 @@ def train(
 
 @contextmanager
 def _no_cache_without_a_run(out: Path) -> Iterator[None]:
-    """Remove the cache, and the folder if it is empty then, of a run that could not begin."""
-    was_there = out.exists()
+    """Remove the cache, and the folder if it is empty then, of a run that could not begin.
+
+    What was there before stays.
+    """
+    was_there, cache = out.exists(), out / "cache"
+    is_new = not cache.exists()
     try:
         yield
     except Exception:
         if not (out / SETTINGS).exists() and os.environ.get("RANK", "0") == "0":
-            shutil.rmtree(out / "cache", ignore_errors=True)
+            if is_new:
+                shutil.rmtree(cache, ignore_errors=True)
             if not was_there:
                 with suppress(OSError):
                     out.rmdir()

@@ -22,6 +22,7 @@ from fastvae.ops.decode_bytenet import bytenet_step
 from fastvae.ops.decode_lstm import Step, lstm_step, teacher_forced
 
 State = tuple[Tensor, Tensor]
+_OWN = "fastvae", "torch"  # packages whose forward methods are known
 
 
 class LSTMWeights(NamedTuple):
@@ -106,10 +107,30 @@ class Decoder(nn.Module):
 
         Returns:
             tokens, [B, T] int64.
+
+        Raises:
+            RuntimeError: a submodule has hooks or another forward, which the weights do not tell.
         """
+        self._check_submodules()
         D, dtype = features.shape[-1], features.dtype
         weights, packed = self.weight_cache.get(self, self._packed, D, dtype, mask_history, int8)
         return self._decode(features, weights, state, noise, end_id, pad_id, packed, int8)
+
+    def _check_submodules(self) -> None:
+        """Raise RuntimeError where a forward does more than its weights tell, as with hooks."""
+        if torch.compiler.is_compiling():
+            return
+        for name, module in self.named_modules():
+            if "parametrizations" in name.split("."):  # what reads a weight calls these
+                continue
+            hooks = module._forward_hooks or module._forward_pre_hooks
+            if hooks or type(module).forward.__module__.partition(".")[0] not in _OWN:
+                what = "hooks" if hooks else "a forward of its own"
+                raise RuntimeError(
+                    f"generation reads the decoder's weights and would skip {what} of "
+                    f"{name or 'it'} ({type(module).__name__}): remove them, as prune.remove or "
+                    "remove_weight_norm does, or use torch.nn.utils.parametrizations"
+                )
 
     def int8_logits(
         self, features: Tensor, previous: Tensor, state: State | None, mask_history: bool
@@ -127,6 +148,7 @@ class Decoder(nn.Module):
         Returns:
             the logits, [T, B, V].
         """
+        self._check_submodules()
         weights = self._weights(features.shape[-1], features.dtype, mask_history)
         step = self._step(features, weights, state)
         rows = embedding_rows(previous, self.vocab_size)

@@ -5,7 +5,6 @@ model's sizes are checked against its file before memory of that size is allocat
 """
 
 import inspect
-import json
 import tempfile
 from pathlib import Path
 from typing import Any, Self
@@ -92,10 +91,8 @@ class PretrainedMixin:
         if vocabulary is not None:
             _check_vocabulary(vocabulary, self.config, "the vocabulary")
         make_folder(folder)
-        signatures = {}
         if vocabulary is not None:
             write_json(folder / VOCABULARY, vocabulary.to_dict())
-            signatures[VOCABULARY] = digest_json(vocabulary.to_dict())
         config = {
             "class": type(self).__name__,
             "version": FORMAT,
@@ -105,10 +102,7 @@ class PretrainedMixin:
         write_json(folder / CONFIG, config)
         if self.reading is not None:
             save_reading(folder, self.reading)
-            signatures[READING] = digest_json(read_json(folder / READING))
-        # JSON turns tuples into lists: sign what will be read.
-        signatures[CONFIG] = digest_json(json.loads(json.dumps(config)))
-        write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **signatures})
+        write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **signatures(folder)})
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub: Any) -> Self:
@@ -181,6 +175,12 @@ class PretrainedMixin:
             )
 
 
+def signatures(folder: Path) -> dict[str, str]:
+    """Folder of a saved model -> digest of each of its JSON files, for the metadata of weights."""
+    there = (folder / name for name in (CONFIG, VOCABULARY, READING))
+    return {path.name: digest_json(read_json(path)) for path in there if path.exists()}
+
+
 def load_as(classes: dict[str, type], folder: str | Path, best: bool) -> tuple[Any, Any]:
     """Implementation of `fastvae.load` -> model, vocabulary or None.
 
@@ -215,8 +215,9 @@ def load_as(classes: dict[str, type], folder: str | Path, best: bool) -> tuple[A
     model.reading = load_reading(folder)
     contents[READING] = None if model.reading is None else read_json(folder / READING)
     # Last: an error of what does not fit says more.
-    for name, content in contents.items() if (folder / WEIGHTS).exists() else ():
-        check_signature(folder / name, content, folder / WEIGHTS)
+    for path in {folder / weights, folder / WEIGHTS}:
+        for name, content in contents.items() if path.exists() else ():
+            check_signature(folder / name, content, path)
     return model, vocabulary
 
 

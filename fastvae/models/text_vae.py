@@ -124,6 +124,14 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             eps = torch.randn_like(mean)
         elif eps.shape != mean.shape:
             raise ValueError(f"eps must have shape {tuple(mean.shape)}, got {tuple(eps.shape)}")
+        if drop_mask is not None and (drop_mask.shape, drop_mask.dtype) != (
+            tokens.shape,
+            torch.bool,
+        ):
+            raise ValueError(
+                f"drop_mask must be bool of shape {list(tokens.shape)}, "
+                f"got {drop_mask.dtype} of shape {list(drop_mask.shape)}"
+            )
         inputs = self._expand_for(tokens, mean + (0.5 * logvar).exp() * eps)
         kl_per_dimension = gaussian_kl(mean, logvar).mean(0)
         reconstruction = self._nats(tokens, *inputs, drop_mask).mean()
@@ -462,6 +470,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _readable(tokens: Tensor) -> bool:
     """Whether Python can read the values now; where it cannot, unknown ids make the terms NaN."""
     if torch.compiler.is_compiling() or not tokens.numel():
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(tokens):  # under vmap
         return False
     if tokens.device.type == "cuda":
         return not torch.cuda.is_current_stream_capturing()

@@ -30,6 +30,7 @@ HEAD = 1 << 12  # bytes read to recognize a format
 FORMAT = 3  # of the cache's files: part of every key
 LONGEST_STEM = 128  # bytes of the source's name in those of the cache's files
 LARGEST_NOTES = 1 << 24  # bytes: a vocabulary of every character there is fits
+PARTIAL = "fastvae-partial-"  # folders of files that are being written begin with it
 RESIDENT = 128 << 20  # bytes of a mapped file that may stay in this process's memory
 ROWS_AT_ONCE = 64  # from a larger file: a page fault may map as much as 2 MiB around a row
 
@@ -315,11 +316,11 @@ def _partial_folder(cache: Path) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         with _locked(cache):
-            for left in cache.glob("partial-*"):
+            for left in cache.glob(f"{PARTIAL}*"):
                 with _locked(left, wait=False) as unused:
                     if unused:
                         shutil.rmtree(left, ignore_errors=True)
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="partial-", dir=cache)))
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix=PARTIAL, dir=cache)))
             stack.enter_context(_locked(folder))
         yield folder
 

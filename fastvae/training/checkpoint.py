@@ -20,7 +20,7 @@ from fastvae.atomic_files import (
     read_tensors,
     write_tensors,
 )
-from fastvae.models.pretrained import BEST_PREFIX
+from fastvae.models.pretrained import BEST_PREFIX, signatures
 
 FORMAT = 1
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
@@ -32,6 +32,7 @@ STATE_SCHEMA = {
     "window?": dict,
     "kl_controller?": list,
     "settings?": dict,
+    "data?": dict,
 }
 
 
@@ -58,7 +59,8 @@ def save_checkpoint(
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value.float() if key == "step" else value
-    write_tensors(path, tensors, {"fastvae": json.dumps({"format": FORMAT, **state})}, keep)
+    metadata = {"fastvae": json.dumps({"format": FORMAT, **state}), **signatures(path.parent)}
+    write_tensors(path, tensors, metadata, keep)
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -97,6 +99,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[
                 }
                 expected |= {f"{key}.{name}": t for key, t in moments[n].items()}
         check_tensors(path, file, expected)
+    for name, signature in signatures(path.parent).items():
+        if metadata.get(name, signature) != signature:
+            raise ValueError(f"{path} belongs to a run with another {name}")
     model.load_state_dict({name: tensors[f"{BEST_PREFIX}{name}"] for name in model.state_dict()})
     names = [name for name, _ in model.named_parameters()]
     filled = {n: {key: tensors[f"{key}.{names[n]}"] for key in keys} for n, keys in moments.items()}

@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,7 @@ def _open_run(recorder: Recorder, notes: Iterable[str]) -> int:
     run, model, corpus, config = recorder.run, recorder.model, recorder.corpus, recorder.config
     vocabulary, say, state = corpus.vocabulary, recorder.display.say, None
 
+    @cache
     def digests(of_before: bool) -> dict[str, str | None]:
         """Digests of all that training and validation read, or as runs of before have them."""
         if of_before:  # older runs: the first batch
@@ -159,7 +161,8 @@ def _open_run(recorder: Recorder, notes: Iterable[str]) -> int:
         model.reading = check_reading(run.path, corpus)
         state = load_latest(run.path, model, recorder.optimizer, say)
         if state:
-            run.check_checkpoint(config, state)
+            run.check_checkpoint(config, digests(False), state)
+    recorder.data = digests(False)
     found = [getattr(data, "notes", list)() for data in (corpus, recorder.validation)]
     for note in dict.fromkeys(itertools.chain(notes, *found)):
         say(note)

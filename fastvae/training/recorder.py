@@ -44,6 +44,7 @@ class Recorder:
         self.window = dict.fromkeys(("steps", "characters", *TERMS), 0.0)  # since the last record
         self.pending: list[Tensor] = []  # terms of steps, not yet synchronized
         self.records: dict[str, dict[str, Any]] = {}
+        self.data: dict[str, str | None] = {}  # digests
         self.timed_steps, self.clock = 0, 0.0
         self.cpu_clock, self.crowded = 0.0, False
 
@@ -119,6 +120,7 @@ class Recorder:
             "best": self.best,
             "window": self.window,
             "settings": fixed_settings(self.config),
+            "data": self.data,
         }
         if self.controller:
             state["kl_controller"] = self.controller.state.tolist()

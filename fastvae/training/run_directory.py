@@ -174,16 +174,20 @@ class RunDirectory:
             )
         self._write_settings(config, found)
 
-    def check_checkpoint(self, config, state: dict[str, Any]) -> None:
-        """Check that a checkpoint was made with these settings, which are those of training.json.
+    def check_checkpoint(self, config, data: dict, state: dict[str, Any]) -> None:
+        """Check that a checkpoint was made with these settings and data.
 
         Args:
-            config: the settings.
+            config: the settings, which are those of training.json.
+            data: digests of the data by name.
             state: the checkpoint's state.
 
         Raises:
-            ValueError: a setting differs: training.json was edited.
+            ValueError: the data differ: the file is another run's; or a setting does: training.json
+                was edited.
         """
+        if state.get("data", data) != data:
+            raise ValueError(f"the checkpoint in {self.path} is of a run on other data")
         made = {**fixed_settings(type(config)()), **state.get("settings", {})}
         for name, value in fixed_settings(config).items() if "settings" in state else ():
             if made[name] != value:
