@@ -135,7 +135,8 @@ def decode_lstm(
         rest = noise, eps, end_id, pad_id, packed, int8
         return decode_lstm_reference(features, *weights.values(), *rest)
     if machine := persistent.serving("decode_lstm", features, B, H):
-        plan = persistent.plan_lstm(H, B, features.dtype.itemsize, machine, V)
+        below = persistent.rival("decode_lstm", features.dtype.itemsize, B)
+        plan = persistent.plan_lstm(H, B, features.dtype.itemsize, machine, V, below)
         if plan:
             rest = noise, eps, end_id, pad_id, plan
             return persistent.decode_lstm(features, *weights.values(), *rest)

@@ -221,7 +221,8 @@ def layer_norm_lstm(
     if lengths is not None:
         return replayed(_forward_lengths, (*tensors, lengths), eps, save)
     if machine := persistent.serving("layer_norm_lstm", x, B, H):
-        plan = persistent.plan_lstm(H, B, x.dtype.itemsize, machine)
+        below = persistent.rival("layer_norm_lstm", x.dtype.itemsize, B)
+        plan = persistent.plan_lstm(H, B, x.dtype.itemsize, machine, below=below)
         if plan:
             return persistent.layer_norm_lstm(*tensors, eps, save, plan=plan)
     return replayed(_forward, tensors, eps, save)

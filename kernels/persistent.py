@@ -4,6 +4,7 @@ Here is planned who computes what, a pure function of sizes, and made what the l
 The equations stand with the ops; how blocks exchange data, in csrc/cuda/exchange.cuh.
 """
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ MAX_GROUP_SIZE, MAX_CLASSIFIER_BLOCKS = 160, 32  # blocks that group_batch a ste
 MOST_HIDDEN, MOST_CHANNELS, MOST_SYMBOLS = 1024, 512, 512
 BATCH = 128  # sequences of a launch: what they exchange is memory
 COLUMNS = {2: (8, 16, 32), 4: (1, 8)}  # by bytes of a number
+DIRECT = 8  # sequences of a group whose offers every block reads (csrc/cuda/owners.cuh)
 DTYPES = {
     "layer_norm_lstm": (torch.bfloat16, torch.float16),
     "decode_lstm": (torch.bfloat16, torch.float32),
@@ -67,6 +69,38 @@ class NetPlan(NamedTuple):
     classifier_blocks: int
     columns: int
     threads: int = THREADS
+
+
+class Limits(NamedTuple):
+    """What a step is bound by: microseconds, and per microsecond of one multiprocessor.
+
+    Measured on an H100 (benchmarks/results/h100-limits.json, h100.json), except for `mma`, the part
+    of the peak that mma.sync reaches on Hopper (Luo et al. 2024, arXiv:2402.13499), and `slice`, an
+    estimate: about 700 cycles of instructions that depend on each other.
+    """
+
+    exchange: float = 0.73  # all-gather of 256 bytes a block
+    l2: float = 61_250  # bytes: 8085 GB/s of 132 multiprocessors
+    shared: float = 254_700  # bytes: 33,620 GB/s
+    peak: float = 2_794_000  # multiply-adds of 16-bit numbers: 737,571 GFLOP/s
+    mma: float = 0.62
+    slice: float = 0.4
+
+
+class Cost(NamedTuple):
+    """Of a step of the LSTM, by counting: bytes of L2 of the whole grid, the rest of one block."""
+
+    l2: int
+    exchanges: int
+    shared: int  # bytes through shared memory
+    products: int  # multiply-adds
+    slices: int
+
+    def time(self, blocks: int, limits: Limits = Limits()) -> float:
+        """Predicted microseconds."""
+        product = max(self.shared / limits.shared, self.products / (limits.peak * limits.mma))
+        waits = self.exchanges * limits.exchange + self.slices * limits.slice
+        return waits + self.l2 / blocks / limits.l2 + product
 
 
 class Block(NamedTuple):
@@ -118,26 +152,41 @@ def machine(device: torch.device) -> Machine:
 
 
 @lru_cache(256)
-def plan_lstm(H: int, B: int, itemsize: int, machine: Machine, V: int = 0) -> Plan | None:
-    """The plan with the least work, or None for a shape that these kernels are not made for.
+def plan_lstm(
+    H: int, B: int, itemsize: int, machine: Machine, V: int = 0, below: float = math.inf
+) -> Plan | None:
+    """The plan of the least predicted time, or None for a shape that has no plan.
 
-    V is 0 where nothing is decoded.
+    V is 0 where nothing is decoded. below: microseconds a step; a plan that takes as long is none.
     """
-    return min(lstm_plans(H, B, itemsize, machine, V), default=(0, None))[1]
+    cost, plan = min(lstm_plans(H, B, itemsize, machine, V), default=((math.inf,), None))
+    return plan if cost[0] < below else None
 
 
 def lstm_plans(
     H: int, B: int, itemsize: int, machine: Machine, V: int = 0
-) -> Iterator[tuple[tuple[int, ...], Plan]]:
+) -> Iterator[tuple[tuple[float, ...], Plan]]:
     """Every plan that the machine has room for, and its cost: the least is best."""
     if H > MOST_HIDDEN or V > MOST_SYMBOLS or itemsize not in COLUMNS:
         return
-    for columns, groups, group_batch in _splits(min(B, BATCH), itemsize, machine.processors):
+    B = min(B, BATCH)
+    for columns, groups, group_batch in _splits(B, itemsize, machine.processors):
         units = _units(H, min(machine.processors // groups, MAX_GROUP_SIZE))
-        candidates = -(-V // -(-H // units))
-        block = lstm_block(units, candidates, H, columns, group_batch, itemsize)
-        if block.shared <= machine.shared:
-            yield (block.work, -groups), Plan(groups, units, columns)
+        plan = Plan(groups, units, columns)
+        if lstm_shared(plan, V, H, group_batch, itemsize) <= machine.shared:
+            time = lstm_cost(plan, V, H, B, itemsize).time(-(-H // units) * groups)
+            yield (time, -groups), plan
+
+
+def rival(op: str, itemsize: int, B: int) -> float:
+    """Microseconds a step of the Triton path that a plan has to beat.
+
+    Fitted to an H100's (benchmarks/results/h100-sweep.json); infinite where everything is served.
+    """
+    if SERVING.get(op) is EVERYTHING:
+        return math.inf
+    launches, each = {2: (7.2, 0.03), 4: (13.0, 0.3)}[itemsize]
+    return launches + each * min(B, BATCH)
 
 
 @lru_cache(256)
@@ -197,23 +246,54 @@ def _units(size: int, group_size: int) -> int:
     return -(-size // group_size // 4) * 4
 
 
-def lstm_block(
-    units: int,
-    candidates: int,
-    H: int,
-    columns: int,
-    group_batch: int,
-    itemsize: int,
-    warps: int = WARPS,
-) -> Block:
-    """Gates of `units` cells and, of each candidate, its logit and its cross in one part or two."""
-    slices = -(-group_batch // columns)
-    rows = 4 * units + (3 if itemsize == 2 else 2) * candidates
-    product = _product(rows, H, columns, itemsize, warps)
-    state = [4 * units * slices * columns, units * slices * columns, columns, columns]
-    if candidates:
-        state += [candidates * columns, candidates * columns, columns, group_batch]
-    return Block(_bytes([*product, *state]), slices * _work(*product))
+def lstm_rows(plan: Plan, V: int, H: int, itemsize: int) -> tuple[int, int]:
+    """Candidates of a block, and rows of its weights.
+
+    Each candidate has its logit's row, and its cross in one part or two.
+    """
+    candidates = -(-V // -(-H // plan.units))
+    return candidates, 4 * plan.units + (3 if itemsize == 2 else 2) * candidates
+
+
+def lstm_shared(plan: Plan, V: int, H: int, group_batch: int, itemsize: int) -> int:
+    """Bytes of shared memory of a block (csrc/cuda/recurrence.cuh, decode_lstm.cu)."""
+    _, units, N, threads = plan
+    candidates, rows = lstm_rows(plan, V, H, itemsize)
+    warps, sequences = threads // 32, -(-group_batch // N) * N
+    words = _fragments(rows, H, N, warps) if itemsize == 2 else _product(rows, H, N, 4, warps)
+    stage = (-(-(units * itemsize // 4) // 4) // 2 * 2 + 1) * 4
+    words += [4 * units * sequences, units * sequences, units * sequences * itemsize]
+    words += [sequences * stage, warps * 3 * N, 8 * units, sequences, sequences]
+    if V:
+        words += [candidates * N, candidates * N, 2 * candidates * sequences, candidates, V + 1]
+        words += [sequences, sequences]
+    return _bytes(words)
+
+
+def lstm_cost(plan: Plan, V: int, H: int, B: int, itemsize: int) -> Cost:
+    """What a step asks of the machine, counted as tests/simulator counts it (owners.cuh)."""
+    groups, units, N, threads = plan
+    group_size, group_batch, warps = -(-H // units), -(-B // groups), threads // 32
+    _, rows = lstm_rows(plan, V, H, itemsize)
+    slices, owned = -(-group_batch // N), group_batch > DIRECT and group_size > 1
+    offer, result = (32, 16) if V else (8, 8)
+    state = -(-H // 8) * 8 * itemsize
+    l2 = group_size * B * (state + offer)  # every block reads h; and writes an offer
+    l2 += B * state + (2 if V else 1) * B * 4 * H * itemsize  # new h; input, embeddings
+    l2 += group_size * B * (result + offer if owned else group_size * offer)
+    rows = -(-rows // 16) * 16 if itemsize == 2 else rows
+    if itemsize == 2:
+        through = rows * -(-H // 32) * 64 + 4 * (warps + 1) // 2 * rows * N * 4
+    else:  # a word of weights and N of columns for N products of 32 rows
+        through = -(-rows // 32) * H * (1 + N) * 128 + 2 * warps * rows * N * 4
+    through += 6 * 4 * units * N * 4
+    return Cost(l2, 3 if owned else 2, slices * through, slices * rows * H * N, slices)
+
+
+def _fragments(rows: int, depth: int, columns: int, warps: int) -> list[int]:
+    """Words of weights, columns and partial sums (csrc/cuda/fragments.cuh)."""
+    tiles, slots = -(-rows // 16), (warps + 1) // 2
+    return [tiles * -(-depth // 32) * 256, 0, slots * 4 * (4 * tiles * columns + 8)]
 
 
 def net_blocks(
@@ -304,16 +384,16 @@ def decode_lstm(
         cross_weight.append((by_state - cross_weight[0].float()).to(h0.dtype))
     fixed = token_embeddings, means, weight_hh, norm_weight, norm_bias, classifier_weight
     fixed = *fixed, classifier_bias, torch.stack(cross_weight)
+    start, start_by_state = 2 * centered[-1], 2 * centered[-1] @ recurrent
     tokens = []
     for part in _batches(len(h0)):
         d, h, c = features[:, part], h0[part], c0[part]
         projected = F.linear(d, feature_weight)
-        before = projected[0].float() + h.float() @ recurrent.T
         tokens.append(
             torch.ops.fastvae.decode_lstm_persistent(
                 projected,
                 F.linear(d.float(), by_features, squares[:-1]),
-                2 * (before @ centered[-1]) + squares[-1],
+                projected[0].float() @ start + h.float() @ start_by_state + squares[-1],
                 *fixed,
                 h,
                 c,

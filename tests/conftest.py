@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -79,6 +80,18 @@ def isa(request):
     _C.set_cpu_capability(request.param)
     yield request.param
     _C.set_cpu_capability(before)
+
+
+@pytest.fixture(scope="session")
+def simulator(tmp_path_factory):
+    """The kernels of csrc/cuda as ops of the CPU, in launches that tests/simulator runs."""
+    if not shutil.which("g++"):
+        pytest.skip("the simulator is compiled with g++")
+    from simulator import build
+
+    loaded = build.load(tmp_path_factory.mktemp("simulator"))
+    yield loaded
+    loaded.set_seed(0)
 
 
 @pytest.fixture

@@ -4,11 +4,7 @@ The sources are those that nvcc compiles, launchers included. A launch runs as f
 drawn at random, and so is when a word that blocks exchange arrives.
 """
 
-import ctypes
 import json
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,40 +40,6 @@ DECODE_BYTENET += [((4, 5, 0, 24, 51, 2), 1, 12, 4), ((3, 11, 13, 17, 15, 3), 2,
 DECODE_BYTENET += [((3, 9, 2, 73, 5, 1), 1, 20, 1)]
 
 
-def compiled(folder: Path) -> Path:
-    """The kernels and the simulator as a library."""
-    headers = f"-I{Path(torch.__file__).parent / 'include'}", f"-I{ROOT / 'tests/simulator'}"
-    flags = "-std=c++20", "-O1", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000", *headers
-
-    def compile_one(source: Path) -> Path:
-        target = folder / f"{source.stem}.o"
-        command = "g++", *flags, "-x", "c++", "-Wno-unknown-pragmas", "-c", source, "-o", target
-        subprocess.run(command, check=True)
-        return target
-
-    sources = [*(ROOT / "csrc/cuda").glob("*.cu"), ROOT / "tests/simulator/simulator.cpp"]
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
-    library = folder / "simulator.so"
-    torch_libraries = f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"
-    subprocess.run(["g++", "-shared", *objects, "-o", library, *torch_libraries], check=True)
-    return library
-
-
-@pytest.fixture(scope="module")
-def simulator(tmp_path_factory):
-    """The kernels as ops of the CPU; what they group_batch passes in the order of a seed."""
-    if not shutil.which("g++"):
-        pytest.skip("the simulator is compiled with g++")
-    library = compiled(tmp_path_factory.mktemp("simulator"))
-    torch.ops.load_library(library)
-    loaded = ctypes.CDLL(library)
-    loaded.shared_memory_of_last_launch.restype = ctypes.c_int64
-    loaded.run_fault.restype = ctypes.c_char_p
-    yield loaded
-    loaded.set_seed(0)
-
-
 def in_every_order(simulator, run):
     """The outputs of run(), which no order may change by a bit."""
     outputs = []
@@ -90,7 +52,7 @@ def in_every_order(simulator, run):
     return outputs[0]
 
 
-@pytest.mark.parametrize("dtype, columns", [(SHORT[0], 8), (SHORT[1], 8), (SHORT[0], 16)], ids=str)
+@pytest.mark.parametrize("dtype, columns", [(SHORT[0], 8), (SHORT[1], 16), (SHORT[0], 32)], ids=str)
 @pytest.mark.parametrize("shape, groups, units", LSTM, ids=str)
 def test_layer_norm_lstm(simulator, shape, groups, units, dtype, columns):
     plan = Plan(groups, units, columns, THREADS)
@@ -117,6 +79,21 @@ def test_decode_lstm(simulator, shape, groups, units, dtype, columns, noisy):
     decode.assert_best(tokens, noise, inputs)
     if dtype == torch.float32:
         assert torch.equal(tokens, decode_lstm_reference(*inputs, noise))
+
+
+@pytest.mark.parametrize(
+    "B, groups", [(10, 1), (3, 1), (19, 2)], ids=["owners", "direct", "groups"]
+)
+def test_more_steps_than_the_ring_has_buffers(simulator, B, groups):
+    """More than twice as many, so that each is emptied and used again, twice."""
+    T, H, plan = 37, 12, Plan(groups, 4, 8, THREADS)
+    inputs = lstm.make((T, B, H), torch.bfloat16)
+    op = lambda *t: persistent.layer_norm_lstm(*t, 1e-4, True, plan=plan)  # noqa: E731
+    assert_accurate(op, lambda *t: layer_norm_lstm_loop(*t, 1e-4, True), *inputs)
+    in_every_order(simulator, lambda: op(*inputs))
+    inputs = decode.make((T, B, 2, H, 7))
+    run = lambda: [persistent.decode_lstm(*inputs, None, 1e-4, None, None, plan)]  # noqa: E731
+    assert torch.equal(in_every_order(simulator, run)[0], decode_lstm_reference(*inputs, None))
 
 
 def test_decode_lstm_of_tokens_that_cancel_the_state(simulator):
@@ -300,9 +277,8 @@ def test_plans_fit_what_is_launched(simulator, H, B, V, itemsize, processors):
         *decode.make((1, B, 2, H, V), dtype), None, 1e-4, None, None, plan
     )
     assert tokens.shape == (B, 1)
-    rest = plan.columns, group_batch, itemsize, THREADS // 32
-    block = persistent.lstm_block(plan.units, -(-V // group_size), H, *rest)
-    assert simulator.shared_memory_of_last_launch() == block.shared <= machine.shared
+    shared = persistent.lstm_shared(plan, V, H, group_batch, itemsize)
+    assert simulator.shared_memory_of_last_launch() == shared <= machine.shared
     net = persistent.plan_bytenet(H, 2, V, B, itemsize, machine)
     assert (net is None) == (processors < 3)
     if net:
@@ -329,9 +305,7 @@ def test_plans_at_the_papers_sizes(machine, B):
             continue
         group_size, group_batch = -(-H // plan.units), -(-min(B, persistent.BATCH) // plan.groups)
         assert group_size * plan.groups <= machine.processors
-        candidates = -(-V // group_size)
-        rest = plan.columns, group_batch, 2
-        assert persistent.lstm_block(plan.units, candidates, H, *rest).shared <= machine.shared
+        assert persistent.lstm_shared(plan, V, H, group_batch, 2) <= machine.shared
     assert persistent.plan_bytenet(256, 10, 51, min(B, 64), 2, machine)
 
 
@@ -343,6 +317,32 @@ def test_shapes_that_are_not_for_these_kernels():
     assert persistent.plan_bytenet(256, 0, 51, 1, 2, H100) is None
     assert persistent.plan_bytenet(513, 2, 51, 1, 2, H100) is None
     assert persistent.plan_bytenet(256, 200, 51, 1, 2, H100) is None
+
+
+def test_plans_decline_what_takes_longer_than_triton():
+    """By the prediction, if not where everything is served."""
+    for B in (1, 16, 32, 128):
+        assert persistent.plan_lstm(1000, B, 2, H100, 259, persistent.rival("decode_lstm", 2, B))
+    slow = 1000, 128, 4, H100, 259
+    assert persistent.plan_lstm(*slow)
+    assert persistent.plan_lstm(*slow, persistent.rival("decode_lstm", 4, 128)) is None
+    with persistent.serve(["decode_lstm"]):
+        assert persistent.plan_lstm(*slow, persistent.rival("decode_lstm", 4, 128))
+
+
+def test_limits_are_those_measured():
+    """On the H100 of benchmarks/results, of one of its multiprocessors."""
+    results = ROOT / "benchmarks/results"
+    measured = json.loads((results / "h100-limits.json").read_text())
+    rows, one = {(r["what"], r["setting"]): r for r in measured["rows"]}, measured["SMs"] / 1e3
+    limits = persistent.Limits()
+    exchange = rows["all-gather", "256 B, 132 blocks x 256 threads"]["microseconds"]
+    l2 = rows["reading memory", "8 MB over and over"]["gigabytes per second"] / one
+    shared = (
+        rows["reading shared memory", "132 blocks x 1024 threads"]["gigabytes per second"] / one
+    )
+    assert limits.exchange == pytest.approx(exchange, 0.01)
+    assert limits.l2 == pytest.approx(l2, 0.01) and limits.shared == pytest.approx(shared, 0.01)
 
 
 SWEEPS = sorted((ROOT / "benchmarks/results").glob("*sweep*.json"))

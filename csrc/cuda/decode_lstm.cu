@@ -8,7 +8,8 @@
 #include "argmax.cuh"
 
 namespace {
-constexpr int CHOICE_WORDS = 8;  // mean, Σ squares, logit, token, cross, and three unused: a sector of memory
+constexpr int OFFER = 8;   // words: mean, Σ squares, logit, token, cross, and three unused: a sector of memory
+constexpr int RESULT = 4;  // mean, 1 / standard deviation, token, and one unused
 
 template <class T>
 struct Decoding : LstmTensors<T> {
@@ -25,28 +26,34 @@ constexpr int PARTS = sizeof(T) == 2 ? 2 : 1;
 
 template <class T, int N>
 struct DecodeShared : Lstm<T, N>::Shared {
-  float *logit, *cross;  // [candidates, N]
-  int *token, *ended;    // [N], [group_batch]
+  float *logit, *cross, *given;  // [candidates, N]; [slices, 2, candidates, N]: noise and what features give to crosses
+  float *bias, *row_means;       // [candidates], [V + 1]
+  int *token, *ended;            // [sequences]
 };
 
 template <class T, int N>
-HOST_DEVICE DecodeShared<T, N> carve(Arena& arena, const Lstm<T, N>& shape, int candidates, int warps) {
+HOST_DEVICE DecodeShared<T, N> carve(Arena& arena, const Lstm<T, N>& shape, int candidates, int V, int warps) {
+  const int sequences = shape.slices() * N;
   DecodeShared<T, N> s;
   static_cast<typename Lstm<T, N>::Shared&>(s) = shape.shared(arena, warps);
   s.logit = arena.take<float>(candidates * N);
   s.cross = arena.take<float>(candidates * N);
-  s.token = arena.take<int>(N);
-  s.ended = arena.take<int>(shape.group_batch);
+  s.given = arena.take<float>(2 * candidates * sequences);
+  s.bias = arena.take<float>(candidates);
+  s.row_means = arena.take<float>(V + 1);
+  s.token = arena.take<int>(sequences);
+  s.ended = arena.take<int>(sequences);
   return s;
 }
 
 template <class T, int N>
 struct DecodeBlock : LstmBlock<T, N> {
   using Base = LstmBlock<T, N>;
-  using Base::first, Base::in_slice, Base::rank, Base::shape;
+  using Base::cell, Base::in_slice, Base::place, Base::rank, Base::sequences, Base::shape, Base::slices;
   Decoding<T> d;
   DecodeShared<T, N> own;
   int candidates;  // of each block, at most
+  Owners<OFFER, RESULT> owners;
 
   DEVICE Parts vocabulary() const { return {d.V, shape.group_size, candidates}; }
 
@@ -60,139 +67,155 @@ struct DecodeBlock : LstmBlock<T, N> {
                 : d.classifier_weight + token * shape.H;
   }
 
-  // What logits (of step t − 1) and crosses (of step t) are without h.
-  DEVICE void take_candidates(int slice, int t) const {
-    for (int i = threadIdx.x; i < candidates * N; i += blockDim.x) {
-      const int v = i / N, n = i % N, token = vocabulary().first(rank) + v;
-      own.logit[i] = own.cross[i] = 0;
-      if (v >= vocabulary().count(rank) || n >= in_slice(slice)) continue;
-      const int64_t b = first + slice * N + n;
-      own.logit[i] = float(d.classifier_bias[token]);
-      if (d.noise) own.logit[i] += d.noise[((t - 1) * int64_t(shape.B) + b) * d.V + token];
-      if (t < shape.steps) own.cross[i] = d.projected_cross[(t * int64_t(shape.B) + b) * d.V + token];
+  DEVICE void start() const {
+    for (int i = threadIdx.x; i < shape.slices() * N; i += blockDim.x) own.ended[i] = 0;
+    for (int i = threadIdx.x; i < vocabulary().count(rank); i += blockDim.x)
+      own.bias[i] = float(d.classifier_bias[vocabulary().first(rank) + i]);
+    for (int i = threadIdx.x; i <= d.V; i += blockDim.x) own.row_means[i] = d.row_means[i];
+    Base::start();
+  }
+
+  DEVICE float* given(int n, int v) const { return own.given + (n / N * 2 * candidates + v) * N + n % N; }
+  // What logits (of step t − 1) and crosses (of step t) are without h begins to come.
+  DEVICE void fetch_candidates(int t) const {
+    const int count = vocabulary().count(rank), from = vocabulary().first(rank);
+    for (int i = threadIdx.x; i < sequences * count; i += blockDim.x) {
+      const int n = i / count, v = i % count;
+      if (d.noise) copy_async<4>(given(n, v), d.noise + place(t - 1, n) * d.V + from + v);
+      if (t < shape.steps) copy_async<4>(given(n, candidates + v), d.projected_cross + place(t, n) * d.V + from + v);
     }
   }
-  DEVICE void add_candidates() const {
-    const auto m = shape.matrix();
-    for (int i = threadIdx.x; i < candidates * N; i += blockDim.x) {
-      const int r = 4 * shape.units + i / N, n = i % N;
-      own.logit[i] += m.sum(this->s.partial, r, n);
-      for (int part = 1; part <= PARTS<T>; ++part) own.cross[i] += m.sum(this->s.partial, r + part * candidates, n);
+  DEVICE void add_candidates(int slice, int t) const {
+    const auto product = shape.product();
+    for (int i = threadIdx.x; i < vocabulary().count(rank) * N; i += blockDim.x) {
+      const int v = i / N, at = i % N, n = slice * N + at, r = 4 * shape.units + v;
+      own.logit[i] = own.bias[v] + (d.noise ? *given(n, v) : 0) + product.sum(this->s.partial, r, at);
+      if (t == shape.steps) continue;
+      float cross = *given(n, candidates + v);
+      for (int part = 1; part <= PARTS<T>; ++part) cross += product.sum(this->s.partial, r + part * candidates, at);
+      own.cross[i] = cross;
     }
   }
 
-  DEVICE uint32_t* choice_words(int t, int slice, int n, int m) const {
-    const int64_t b = first + slice * N + n;
-    return d.moments + ((t * int64_t(shape.B) + b) * shape.group_size + m) * CHOICE_WORDS;
-  }
-
-  // A warp for each sequence: the block's moments and its best candidate.
+  // The block's moments and its best candidate: a thread for each sequence.
   DEVICE void publish_offers(int slice, int t) const {
-    const int lane = threadIdx.x % 32;
-    for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
-      float mean = 0, m2 = 0;
-      if (t < shape.steps) this->moments(slice, n, mean, m2);
-      Choice best = Choice::none();
-      if (t > 0) {
-        for (int v = lane; v < vocabulary().count(rank); v += 32)
-          best.better({own.logit[v * N + n], vocabulary().first(rank) + v, own.cross[v * N + n]});
-        best.over_warp();
-      }
-      const uint32_t words[CHOICE_WORDS] = {__float_as_uint(mean), __float_as_uint(m2), __float_as_uint(best.logit),
-                                            uint32_t(best.token), __float_as_uint(best.cross)};
-#pragma unroll
-      for (int w = 0; w < CHOICE_WORDS; ++w)
-        if (lane == w) publish(choice_words(t, slice, n, rank) + w, words[w]);
-    }
+    const int n = threadIdx.x;
+    if (n >= in_slice(slice)) return;
+    Moments m{0, 0, 0};
+    if (t < shape.steps) m = this->moments(n);
+    Choice best = Choice::none();
+    if (t > 0)
+      for (int v = 0; v < vocabulary().count(rank); ++v)
+        best.better({own.logit[v * N + n], vocabulary().first(rank) + v, t < shape.steps ? own.cross[v * N + n] : 0});
+    const uint32_t words[OFFER] = {__float_as_uint(m.mean), __float_as_uint(m.squares), __float_as_uint(best.logit),
+                                   uint32_t(best.token), __float_as_uint(best.cross)};
+    publish(owners.offer(t, slice * N + n, rank), words);
   }
 
-  // A warp for each sequence: the token of step t − 1, and the norm of step t.
-  DEVICE void choose(int slice, int t) const {
-    for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
-      const int64_t b = first + slice * N + n;
-      float mean, m2;
-      Choice best = Choice::none();
-      this->template all_moments<CHOICE_WORDS>(
-          [&](int m) { return choice_words(t, slice, n, m); },
-          [&](int, const uint32_t (&words)[CHOICE_WORDS]) {
-            best.better({__uint_as_float(words[2]), int(words[3]), __uint_as_float(words[4])});
-          },
-          mean, m2);
-      best.over_warp();
-      if (t == 0) best = {0, d.V, d.start_cross[b]};
-      const float squares = m2 + best.cross;
-      if (threadIdx.x % 32) continue;
-      this->s.mean[n] = mean + d.row_means[best.token];
-      this->s.rstd[n] = 1 / sqrtf((squares < 0 ? 0 : squares) / (4 * shape.H) + d.eps);
-      own.token[n] = best.token;
-      if (t == 0) continue;
-      int& ended = own.ended[slice * N + n];
-      if (rank == 0) d.tokens[b * shape.steps + t - 1] = ended ? d.pad_id : best.token;
-      ended |= best.token == d.end_id;
-    }
-  }
-
-  DEVICE void advance(int slice, int t) const {
-    this->update(
-        slice, t,
-        [&](int r, int n, int k) {
-          return this->u(slice)[r * N + n] + float(d.token_embeddings[int64_t(own.token[n]) * 4 * shape.H + k]);
+  // The token of step t − 1, and the norm of step t.
+  DEVICE void choose(int t) const {
+    owners.agree(
+        t,
+        [&](int n, uint32_t (&words)[RESULT]) {
+          float mean, squares;
+          Choice best = Choice::none();
+          this->template all_moments<OFFER>(
+              [&](int m) { return owners.offer(t, n, m); },
+              [&](const uint32_t (&offer)[OFFER]) {
+                best.better({__uint_as_float(offer[2]), int(offer[3]), __uint_as_float(offer[4])});
+              },
+              mean, squares);
+          best.over_warp();
+          if (t == 0) best = {0, d.V, d.start_cross[place(0, n)]};
+          squares += best.cross;
+          words[0] = __float_as_uint(mean + own.row_means[best.token]);
+          words[1] = __float_as_uint(1 / sqrtf((squares < 0 ? 0 : squares) / (4 * shape.H) + d.eps));
+          words[2] = best.token;
+          words[3] = 0;
         },
-        [](int, int, const float (&)[4], float, float) {});
+        [&](int n, const uint32_t (&words)[RESULT]) {
+          this->s.mean[n] = __uint_as_float(words[0]);
+          this->s.rstd[n] = __uint_as_float(words[1]);
+          const int token = int(words[2]);
+          own.token[n] = token;
+          if (t == 0) return;
+          int& ended = own.ended[n];
+          if (owners.owns(n)) d.tokens[place(0, n) * shape.steps + t - 1] = ended ? d.pad_id : token;
+          ended |= token == d.end_id;
+        });
+  }
+
+  // u += the chosen tokens' embeddings, whose loads are on their way before the first is waited for.
+  DEVICE void add_embeddings() const {
+    constexpr int AT_ONCE = 4;
+    const int quads = divide_up(this->mine(), 4), count = sequences * 4 * quads;
+    const auto from = [&](int i) {
+      const int64_t row = int64_t(own.token[i / quads / 4]) * 4 + i / quads % 4;
+      return d.token_embeddings + row * shape.H + cell(i % quads * 4);
+    };
+    for (int first = threadIdx.x; first < count; first += AT_ONCE * blockDim.x) {
+      float x[AT_ONCE][4];
+#pragma unroll
+      for (int r = 0; r < AT_ONCE; ++r)
+        if (const int i = first + r * blockDim.x; i < count) {
+          if (d.wide)
+            read_four(from(i), x[r]);
+          else
+            for (int j = 0; j < 4; ++j) x[r][j] = i % quads * 4 + j < this->mine() ? float(from(i)[j]) : 0;
+        }
+#pragma unroll
+      for (int r = 0; r < AT_ONCE; ++r)
+        if (const int i = first + r * blockDim.x; i < count)
+          for (int j = 0; j < 4; ++j) this->u(i / quads % 4, i % quads * 4 + j, i / quads / 4) += x[r][j];
+    }
   }
 
   DEVICE bool all_ended() const {
     bool so = true;
-    for (int i = threadIdx.x; i < this->sequences; i += blockDim.x) so &= own.ended[i] != 0;
+    for (int i = threadIdx.x; i < sequences; i += blockDim.x) so &= own.ended[i] != 0;
     return all_threads(so);
   }
 };
 
 template <class T, int N>
 KERNEL(THREADS)
-decode(Lstm<T, N> shape, Decoding<T> d, int candidates) {
+decode(Lstm<T, N> shape, Decoding<T> d, uint32_t* offers, uint32_t* results, int candidates) {
   Arena arena{shared_memory()};
   DecodeBlock<T, N> block;
-  block.own = carve(arena, shape, candidates, blockDim.x / 32);
+  block.own = carve(arena, shape, candidates, d.V, blockDim.x / 32);
   block.join(shape, d, block.own);
   block.d = d;
   block.candidates = candidates;
-  for (int i = threadIdx.x; i < shape.group_batch; i += blockDim.x) block.own.ended[i] = 0;
-  shape.matrix().load(block.s.weights, [&](int r) { return block.row(r); });
+  block.owners = {offers, results, shape.B, shape.group_size, block.rank, block.first, block.sequences};
+  shape.product().load(block.s.weights, block.s.columns, [&](int r) { return block.row(r); }, d.wide);
   block.start();
-  __syncthreads();
-  const int slices = divide_up(block.sequences, N);
+  const int slices = block.slices();
   for (int t = 0; t <= shape.steps; ++t) {
+    block.renew(t, block.owners);
     for (int slice = 0; slice < slices; ++slice) {
-      if (t < shape.steps) block.take_input(slice, t);
-      if (t > 0) block.take_candidates(slice, t);
-      block.take_state(slice, t);
-      __syncthreads();
-      block.multiply();
+      block.multiply(slice, t);
+      copies_done();
       __syncthreads();
       if (t < shape.steps) block.add_product(slice);
-      if (t > 0) block.add_candidates();
+      if (t > 0) block.add_candidates(slice, t);
       __syncthreads();
       block.publish_offers(slice, t);
-      __syncthreads();
     }
-    for (int slice = 0; slice < slices; ++slice) {
-      block.choose(slice, t);
+    if (t + 1 < shape.steps)
+      for (int slice = 0; slice < slices; ++slice) block.fetch_input(slice, t + 1);
+    if (t < shape.steps) block.fetch_candidates(t + 1);
+    block.choose(t);
+    if (t < shape.steps) {
+      block.add_embeddings();
       __syncthreads();
-      if (t < shape.steps) block.advance(slice, t);
-      __syncthreads();
+      for (int slice = 0; slice < slices; ++slice) {
+        block.template update<false>(slice);
+        __syncthreads();
+        block.publish_state(slice, t + 1);
+      }
     }
     if (d.end_id >= 0 && block.all_ended()) return;
   }
-}
-
-template <class T, int N>
-void run(const Tensor& like, Lstm<T, N> shape, const Decoding<T>& d, int groups, int threads) {
-  const int candidates = divide_up(d.V, shape.group_size);
-  shape.more_rows = (1 + PARTS<T>)*candidates;
-  Arena arena{nullptr};
-  carve(arena, shape, candidates, threads / 32);
-  launch_cooperative(like, decode<T, N>, groups * shape.group_size, threads, arena.used, shape, d, candidates);
 }
 
 // The plan (`groups`, `units`, `columns`, `threads`) is made by fastvae/kernels/persistent.py.
@@ -223,11 +246,13 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
   make_contiguous(projected, projected_cross, start_cross, token_embeddings, row_means, weight_hh, norm_weight,
                   norm_bias, classifier_weight, classifier_bias, cross_weight, h0, c0, noise);
   Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id.value_or(-1));
-  Tensor vectors = emptied(projected, T * B * exchanged(H) * int64_t(projected.element_size()) / 4);
-  Tensor moments = emptied(projected, (T + 1) * B * split.group_size * CHOICE_WORDS);
+  const int64_t ring = std::min<int64_t>(T + 1, RING), offers = ring * B * split.group_size * OFFER;
+  const int64_t vectors = ring * B * exchanged(H) * int64_t(projected.element_size()) / 4;
+  Tensor buffers = emptied(projected, vectors + offers + ring * B * RESULT);
+  uint32_t* const exchange = words(buffers);
   dispatch<BFloat16, float>(projected.scalar_type(), columns, [&]<class S, int N>() {
     const Decoding<S> d{{in<S>(projected), in<S>(weight_hh), in<S>(norm_weight), in<S>(norm_bias), in<S>(h0), in<S>(c0),
-                         words(vectors), words(moments)},
+                         exchange, aligned<S>(H, projected, token_embeddings, weight_hh, classifier_weight, cross_weight)},
                         in<S>(token_embeddings),
                         in<S>(classifier_weight),
                         in<S>(classifier_bias),
@@ -241,8 +266,13 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
                         int(end_id.value_or(-1)),
                         int(pad_id.value_or(-1)),
                         float(eps)};
-    const Lstm<S, N> shape{int(T), int(B), int(H), split.group_size, int(units), split.group_batch};
-    run<S, N>(projected, shape, d, split.groups, threads);
+    const int candidates = divide_up(int(V), split.group_size);
+    const Lstm<S, N> shape{int(T), int(B), int(H), split.group_size, int(units), split.group_batch,
+                           (1 + PARTS<S>)*candidates};
+    Arena arena{nullptr};
+    carve(arena, shape, candidates, int(V), threads / 32);
+    launch_cooperative(projected, decode<S, N>, split.groups * split.group_size, threads, arena.used, shape, d,
+                       exchange + vectors, exchange + vectors + offers, candidates);
   });
   return tokens;
 }

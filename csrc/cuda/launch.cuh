@@ -2,6 +2,7 @@
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -37,6 +38,12 @@ inline Tensor filled(const Tensor& like, std::initializer_list<int64_t> size, Sc
 // Words that blocks exchange (exchange.cuh), before a launch.
 inline Tensor emptied(const Tensor& like, int64_t words) { return filled(like, {words}, ScalarType::Int, -1); }
 inline uint32_t* words(Tensor& t) { return reinterpret_cast<uint32_t*>(t.mutable_data_ptr<int32_t>()); }
+
+// Whether numbers of four cells of these tensors, and eight of a row of their weights, can be accessed at once.
+template <class S, class... Tensors>
+bool aligned(int64_t H, const Tensors&... tensors) {
+  return H % 8 == 0 && (... && (reinterpret_cast<uintptr_t>(in<S>(tensors)) % 16 == 0));
+}
 
 template <class S>
 constexpr ScalarType dtype_of = std::is_same_v<S, float>      ? ScalarType::Float

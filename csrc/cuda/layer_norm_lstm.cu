@@ -2,7 +2,7 @@
 #include "launch.cuh"
 
 namespace {
-constexpr int MOMENTS = 2;  // words: mean, Σ squares
+constexpr int MOMENTS = 2;  // words: mean, Σ squares; of all blocks: mean, 1 / standard deviation
 
 template <class T>
 struct Saving : LstmTensors<T> {
@@ -14,78 +14,88 @@ struct Saving : LstmTensors<T> {
 template <class T, int N>
 struct ForwardBlock : LstmBlock<T, N> {
   using Base = LstmBlock<T, N>;
-  using Base::first, Base::in_slice, Base::rank, Base::shape;
+  using Base::cell, Base::in_slice, Base::mine, Base::place, Base::shape;
   Saving<T> d;
+  Owners<MOMENTS, MOMENTS> owners;
 
-  DEVICE int64_t place(int t, int slice, int n) const { return t * int64_t(shape.B) + first + slice * N + n; }
-  DEVICE uint32_t* moment_words(int t, int slice, int n, int m) const {
-    return d.moments + (place(t, slice, n) * shape.group_size + m) * MOMENTS;
-  }
-
-  // A warp for each sequence.
   DEVICE void publish_moments(int slice, int t) const {
-    for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
-      float mean, m2;
-      this->moments(slice, n, mean, m2);
-      const int lane = threadIdx.x % 32;
-      if (lane < MOMENTS) publish(moment_words(t, slice, n, rank) + lane, lane ? m2 : mean);
-    }
+    const int n = threadIdx.x;
+    if (n >= in_slice(slice)) return;
+    const Moments m = this->moments(n);
+    const uint32_t words[MOMENTS] = {__float_as_uint(m.mean), __float_as_uint(m.squares)};
+    publish(owners.offer(t, slice * N + n, this->rank), words);
   }
-  DEVICE void find_norm(int slice, int t) const {
-    for (int n = threadIdx.x / 32; n < in_slice(slice); n += blockDim.x / 32) {
-      float mean, m2;
-      this->template all_moments<MOMENTS>([&](int m) { return moment_words(t, slice, n, m); },
-                                          [](int, const uint32_t (&)[MOMENTS]) {}, mean, m2);
-      if (threadIdx.x % 32) continue;
-      this->s.mean[n] = mean;
-      this->s.rstd[n] = 1 / sqrtf(m2 / (4 * shape.H) + d.eps);
-      if (d.rstd && rank == 0) d.rstd[place(t, slice, n)] = this->s.rstd[n];
-    }
+  DEVICE void find_norm(int t) const {
+    owners.agree(
+        t,
+        [&](int n, uint32_t (&words)[MOMENTS]) {
+          float mean, squares;
+          this->template all_moments<MOMENTS>([&](int m) { return owners.offer(t, n, m); },
+                                              [](const uint32_t (&)[MOMENTS]) {}, mean, squares);
+          words[0] = __float_as_uint(mean);
+          words[1] = __float_as_uint(1 / sqrtf(squares / (4 * shape.H) + d.eps));
+        },
+        [&](int n, const uint32_t (&words)[MOMENTS]) {
+          this->s.mean[n] = __uint_as_float(words[0]);
+          this->s.rstd[n] = __uint_as_float(words[1]);
+          if (d.rstd && owners.owns(n)) d.rstd[place(t, n)] = this->s.rstd[n];
+        });
   }
 
-  DEVICE void advance(int slice, int t) const {
-    const int H = shape.H;
-    this->update(
-        slice, t, [&](int r, int n, int) { return this->u(slice)[r * N + n]; },
-        [&](int n, int k, const float (&normalized)[4], float c, float h) {
-          const int64_t at = place(t, slice, n);
-          d.h[at * H + k] = T(h);
-          if (t == shape.steps - 1) d.c_n[(first + slice * N + n) * int64_t(H) + k] = T(c);
-          if (!d.c) return;
-          d.c[at * H + k] = c;
-          for (int gate = 0; gate < 4; ++gate) d.normalized[(at * 4 + gate) * H + k] = T(normalized[gate]);
-        });
+  // What the step leaves, after its h has been published.
+  DEVICE void save(int t) const {
+    const int H = shape.H, sequences = this->sequences;
+    const auto real = [&](int quad) { return least(4, mine() - 4 * quad); };
+    this->each_four(0, sequences, 1, [&](int n, int, int quad) {
+      float h[4], c[4];
+      for (int j = 0; j < 4; ++j) c[j] = this->c(4 * quad + j, n);
+      read_four(reinterpret_cast<const T*>(this->s.stage + n * shape.stage_words()) + 4 * quad, h);
+      write_four(d.h + place(t, n) * H + cell(4 * quad), h, real(quad), H % 4 == 0);
+      if (d.c) write_four(d.c + place(t, n) * H + cell(4 * quad), c, real(quad), H % 4 == 0);
+      if (t == shape.steps - 1) write_four(d.c_n + place(0, n) * H + cell(4 * quad), c, real(quad), H % 4 == 0);
+    });
+    if (!d.c) return;
+    this->each_four(0, sequences, 4, [&](int n, int gate, int quad) {
+      float v[4];
+      for (int j = 0; j < 4; ++j) v[j] = this->u(gate, 4 * quad + j, n);
+      write_four(d.normalized + (place(t, n) * 4 + gate) * H + cell(4 * quad), v, real(quad), H % 4 == 0);
+    });
   }
 };
 
 template <class T, int N>
 KERNEL(THREADS)
-forward(Lstm<T, N> shape, Saving<T> d) {
+forward(Lstm<T, N> shape, Saving<T> d, uint32_t* offers, uint32_t* results) {
   Arena arena{shared_memory()};
   ForwardBlock<T, N> block;
   block.join(shape, d, shape.shared(arena, blockDim.x / 32));
   block.d = d;
-  shape.matrix().load(block.s.weights, [&](int r) { return block.row(r); });
+  block.owners = {offers, results, shape.B, shape.group_size, block.rank, block.first, block.sequences};
+  shape.product().load(block.s.weights, block.s.columns, [&](int r) { return block.row(r); }, d.wide);
   block.start();
-  __syncthreads();
-  const int slices = divide_up(block.sequences, N);
+  const int slices = block.slices();
   for (int t = 0; t < shape.steps; ++t) {
+    block.renew(t, block.owners);
     for (int slice = 0; slice < slices; ++slice) {
-      block.take_input(slice, t);
-      block.take_state(slice, t);
-      __syncthreads();
-      block.multiply();
+      block.multiply(slice, t);
+      copies_done();
       __syncthreads();
       block.add_product(slice);
       __syncthreads();
       block.publish_moments(slice, t);
     }
+    if (t + 1 < shape.steps)
+      for (int slice = 0; slice < slices; ++slice) block.fetch_input(slice, t + 1);
+    block.find_norm(t);
     for (int slice = 0; slice < slices; ++slice) {
-      block.find_norm(slice, t);
+      if (d.c)
+        block.template update<true>(slice);
+      else
+        block.template update<false>(slice);
       __syncthreads();
-      block.advance(slice, t);
-      __syncthreads();
+      if (t + 1 < shape.steps) block.publish_state(slice, t + 1);
     }
+    block.save(t);
   }
 }
 
@@ -106,11 +116,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(Te
   const int64_t kept = save ? T : 0;
   Tensor h = empty(x, {T, B, H}), c_n = empty(x, {B, H}), c = empty(x, {kept, B, H}, opmath_dtype(x));
   Tensor normalized = empty(x, {kept, B, 4 * H}), rstd = empty(x, {kept, B}, opmath_dtype(x));
-  Tensor vectors = emptied(x, T * B * exchanged(H) * int64_t(x.element_size()) / 4);
-  Tensor moments = emptied(x, T * B * split.group_size * MOMENTS);
+  const int64_t ring = std::min<int64_t>(T, RING), vectors = ring * B * exchanged(H) * int64_t(x.element_size()) / 4;
+  const int64_t offers = ring * B * split.group_size * MOMENTS;
+  Tensor buffers = emptied(x, vectors + offers + ring * B * MOMENTS);
+  uint32_t* const exchange = words(buffers);
   dispatch<BFloat16, Half>(x.scalar_type(), columns, [&]<class S, int N>() {
     const Saving<S> d{{in<S>(x), in<S>(weight_hh), in<S>(norm_weight), in<S>(norm_bias), in<S>(h0), in<S>(c0),
-                       words(vectors), words(moments)},
+                       exchange, aligned<S>(H, x, weight_hh)},
                       out<S>(h),
                       out<S>(c_n),
                       save ? out<S>(normalized) : nullptr,
@@ -120,7 +132,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(Te
     const Lstm<S, N> shape{int(T), int(B), int(H), split.group_size, int(units), split.group_batch};
     Arena arena{nullptr};
     shape.shared(arena, threads / 32);
-    launch_cooperative(x, forward<S, N>, split.groups * split.group_size, threads, arena.used, shape, d);
+    launch_cooperative(x, forward<S, N>, split.groups * split.group_size, threads, arena.used, shape, d,
+                       exchange + vectors, exchange + vectors + offers);
   });
   if (save) return {h, c_n, c, normalized, rstd};
   const auto none = [&](ScalarType dtype) { return empty(x, {0}, dtype); };

@@ -36,8 +36,15 @@ DEVICE void warp_mma(float (&acc)[4], const uint4& a, uint32_t b0, uint32_t b1) 
 }
 
 // Words that other blocks read and write: each whole, in no order among them.
-DEVICE void store_word(uint32_t* p, uint32_t w) {
-  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(w) : "memory");
+DEVICE void store_words(uint32_t* p, const uint32_t (&w)[1]) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(w[0]) : "memory");
+}
+DEVICE void store_words(uint32_t* p, const uint32_t (&w)[2]) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1,%2};" ::"l"(p), "r"(w[0]), "r"(w[1]) : "memory");
+}
+DEVICE void store_words(uint32_t* p, const uint32_t (&w)[4]) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+               : "memory");
 }
 DEVICE void load_words(const uint32_t* p, uint32_t (&w)[1]) {
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(w[0]) : "l"(p) : "memory");
@@ -57,6 +64,27 @@ DEVICE void load_words(const uint32_t* p, uint32_t (&w)[8]) {
   load_words(p, first);
   load_words(p + 4, second);
 }
+
+// Numbers that lie together, aligned to their size, in one access.
+template <class Wide>
+DEVICE Wide load_wide(const void* p) {
+  return *static_cast<const Wide*>(p);
+}
+template <class Wide>
+DEVICE void store_wide(void* p, const Wide& w) {
+  *static_cast<Wide*>(p) = w;
+}
+
+// From global to shared memory while the thread goes on; copies_done() waits for those that it has begun.
+template <int BYTES>
+DEVICE void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from),
+               "n"(BYTES)
+               : "memory");
+}
+DEVICE void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+DEVICE void converge_warp() { __syncwarp(); }
 
 // Whether it is so for every thread of the block, which all wait here.
 DEVICE bool all_threads(bool so) { return __syncthreads_and(so); }

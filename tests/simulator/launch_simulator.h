@@ -5,6 +5,5 @@
 template <class... Parameters, class... Arguments>
 void launch_cooperative(const Tensor&, void (*kernel)(Parameters...), int64_t blocks, int64_t threads, int64_t shared,
                         const Arguments&... arguments) {
-  simulator::last_shared = shared;
-  simulator::launch.run(int(blocks), int(threads), shared, simulator::seed, [&] { kernel(arguments...); });
+  simulator::run(int(blocks), int(threads), shared, [&] { kernel(arguments...); });
 }
