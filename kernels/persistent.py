@@ -87,6 +87,9 @@ class Limits(NamedTuple):
     slice: float = 0.4
 
 
+LIMITS = Limits()
+
+
 class Cost(NamedTuple):
     """Of a step of the LSTM, by counting: bytes of L2 of the whole grid, the rest of one block."""
 
@@ -96,7 +99,7 @@ class Cost(NamedTuple):
     products: int  # multiply-adds
     slices: int
 
-    def time(self, blocks: int, limits: Limits = Limits()) -> float:
+    def time(self, blocks: int, limits: Limits = LIMITS) -> float:
         """Predicted microseconds."""
         product = max(self.shared / limits.shared, self.products / (limits.peak * limits.mma))
         waits = self.exchanges * limits.exchange + self.slices * limits.slice

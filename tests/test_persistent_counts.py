@@ -5,6 +5,7 @@ The budgets hold for the plans that an H100 gets at the paper's size, in bfloat1
 
 import pytest
 import torch
+from simulator import build
 
 persistent = pytest.importorskip("fastvae.kernels.persistent")
 H100 = persistent.Machine(132, 232_448)

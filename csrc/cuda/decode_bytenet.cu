@@ -136,8 +136,9 @@ struct NetBlock {
 
   DEVICE void stop(int slice, int t) const {
     const int from = shape.channels().first(rank) / PER_WORD<T>, words = own_words();
+    const uint32_t stopped[1] = {STOP};
     for (int i = threadIdx.x; i < in_slice(slice) * words; i += blockDim.x)
-      store_words(vectors(layer, t, slice) + i / words * shape.row_words() + from + i % words, {STOP});
+      store_words(vectors(layer, t, slice) + i / words * shape.row_words() + from + i % words, stopped);
     if (threadIdx.x == 0) s.stopped[slice] = 1;
     __syncthreads();
   }

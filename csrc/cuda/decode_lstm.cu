@@ -247,7 +247,7 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
                   norm_bias, classifier_weight, classifier_bias, cross_weight, h0, c0, noise);
   Tensor tokens = filled(projected, {B, T}, ScalarType::Long, pad_id.value_or(-1));
   const int64_t ring = std::min<int64_t>(T + 1, RING), offers = ring * B * split.group_size * OFFER;
-  const int64_t vectors = ring * B * exchanged(H) * int64_t(projected.element_size()) / 4;
+  const int64_t vectors = vector_words(ring * B, H, projected);
   Tensor buffers = emptied(projected, vectors + offers + ring * B * RESULT);
   uint32_t* const exchange = words(buffers);
   dispatch<BFloat16, float>(projected.scalar_type(), columns, [&]<class S, int N>() {

@@ -27,7 +27,10 @@ DEVICE void publish(uint32_t* p, const uint32_t (&words)[N]) {
     store_words(p + i, w);
   }
 }
-DEVICE void publish(uint32_t* p, uint32_t word) { store_words(p, {published(word)}); }
+DEVICE void publish(uint32_t* p, uint32_t word) {
+  const uint32_t w[1] = {published(word)};
+  store_words(p, w);
+}
 DEVICE void publish(uint32_t* p, float x) { publish(p, __float_as_uint(x)); }
 
 constexpr int PERIOD = 4, RING = 4 * PERIOD;  // steps

@@ -37,6 +37,10 @@ inline Tensor filled(const Tensor& like, std::initializer_list<int64_t> size, Sc
 }
 // Words that blocks exchange (exchange.cuh), before a launch.
 inline Tensor emptied(const Tensor& like, int64_t words) { return filled(like, {words}, ScalarType::Int, -1); }
+// Words of so many vectors that pass from block to block.
+inline int64_t vector_words(int64_t count, int64_t size, const Tensor& like) {
+  return count * exchanged_stride(exchanged(size) * like.element_size() / 4);
+}
 inline uint32_t* words(Tensor& t) { return reinterpret_cast<uint32_t*>(t.mutable_data_ptr<int32_t>()); }
 
 // Whether numbers of four cells of these tensors, and eight of a row of their weights, can be accessed at once.

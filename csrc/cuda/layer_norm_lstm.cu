@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_persistent(Te
   const int64_t kept = save ? T : 0;
   Tensor h = empty(x, {T, B, H}), c_n = empty(x, {B, H}), c = empty(x, {kept, B, H}, opmath_dtype(x));
   Tensor normalized = empty(x, {kept, B, 4 * H}), rstd = empty(x, {kept, B}, opmath_dtype(x));
-  const int64_t ring = std::min<int64_t>(T, RING), vectors = ring * B * exchanged(H) * int64_t(x.element_size()) / 4;
+  const int64_t ring = std::min<int64_t>(T, RING), vectors = vector_words(ring * B, H, x);
   const int64_t offers = ring * B * split.group_size * MOMENTS;
   Tensor buffers = emptied(x, vectors + offers + ring * B * MOMENTS);
   uint32_t* const exchange = words(buffers);

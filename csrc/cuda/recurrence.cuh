@@ -56,7 +56,7 @@ DEVICE void write_four(T* to, const float (&x)[4], int count, bool wide) {
 template <class T>
 struct LstmTensors {
   const T *x, *weight_hh, *norm_weight, *norm_bias, *h0, *c0;  // x [T, B, 4H]
-  uint32_t* vectors;                                           // [ring, B, exchanged(H)] of T: h before a step
+  uint32_t* vectors;                                           // [ring, B, exchanged_stride] of exchanged(H) T: h before a step
   bool wide;  // numbers of four cells, and rows of the weights, are aligned to 4 and 8 numbers
 };
 
@@ -130,7 +130,7 @@ struct LstmBlock {
     return s.c[((n / N * 4 + unit % 4) * shape.quads() + unit / 4) * N + n % N];
   }
   DEVICE uint32_t* vector(int t, int n) const {
-    return tensors.vectors + (t % RING * int64_t(shape.B) + first + n) * shape.row_words();
+    return tensors.vectors + (t % RING * int64_t(shape.B) + first + n) * exchanged_stride(shape.row_words());
   }
 
   // Row r of the block's weights: the gates of its cells, gate by gate.

@@ -15,6 +15,8 @@ struct Parts {
 
 // Vectors that blocks exchange have rows of whole 16-byte words; the last block publishes what is past the end, as 0.
 HOST_DEVICE constexpr int exchanged(int size) { return round_up(size, 8); }
+// Words of 4 bytes from one such vector to the next: whole lines of the L2 cache, or its loads would take one more.
+HOST_DEVICE constexpr int exchanged_stride(int words) { return round_up(words, 32); }
 
 // Hands out shared memory; without a base it measures.
 struct Arena {

@@ -41,16 +41,14 @@ def load(folder: Path) -> ctypes.CDLL:
     """
     watched = os.environ.get("SIMULATOR_FLAGS", WATCHED).split()
     headers = [f"-I{path}" for path in HEADERS]
+    # The compiler is not to run with the sanitizers of this process.
+    environment = {name: v for name, v in os.environ.items() if name != "LD_PRELOAD"}
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        flags = [
-            *FLAGS,
-            *headers,
-            *(watched if source.suffix == ".cu" or "thread" not in watched[0] else ()),
-        ]
-        command = "g++", *flags, "-x", "c++", "-Wno-unknown-pragmas", "-c", source, "-o", target
-        subprocess.run(command, check=True)
+        extra = watched if source.suffix == ".cu" or watched != WATCHED.split() else ["-O2"]
+        command = "g++", *FLAGS, *headers, *extra, "-x", "c++", "-Wno-unknown-pragmas"
+        subprocess.run([*command, "-c", source, "-o", target], check=True, env=environment)
         return target
 
     sources = [*(ROOT / "csrc/cuda").glob("*.cu"), ROOT / "tests/simulator/simulator.cpp"]
@@ -58,7 +56,8 @@ def load(folder: Path) -> ctypes.CDLL:
         objects = list(pool.map(compile_one, sources))
     library = folder / "simulator.so"
     torch_libraries = f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"
-    subprocess.run(["g++", "-shared", *objects, "-o", library, *torch_libraries], check=True)
+    link = "g++", "-shared", *objects, "-o", library, *torch_libraries
+    subprocess.run(link, check=True, env=environment)
     torch.ops.load_library(library)
     loaded = ctypes.CDLL(library)
     loaded.shared_memory_of_last_launch.restype = ctypes.c_int64

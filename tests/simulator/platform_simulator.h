@@ -29,16 +29,18 @@ namespace simulator {
 struct Index {
   int x;
 };
-extern Index thread, block, threads, blocks;  // of the thread whose turn it is
-extern unsigned seed;
-extern int64_t last_shared;  // bytes, of a block of the last launch
-extern bool counting;        // of accesses, instead of products
+struct Turn {
+  Index thread, block, threads, blocks;
+  bool counting = false;  // of accesses, instead of products
+};
+extern Turn turn;  // of the thread that runs
 
 void run(int blocks, int threads, int64_t shared, std::function<void()> kernel);
 char* shared_memory();
 bool all_threads(bool so);
-// The pieces of all lanes of the warp, of which each gives one; valid until shared_by_all has been called.
-const void* const* share(const void* piece);
+// Each lane of the warp gives a piece; theirs are valid until shared_by_all has been called.
+void share(const void* piece);
+const void* piece_of(int lane);
 void shared_by_all();
 void store(uint32_t* p, const uint32_t* words, int count);
 void load(const uint32_t* p, uint32_t* words, int count);
@@ -49,10 +51,10 @@ void copies_done();
 void touch(const void* p, int bytes, bool write);  // an access as wide as that
 }  // namespace simulator
 
-#define threadIdx simulator::thread
-#define blockIdx simulator::block
-#define blockDim simulator::threads
-#define gridDim simulator::blocks
+#define threadIdx simulator::turn.thread
+#define blockIdx simulator::turn.block
+#define blockDim simulator::turn.threads
+#define gridDim simulator::turn.blocks
 
 inline char* shared_memory() { return simulator::shared_memory(); }
 inline bool all_threads(bool so) { return simulator::all_threads(so); }
@@ -62,7 +64,8 @@ inline void __threadfence() { simulator::fence(); }
 
 template <class X>
 X warp_xor(X x, int mask) {
-  const X found = *static_cast<const X*>(simulator::share(&x)[(threadIdx.x % 32) ^ mask]);
+  simulator::share(&x);
+  const X found = *static_cast<const X*>(simulator::piece_of((threadIdx.x % 32) ^ mask));
   simulator::shared_by_all();
   return found;
 }
@@ -70,12 +73,12 @@ X warp_xor(X x, int mask) {
 template <bool BF16>
 void warp_mma(float (&acc)[4], const uint4& a, uint32_t b0, uint32_t b1) {
   using T = std::conditional_t<BF16, torch::headeronly::BFloat16, torch::headeronly::Half>;
-  if (simulator::counting) return;
+  if (simulator::turn.counting) return;
   const uint32_t mine[6] = {a.x, a.y, a.z, a.w, b0, b1};
-  const void* const* lanes = simulator::share(mine);
+  simulator::share(mine);
   const auto number = [&](int lane, int word, int half) {
     T x[2];
-    std::memcpy(x, static_cast<const uint32_t*>(lanes[lane]) + word, sizeof x);
+    std::memcpy(x, static_cast<const uint32_t*>(simulator::piece_of(lane)) + word, sizeof x);
     return float(x[half]);
   };
   const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;

@@ -4,7 +4,6 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <random>
@@ -18,14 +17,16 @@
 #include "../../csrc/cuda/exchange.cuh"
 
 #ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 namespace simulator {
-Index thread, block, threads, blocks;
+Turn turn;
 unsigned seed = 0;
-int64_t last_shared = 0;
-bool counting = false;
+int64_t last_shared = 0;  // bytes, of a block of the last launch
+Index &thread = turn.thread, &block = turn.block, &threads = turn.threads, &blocks = turn.blocks;
+bool& counting = turn.counting;
 
 // What a launch asks of a GPU, as tests read it. Bytes of L2 are those of 32-byte sectors, of each warp's accesses.
 struct Counts {
@@ -42,9 +43,15 @@ namespace {
 // others.
 enum Order { AT_ONCE, RANDOM, LATE, SLOW_BLOCK, ORDERS };
 enum State { READY, MEETING, LOOKING, DONE };
-constexpr int64_t STACK = 64 << 10, GUARD = 4096;
+#ifdef __SANITIZE_ADDRESS__
+constexpr int64_t STACK = 256 << 10;
+#else
+constexpr int64_t STACK = 64 << 10;
+#endif
+constexpr int64_t GUARD = 4096;
 constexpr uint64_t UNTOUCHED = 0xfff8dead7ff8dead;  // NaN as float, double and two 16-bit floats
 constexpr int COUNTED_BLOCKS = 2;                   // whose accesses of shared memory are looked at
+constexpr uintptr_t EXCHANGE = 1;                   // the site of all loads of words: which look finds one is chance
 
 struct Access {
   uintptr_t site, address;
@@ -91,7 +98,7 @@ std::vector<std::vector<uint64_t>> memories;
 std::vector<Barrier> barriers;
 std::vector<Warp> warps;
 // Words of one place arrive as they were stored, all others in any order.
-std::unordered_map<uint32_t*, std::deque<Store>> stored;
+std::unordered_map<uint32_t*, std::vector<Store>> stored;
 std::vector<uint32_t*> pending;  // a place for each word stored there
 std::unordered_map<const uint32_t*, int> depths;
 std::vector<int> looking;
@@ -101,16 +108,31 @@ int now = -1;
 char* stacks = nullptr;
 int64_t stacks_size = 0;
 
-void pause() {
-  if (!_setjmp(fibers[now]->here)) {
+// AddressSanitizer is told which stack is used.
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(nullptr, nullptr, 0);
+const void* home_stack;
+size_t home_size;
+void leave(const void* stack, size_t size) { __sanitizer_start_switch_fiber(nullptr, stack, size); }
+void leave_for_home() { leave(home_stack, home_size); }
+void arrive_home() { __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr); }
+void arrive_in_fiber() { __sanitizer_finish_switch_fiber(nullptr, &home_stack, &home_size); }
+void forget_stacks() { __asan_unpoison_memory_region(stacks, stacks_size); }
+#else
+void leave(const void*, size_t) {}
+void leave_for_home() {}
+void arrive_home() {}
+void arrive_in_fiber() {}
+void forget_stacks() {}
 #endif
-    _longjmp(home, 1);
-  }
+
+void pause() {
+  if (_setjmp(fibers[now]->here)) return arrive_in_fiber();
+  leave_for_home();
+  _longjmp(home, 1);
 }
 
 void enter() {
+  arrive_in_fiber();
   try {
     kernel();
   } catch (...) {
@@ -126,18 +148,20 @@ void resume(int i) {
   thread = f.thread;
   block = f.block;
   if (!_setjmp(home)) {
+    leave(f.stack, STACK);
     if (f.started) _longjmp(f.here, 1);
     f.started = true;
     setcontext(&f.context);
   }
+  arrive_home();
   now = -1;
   if (failure) std::rethrow_exception(failure);
 }
 
 void arrive(uint32_t* place) {
-  std::deque<Store>& words = stored[place];
+  std::vector<Store>& words = stored[place];
   const Store store = words.front();
-  words.pop_front();
+  words.erase(words.begin());
   if (store.word != EMPTY && *place != EMPTY) throw std::runtime_error("a word was published twice");
   *place = store.word;
   if (counting) depths[place] = store.depth;
@@ -207,7 +231,7 @@ void count_warp(int warp) {
     std::stable_sort(accesses.begin(), accesses.end(), [](auto& a, auto& b) { return a.site < b.site; });
     for (size_t i = 0, start = 0; i < accesses.size(); ++i) {
       if (accesses[i].site != accesses[start].site) start = i;
-      all.push_back({accesses[i].site, int(i - start), lane, accesses[i]});
+      all.push_back({accesses[i].site, accesses[i].site == EXCHANGE ? 0 : int(i - start), lane, accesses[i]});
     }
     accesses.clear();
   }
@@ -268,7 +292,7 @@ int warp_of_now() { return (block.x * threads.x + thread.x) / 32; }
 void note(uintptr_t site, const void* p, int bytes, bool write) {
   if (!counting || now < 0) return;
   const char* const at = static_cast<const char*>(p);
-  if (at >= stacks && at < stacks + stacks_size) return;
+  if ((at >= stacks && at < stacks + stacks_size) || (p >= &turn && p < &turn + 1)) return;
   const char* const memory = reinterpret_cast<const char*>(memories[block.x].data());
   const bool shared = at >= memory && at < memory + last_shared;
   if (shared && block.x >= COUNTED_BLOCKS) return;
@@ -301,7 +325,11 @@ void run(int blocks_, int threads_, int64_t shared, std::function<void()> kernel
   stacks = static_cast<char*>(
       mmap(nullptr, stacks_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (stacks == MAP_FAILED) throw std::runtime_error("no memory for the threads' stacks");
-  const std::unique_ptr<char, void (*)(char*)> freed(stacks, [](char* p) { munmap(p, stacks_size); });
+  forget_stacks();
+  const std::unique_ptr<char, void (*)(char*)> freed(stacks, [](char* p) {
+    forget_stacks();
+    munmap(p, stacks_size);
+  });
   for (int i = 0; i < count; ++i) {
     fibers.push_back(std::make_unique<Fiber>());
     Fiber& f = *fibers.back();
@@ -333,12 +361,12 @@ bool all_threads(bool so) {
   return barrier.result;
 }
 
-const void* const* share(const void* piece) {
+void share(const void* piece) {
   const int id = warp_of_now();
   warps[id].pieces[thread.x % 32] = piece;
   meet(warps[id].barrier, 32, 32 * id);
-  return warps[id].pieces;
 }
+const void* piece_of(int lane) { return warps[warp_of_now()].pieces[lane]; }
 void shared_by_all() {
   const int id = warp_of_now();
   meet(warps[id].barrier, 32, 32 * id);
@@ -361,7 +389,7 @@ void load(const uint32_t* p, uint32_t* words, int count) {
     ++counts.polls;
     return;
   }
-  for (int i = 0; i < count; i += 4) note(SITE + i, p + i, 4 * std::min(count, 4), false);
+  for (int i = 0; i < count; i += 4) note(EXCHANGE, p + i, 4 * std::min(count, 4), false);
   for (int i = 0; i < count; ++i)
     if (const auto found = depths.find(p + i); found != depths.end())
       fibers[now]->depth = std::max(fibers[now]->depth, found->second);
