@@ -258,6 +258,16 @@ def test_simulator_finds_faults(simulator, which, seed):
     assert simulator.run_fault(which).decode() == FAULTS[which]
 
 
+def test_simulator_delays_what_no_fence_orders(simulator):
+    """The place of a word may be read as it was before, in some order, unless there is a fence."""
+    said = {which: set() for which in (5, 6)}
+    for seed in ORDERS:
+        simulator.set_seed(seed)
+        for which in said:
+            said[which].add(simulator.run_fault(which).decode())
+    assert said == {5: {"", "a word is still there that was emptied"}, 6: {""}}
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     H=st.integers(1, 40),

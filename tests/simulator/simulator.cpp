@@ -494,11 +494,31 @@ void misses_a_barrier() {
   if (threadIdx.x) __syncthreads();
 }
 void writes_past_its_memory() { shared_memory()[64] = 1; }
+// The first block empties a word that the second has read, and tells of it.
+template <bool FENCE>
+void empties() {
+  if (threadIdx.x) return;
+  uint32_t word[1];
+  if (blockIdx.x == 0) {
+    publish(words, 1u);
+    wait(1);
+    make_empty<1>(words);
+    if (FENCE) __threadfence();
+    publish(words + 2, 1u);
+  } else if (blockIdx.x == 1) {
+    wait(0);
+    publish(words + 1, 1u);
+    wait(2);
+    load_words(words, word);
+    if (word[0] != EMPTY) throw std::runtime_error("a word is still there that was emptied");
+  }
+}
 }  // namespace
 
 // What is said about a faulty kernel, "" for the sound one.
 extern "C" const char* run_fault(int which) {
-  void (*const kernels[])() = {sound, waits_for_nobody, publishes_twice, misses_a_barrier, writes_past_its_memory};
+  void (*const kernels[])() = {sound, waits_for_nobody, publishes_twice, misses_a_barrier, writes_past_its_memory,
+                             empties<false>, empties<true>};
   static std::string said;
   std::memset(words, 0xff, sizeof words);
   try {
