@@ -21,6 +21,7 @@ MAX_GROUP_SIZE, MAX_CLASSIFIER_BLOCKS = 160, 32  # blocks that group_batch a ste
 MOST_HIDDEN, MOST_CHANNELS, MOST_SYMBOLS = 1024, 512, 512
 BATCH = 128  # sequences of a launch: what they exchange is memory
 COLUMNS = {2: (8, 16, 32), 4: (1, 8)}  # by bytes of a number
+MOST_DECODING_COLUMNS = 16  # with the LSTM
 DIRECT = 8  # sequences of a group whose offers every block reads (csrc/cuda/owners.cuh)
 DTYPES = {
     "layer_norm_lstm": (torch.bfloat16, torch.float16),
@@ -176,6 +177,8 @@ def lstm_plans(
     for columns, groups, group_batch in _splits(B, itemsize, machine.processors):
         units = _units(H, min(machine.processors // groups, MAX_GROUP_SIZE))
         plan = Plan(groups, units, columns)
+        if V and columns > MOST_DECODING_COLUMNS:
+            continue
         if lstm_shared(plan, V, H, group_batch, itemsize) <= machine.shared:
             time = lstm_cost(plan, V, H, B, itemsize).time(-(-H // units) * groups)
             yield (time, -groups), plan

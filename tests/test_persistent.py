@@ -24,7 +24,7 @@ persistent = pytest.importorskip("fastvae.kernels.persistent")
 Plan, NetPlan = persistent.Plan, persistent.NetPlan
 ROOT = Path(__file__).parents[1]
 THREADS = 64
-ORDERS = range(8)  # each way that words travel, with two draws of the threads' order
+ORDERS = range(10)  # each way that words travel, with two draws of the threads' order
 SHORT = [torch.bfloat16, torch.float16]
 COLUMNS = [(torch.float32, 1), (torch.float32, 8), (torch.bfloat16, 8), (torch.bfloat16, 16)]
 # (T, B, H), groups, units: one block; several; a last one with little; groups; slices; all of them;

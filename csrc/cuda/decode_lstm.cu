@@ -9,6 +9,7 @@
 
 namespace {
 constexpr int OFFER = 8;   // words: mean, Σ squares, logit, token, cross, and three unused: a sector of memory
+constexpr int MOST_COLUMNS = 16;  // there are not registers for the sums of more
 constexpr int RESULT = 4;  // mean, 1 / standard deviation, token, and one unused
 
 template <class T>
@@ -251,28 +252,32 @@ Tensor decode_lstm_persistent(Tensor projected, Tensor projected_cross, Tensor s
   Tensor buffers = emptied(projected, vectors + offers + ring * B * RESULT);
   uint32_t* const exchange = words(buffers);
   dispatch<BFloat16, float>(projected.scalar_type(), columns, [&]<class S, int N>() {
-    const Decoding<S> d{{in<S>(projected), in<S>(weight_hh), in<S>(norm_weight), in<S>(norm_bias), in<S>(h0), in<S>(c0),
-                         exchange, aligned<S>(H, projected, token_embeddings, weight_hh, classifier_weight, cross_weight)},
-                        in<S>(token_embeddings),
-                        in<S>(classifier_weight),
-                        in<S>(classifier_bias),
-                        in<S>(cross_weight),
-                        in<float>(projected_cross),
-                        in<float>(start_cross),
-                        in<float>(row_means),
-                        maybe_noise ? in<float>(noise) : nullptr,
-                        out<int64_t>(tokens),
-                        int(V),
-                        int(end_id.value_or(-1)),
-                        int(pad_id.value_or(-1)),
-                        float(eps)};
-    const int candidates = divide_up(int(V), split.group_size);
-    const Lstm<S, N> shape{int(T), int(B), int(H), split.group_size, int(units), split.group_batch,
-                           (1 + PARTS<S>)*candidates};
-    Arena arena{nullptr};
-    carve(arena, shape, candidates, int(V), threads / 32);
-    launch_cooperative(projected, decode<S, N>, split.groups * split.group_size, threads, arena.used, shape, d,
-                       exchange + vectors, exchange + vectors + offers, candidates);
+    if constexpr (N > MOST_COLUMNS) {
+      CHECK(false, "columns must be at most " + std::to_string(MOST_COLUMNS) + " to decode, got " + std::to_string(N));
+    } else {
+      const Decoding<S> d{{in<S>(projected), in<S>(weight_hh), in<S>(norm_weight), in<S>(norm_bias), in<S>(h0), in<S>(c0),
+                           exchange, aligned<S>(H, projected, token_embeddings, weight_hh, classifier_weight, cross_weight)},
+                          in<S>(token_embeddings),
+                          in<S>(classifier_weight),
+                          in<S>(classifier_bias),
+                          in<S>(cross_weight),
+                          in<float>(projected_cross),
+                          in<float>(start_cross),
+                          in<float>(row_means),
+                          maybe_noise ? in<float>(noise) : nullptr,
+                          out<int64_t>(tokens),
+                          int(V),
+                          int(end_id.value_or(-1)),
+                          int(pad_id.value_or(-1)),
+                          float(eps)};
+      const int candidates = divide_up(int(V), split.group_size);
+      const Lstm<S, N> shape{int(T), int(B), int(H), split.group_size, int(units), split.group_batch,
+                             (1 + PARTS<S>)*candidates};
+      Arena arena{nullptr};
+      carve(arena, shape, candidates, int(V), threads / 32);
+      launch_cooperative(projected, decode<S, N>, split.groups * split.group_size, threads, arena.used, shape, d,
+                         exchange + vectors, exchange + vectors + offers, candidates);
+    }
   });
   return tokens;
 }

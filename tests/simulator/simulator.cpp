@@ -39,9 +39,9 @@ struct Counts {
 } counts;
 
 namespace {
-// How words travel: at once; at random; late, the last first; or at random, with the first block slower than all
-// others.
-enum Order { AT_ONCE, RANDOM, LATE, SLOW_BLOCK, ORDERS };
+// How words travel: at once; at random; late, the last first; at random, with the first block slower than all others; or
+// at random, but a place is emptied only by a fence, or by the next word there.
+enum Order { AT_ONCE, RANDOM, LATE, SLOW_BLOCK, STALE, ORDERS };
 enum State { READY, MEETING, LOOKING, DONE };
 #ifdef __SANITIZE_ADDRESS__
 constexpr int64_t STACK = 256 << 10;
@@ -171,9 +171,18 @@ void wake() {
   for (int i : looking) fibers[i]->state = READY;
   looking.clear();
 }
-void deliver() {
+void deliver(bool must = true) {
   if (pending.empty()) return;
-  const size_t i = order == LATE ? pending.size() - 1 : random_() % pending.size();
+  size_t i = order == LATE ? pending.size() - 1 : random_() % pending.size();
+  if (order == STALE) {
+    const auto empties = [](size_t i) {
+      const std::vector<Store>& words = stored[pending[i]];
+      return words.size() == 1 && words[0].word == EMPTY;
+    };
+    size_t looked = 0;
+    for (; looked < pending.size() && empties(i); ++looked) i = (i + 1) % pending.size();
+    if (looked == pending.size() && !must) return;
+  }
   uint32_t* const place = pending[i];
   pending[i] = pending.back();
   pending.pop_back();
@@ -279,11 +288,11 @@ void schedule() {
     if (order == SLOW_BLOCK)
       std::stable_partition(ready.begin(), ready.end(), [&](int i) { return fibers[i]->block.x != 0; });
     for (int i : ready) {
-      if (order != LATE && !pending.empty() && random_() % 4 == 0) deliver();
+      if (order != LATE && !pending.empty() && random_() % 4 == 0) deliver(false);
       if (order == SLOW_BLOCK && fibers[i]->block.x == 0 && random_() % 4) continue;
       resume(i);
     }
-    if (ready.empty() || order == RANDOM || order == SLOW_BLOCK) deliver();
+    if (ready.empty() || (order != AT_ONCE && order != LATE)) deliver(ready.empty());
   }
 }
 
