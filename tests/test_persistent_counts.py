@@ -12,10 +12,10 @@ H100 = persistent.Machine(132, 232_448)
 H, V, D = 1000, 259, 8
 BATCHES = 1, 16, 32, 128
 # Megabytes of L2 a step. With B 128 every block of two groups of 63 reads the h of 64 sequences,
-# 16 MB; no machine of 132 multiprocessors has the memory for many more groups' weights.
+# 16 MB: docs/performance.md tells why it cannot be the 6 that were aimed at.
 L2 = {
-    "layer_norm_lstm": {1: 1, 16: 5, 32: 9, 128: 20},
-    "decode_lstm": {1: 2, 16: 6, 32: 9, 128: 22},
+    "layer_norm_lstm": {1: 0.5, 16: 3.2, 32: 5.2, 128: 20},
+    "decode_lstm": {1: 1, 16: 5, 32: 5.6, 128: 22},
 }
 
 
@@ -44,12 +44,11 @@ def test_budgets(simulator, op, B):
     run, vocabulary = RUNS[op]
     plan = persistent.plan_lstm(H, B, 2, H100, vocabulary)
     counts = build.count(simulator, lambda steps: run(B, plan, steps))
-    print(op, B, plan, counts)
     traffic = counts.read + counts.written
     assert 0 < traffic <= 1e6 * L2[op][B]
-    assert 0 < counts.wavefronts <= 1.5 * counts.free
+    assert 0 < counts.wavefronts <= 1.25 * counts.free
     assert counts.wide >= 0.9 * counts.accesses
-    assert counts.sectors <= 1.5 * counts.fullest
+    assert counts.sectors <= 1.15 * counts.fullest
     assert counts.exchanges == (2 if B <= persistent.DIRECT else 3)
     cost = persistent.lstm_cost(plan, vocabulary, H, B, 2)
-    assert cost.exchanges == counts.exchanges and 0.8 < cost.l2 / traffic < 1.25
+    assert cost.exchanges == counts.exchanges and 0.85 < cost.l2 / traffic < 1.1
