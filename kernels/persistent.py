@@ -21,6 +21,7 @@ MAX_GROUP_SIZE, MAX_CLASSIFIER_BLOCKS = 160, 32  # blocks that group_batch a ste
 MOST_HIDDEN, MOST_CHANNELS, MOST_SYMBOLS = 1024, 512, 512
 BATCH = 128  # sequences of a launch: what they exchange is memory
 COLUMNS = {2: (8, 16, 32), 4: (1, 8)}  # by bytes of a number
+TILES = {8: 8, 16: 5, 32: 4}  # of 16 rows, for which h is read once (csrc/cuda/fragments.cuh)
 MOST_DECODING_COLUMNS = 16  # with the LSTM
 DIRECT = 8  # sequences of a group whose offers every block reads (csrc/cuda/owners.cuh)
 DTYPES = {
@@ -284,7 +285,8 @@ def lstm_cost(plan: Plan, V: int, H: int, B: int, itemsize: int) -> Cost:
     slices, owned = -(-group_batch // N), group_batch > DIRECT and group_size > 1
     offer, result = (32, 16) if V else (8, 8)
     state = -(-H // 8) * 8 * itemsize
-    l2 = group_size * B * (state + offer)  # every block reads h; and writes an offer
+    reads = -(-rows // 16 // TILES[N]) if itemsize == 2 else 1
+    l2 = group_size * B * (reads * state + offer)  # every block reads h; and writes an offer
     l2 += B * state + (2 if V else 1) * B * 4 * H * itemsize  # new h; input, embeddings
     l2 += group_size * B * (result + offer if owned else group_size * offer)
     rows = -(-rows // 16) * 16 if itemsize == 2 else rows

@@ -28,9 +28,9 @@ ORDERS = range(10)  # each way that words travel, with two draws of the threads'
 SHORT = [torch.bfloat16, torch.float16]
 COLUMNS = [(torch.float32, 1), (torch.float32, 8), (torch.bfloat16, 8), (torch.bfloat16, 16)]
 # (T, B, H), groups, units: one block; several; a last one with little; groups; slices; all of them;
-# more words of a slice than threads
+# more words of a slice than threads; more rows than sums in registers
 LSTM = [((1, 1, 1), 1, 4), ((4, 3, 7), 1, 4), ((2, 2, 49), 1, 16), ((3, 5, 16), 2, 8)]
-LSTM += [((3, 19, 20), 1, 8), ((4, 11, 26), 3, 12), ((3, 9, 73), 1, 20)]
+LSTM += [((3, 19, 20), 1, 8), ((4, 11, 26), 3, 12), ((3, 9, 73), 1, 20), ((3, 3, 49), 1, 52)]
 # (T, B, D, H, V), groups, units; blocks without a token too
 DECODE_LSTM = [((1, 1, 1, 1, 1), 1, 4), ((5, 2, 3, 15, 17), 1, 4), ((4, 5, 13, 17, 3), 2, 8)]
 DECODE_LSTM += [((4, 11, 0, 26, 51), 1, 8)]

@@ -16,7 +16,7 @@ struct Fragments {
   int rows, depth;
 
   static_assert(sizeof(T) == 2 && N % 8 == 0);
-  static constexpr int TILES = N == 32 ? 4 : 8;  // of 16 rows, whose sums a thread has registers for
+  static constexpr int TILES = N == 32 ? 4 : N == 16 ? 5 : 8;  // of 16 rows, whose sums a thread has registers for
   static constexpr int CHUNKS = 4;               // of 32 k, loaded at once
 
   HOST_DEVICE int tiles() const { return divide_up(rows, 16); }
