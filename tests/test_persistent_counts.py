@@ -49,6 +49,6 @@ def test_budgets(simulator, op, B):
     assert 0 < counts.wavefronts <= 1.25 * counts.free
     assert counts.wide >= 0.9 * counts.accesses
     assert counts.sectors <= 1.15 * counts.fullest
-    assert counts.exchanges == (2 if B <= persistent.DIRECT else 3)
+    assert counts.exchanges == (2 if -(-B // plan.groups) <= persistent.DIRECT else 3)
     cost = persistent.lstm_cost(plan, vocabulary, H, B, 2)
     assert cost.exchanges == counts.exchanges and 0.85 < cost.l2 / traffic < 1.1

@@ -33,7 +33,7 @@ struct ForwardBlock : LstmBlock<T, N> {
           this->template all_moments<MOMENTS>([&](int m) { return owners.offer(t, n, m); },
                                               [](const uint32_t (&)[MOMENTS]) {}, mean, squares);
           words[0] = __float_as_uint(mean);
-          words[1] = __float_as_uint(1 / sqrtf(squares / (4 * shape.H) + d.eps));
+          words[1] = __float_as_uint(reciprocal_std(squares / (4 * shape.H), d.eps));
         },
         [&](int n, const uint32_t (&words)[MOMENTS]) {
           this->s.mean[n] = __uint_as_float(words[0]);

@@ -18,6 +18,8 @@ DEVICE float warp_sum(float x) {
   return x;
 }
 DEVICE float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+// 1 / σ, or NaN where the variance overflowed, which zeros would hide.
+DEVICE float reciprocal_std(float variance, float eps) { return variance < INFINITY ? 1 / sqrtf(variance + eps) : NAN; }
 
 // Of some numbers: how many, their mean, Σ squares about it. Merged as by Chan et al. 1979, so that nothing cancels.
 struct Moments {
