@@ -42,6 +42,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     state: dict[str, Any],
     keep: Path | None = None,
+    signed: dict[str, str] | None = None,
 ) -> None:
     """Write a checkpoint: the model, Adam's state and `state`, with a digest.
 
@@ -51,6 +52,7 @@ def save_checkpoint(
         optimizer: its Adam optimizer.
         state: the run's state as JSON values: step, seed, best bound, means since the last record.
         keep: path that an existing file at `path` is moved to; None overwrites it.
+        signed: the `signatures` of the run's other files.
 
     Raises:
         OSError: the file cannot be written.
@@ -59,7 +61,7 @@ def save_checkpoint(
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value.float() if key == "step" else value
-    metadata = {"fastvae": json.dumps({"format": FORMAT, **state}), **signatures(path.parent)}
+    metadata = {"fastvae": json.dumps({"format": FORMAT, **state}), **(signed or {})}
     write_tensors(path, tensors, metadata, keep)
 
 

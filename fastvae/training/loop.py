@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fastvae.models.pretrained import signatures
 from fastvae.models.text_vae import TextVAE
 from fastvae.signals import stop_signals
 from fastvae.text.corpus import Corpus, digest
@@ -162,7 +163,7 @@ def _open_run(recorder: Recorder, notes: Iterable[str]) -> int:
         state = load_latest(run.path, model, recorder.optimizer, say)
         if state:
             run.check_checkpoint(config, digests(False), state)
-    recorder.data = digests(False)
+    recorder.data, recorder.signed = digests(False), signatures(run.path)
     found = [getattr(data, "notes", list)() for data in (corpus, recorder.validation)]
     for note in dict.fromkeys(itertools.chain(notes, *found)):
         say(note)

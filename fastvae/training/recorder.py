@@ -45,6 +45,7 @@ class Recorder:
         self.pending: list[Tensor] = []  # terms of steps, not yet synchronized
         self.records: dict[str, dict[str, Any]] = {}
         self.data: dict[str, str | None] = {}  # digests
+        self.signed: dict[str, str] = {}  # signatures of the model's files
         self.timed_steps, self.clock = 0, 0.0
         self.cpu_clock, self.crowded = 0.0, False
 
@@ -126,7 +127,7 @@ class Recorder:
             state["kl_controller"] = self.controller.state.tolist()
         folder = self.run.path
         kept = None if keep is None else folder / keep
-        save_checkpoint(folder / name, self.model, self.optimizer, state, kept)
+        save_checkpoint(folder / name, self.model, self.optimizer, state, kept, self.signed)
 
     def _due(self, every: int) -> bool:
         """Whether an action done every `every` steps, and in the last step, is due; 0 is never."""
