@@ -327,7 +327,7 @@ class TestCache:
         with ThreadPoolExecutor(8) as pool:
             passes = list(pool.map(lambda _: fixed_pass(make(path, cache), 100), range(16)))
         assert all(torch.equal(passes[0], other) for other in passes)
-        assert not list(cache.glob("partial-*"))
+        assert not list(cache.glob("fastvae-partial-*"))
 
     def test_a_failure_leaves_nothing_behind(self, make, tmp_path):
         path, cache = tmp_path / "text.gz", tmp_path / "cache"
@@ -339,7 +339,7 @@ class TestCache:
     def test_what_a_killed_build_left_is_removed(self, make, tmp_path):
         path, cache = tmp_path / "text", tmp_path / "cache"
         path.write_text(TEXT)
-        left, used = cache / "partial-killed", cache / "partial-used"
+        left, used = cache / "fastvae-partial-killed", cache / "fastvae-partial-used"
         for folder in (left, used):
             folder.mkdir(parents=True)
             (folder / "ids").write_text(TEXT)
@@ -380,9 +380,9 @@ def test_a_build_that_is_killed_leaves_nothing_for_long(tmp_path):
     )
     command = [sys.executable, "-c", program, str(path), str(cache)]
     assert subprocess.run(command, cwd=tmp_path).returncode == 9
-    assert len(list(cache.glob("partial-*"))) == 1
+    assert len(list(cache.glob("fastvae-partial-*"))) == 1
     LineCorpus(path, 20, cache=cache)
-    assert not list(cache.glob("partial-*"))
+    assert not list(cache.glob("fastvae-partial-*"))
 
 
 def test_cache_tells_settings_apart(tmp_path):
