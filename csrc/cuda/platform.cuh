@@ -66,13 +66,13 @@ DEVICE void load_words(const uint32_t* p, uint32_t (&w)[8]) {
 }
 
 // Numbers that lie together, aligned to their size, in one access.
-template <class Wide>
-DEVICE Wide load_wide(const void* p) {
-  return *static_cast<const Wide*>(p);
+template <class Vector>
+DEVICE Vector load_wide(const void* p) {
+  return *static_cast<const Vector*>(p);
 }
-template <class Wide>
-DEVICE void store_wide(void* p, const Wide& w) {
-  *static_cast<Wide*>(p) = w;
+template <class Vector>
+DEVICE void store_wide(void* p, const Vector& w) {
+  *static_cast<Vector*>(p) = w;
 }
 
 // From global to shared memory while the thread goes on; copies_done() waits for those that it has begun.

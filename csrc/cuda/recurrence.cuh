@@ -233,8 +233,8 @@ struct LstmBlock {
 
   // A warp: mean and Σ squares over all blocks of the group, whose offers of W words start with theirs; `also(words)`
   // reads the rest of them. All loads are on their way before the first is waited for.
-  template <int W, class Offer, class Also>
-  DEVICE void all_moments(Offer offer, Also also, float& mean, float& squares) const {
+  template <int W, class Read, class Also>
+  DEVICE void all_moments(Read offer, Also also, float& mean, float& squares) const {
     constexpr int MOST = MAX_GROUP_SIZE / 32;
     const int lane = threadIdx.x % 32;
     uint32_t words[MOST][W];

@@ -99,16 +99,16 @@ void load_words(const uint32_t* p, uint32_t (&w)[N]) {
 }
 inline void wait_for_others(int& looks) { simulator::wait(looks++ == 0); }
 
-template <class Wide>
-Wide load_wide(const void* p) {
-  simulator::touch(p, sizeof(Wide), false);
-  Wide w;
+template <class Vector>
+Vector load_wide(const void* p) {
+  simulator::touch(p, sizeof(Vector), false);
+  Vector w;
   __builtin_memcpy(&w, p, sizeof w);
   return w;
 }
-template <class Wide>
-void store_wide(void* p, const Wide& w) {
-  simulator::touch(p, sizeof(Wide), true);
+template <class Vector>
+void store_wide(void* p, const Vector& w) {
+  simulator::touch(p, sizeof(Vector), true);
   __builtin_memcpy(p, &w, sizeof w);
 }
 template <int BYTES>
