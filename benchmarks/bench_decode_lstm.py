@@ -128,7 +128,7 @@ def decoder(line: str, B: int, compiled, served):
     """The line's function of `inputs`, once it has been checked on a few steps."""
     few, int8 = inputs(B, 3, dtype_of(line)), line.endswith("int8")
     if line.startswith("fastvae"):
-        packed = decode_lstm_pack(few[1], few[3], few[6], int8=int8)
+        packed = decode_lstm_pack(few[1], few[3], few[6], few[2], int8=int8)
         function = served(partial(decode_lstm, packed=packed, int8=int8))
     elif line.startswith("graph"):
         function = unstopped

@@ -43,8 +43,8 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
       "Tensor norm_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor h0, Tensor c0, Tensor? noise, "
       "float eps, int? end_id=None, int? pad_id=None, Tensor? packed=None, bool int8=False) -> Tensor");
   m.def(
-      "decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifier_weight, bool int8=False) -> "
-      "Tensor");
+      "decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifier_weight, Tensor? "
+      "token_embeddings=None, bool int8=False) -> Tensor");
   m.def(
       "decode_bytenet(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor conv_weight, "
       "Tensor conv_bias, Tensor classifier_weight, Tensor classifier_bias, Tensor? noise, bool carry, int? "

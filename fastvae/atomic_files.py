@@ -21,6 +21,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "I64": torch.int64,
+    "I8": torch.int8,
 }
 
 LARGEST = 1 << 24  # bytes of a JSON file or of a header

@@ -19,6 +19,7 @@ MODULES = {
     "highway_conv_gate_backward": "highway_conv",
     "highway_conv": "highway_conv",
     "decode_lstm": "decode_lstm",
+    "decode_lstm_pack": "decode_lstm",
     "decode_bytenet": "decode_bytenet",
 }
 

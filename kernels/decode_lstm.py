@@ -6,6 +6,8 @@ programs own a row of the batch each, chooses the token, adds its row to u, and 
 by the chunk (decode.py).
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -15,9 +17,9 @@ from torch import Tensor
 from fastvae.kernels import persistent
 from fastvae.kernels.decode import decode_chunks, kernel_ids
 from fastvae.kernels.gates import normalize, rank, ranked, row_launch, update
-from fastvae.kernels.products import padded
-from fastvae.ops.checks import check_decode_lstm
-from fastvae.ops.decode_lstm import decode_lstm_reference
+from fastvae.kernels.products import aligned, joined, padded, parted
+from fastvae.ops.checks import check_decode_lstm, check_decode_lstm_pack
+from fastvae.ops.decode_lstm import decode_lstm_reference, pack_reference
 from fastvae.ops.precision import accumulate_dtype
 
 LARGEST = 2048  # H whose four gates, and V whose logits, fit the registers of one program
@@ -99,6 +101,62 @@ def launch(H: int, V: int, hip: bool = bool(torch.version.hip)) -> dict[str, int
     return {"BLOCK": state["BLOCK"], "BLOCK_V": choice["BLOCK"], "num_warps": warps}
 
 
+def _compiled(H: int, V: int, dtype: torch.dtype, int8: bool) -> bool:
+    """Whether kernels decode, not plain PyTorch."""
+    return not int8 and dtype != torch.float64 and max(H, V) <= LARGEST
+
+
+def stack(weight_hh: Tensor, classifier_weight: Tensor) -> Tensor:
+    """The recurrent weights above the classifier's, [N, aligned(H)]."""
+    unused = -(len(weight_hh) + len(classifier_weight)) % ALIGNED
+    zeros = weight_hh.new_zeros(unused, weight_hh.shape[1])
+    return padded(torch.cat([weight_hh, classifier_weight, zeros]))
+
+
+def decode_lstm_pack(
+    feature_weight: Tensor,
+    weight_hh: Tensor,
+    classifier_weight: Tensor,
+    token_embeddings: Tensor | None = None,
+    int8: bool = False,
+) -> Tensor:
+    """What the op makes of weights alone: `stack`, and the tables of the kernel of one launch."""
+    weights = feature_weight, weight_hh, classifier_weight, token_embeddings
+    check_decode_lstm_pack(*weights)
+    V, H = classifier_weight.shape
+    if not _compiled(H, V, weight_hh.dtype, int8):
+        return pack_reference(weight_hh)
+    parts = [stack(weight_hh, classifier_weight)]
+    if token_embeddings is not None and persistent.serving("decode_lstm", weight_hh, 1, H):
+        parts += persistent.lstm_tables(feature_weight, token_embeddings, weight_hh)
+    return joined(parts)
+
+
+def _unpack(packed: Tensor | None, D: int, H: int, V: int, like: Tensor) -> list[Tensor | None]:
+    """What `decode_lstm_pack` joined; [None] where it joined nothing."""
+    if packed is None or not packed.numel():
+        return [None]
+    if packed.dtype != torch.uint8 or packed.device != like.device:
+        raise RuntimeError(
+            f"packed must be uint8 on {like.device}, got {packed.dtype} on {packed.device}"
+        )
+    layout = _layout(D, H, V, like.dtype)
+    alone = aligned(layout[0].nbytes, torch.uint8) == len(packed)
+    return parted(packed, layout[:1] if alone else layout)
+
+
+@lru_cache(256)
+def _layout(D: int, H: int, V: int, dtype: torch.dtype) -> list[Tensor]:
+    """Meta tensors like those that `decode_lstm_pack` joins."""
+    with torch.device("meta"):
+        sizes = (4 * H, D), (V + 1, 4 * H), (4 * H, H), (V, H)
+        feature_weight, rows, weight_hh, classifier_weight = (
+            torch.empty(size, dtype=dtype) for size in sizes
+        )
+        tables = persistent.lstm_tables(feature_weight, rows, weight_hh)
+        return [stack(weight_hh, classifier_weight), *tables]
+
+
 def decode_lstm(
     features: Tensor,
     feature_weight: Tensor,
@@ -131,18 +189,19 @@ def decode_lstm(
     }
     _, B, V = check_decode_lstm(features, **weights, noise=noise, end_id=end_id, pad_id=pad_id)
     H = h0.shape[1]
-    if int8 or features.dtype == torch.float64 or max(H, V) > LARGEST:
+    if not _compiled(H, V, features.dtype, int8):
         rest = noise, eps, end_id, pad_id, packed, int8
         return decode_lstm_reference(features, *weights.values(), *rest)
+    stacked, *tables = _unpack(packed, feature_weight.shape[1], H, V, features)
     if machine := persistent.serving("decode_lstm", features, B, H):
         below = persistent.rival("decode_lstm", features.dtype.itemsize, B)
         plan = persistent.plan_lstm(H, B, features.dtype.itemsize, machine, V, below)
         if plan:
-            rest = noise, eps, end_id, pad_id, plan
+            tables = persistent.Tables(*tables) if tables else None
+            rest = noise, eps, end_id, pad_id, plan, tables
             return persistent.decode_lstm(features, *weights.values(), *rest)
-    # The recurrent weights above the classifier's, [N, aligned(H)].
-    unused = -(4 * H + V) % ALIGNED
-    stacked = padded(torch.cat([weight_hh, classifier_weight, weight_hh.new_zeros(unused, H)]))
+    if stacked is None:
+        stacked = stack(weight_hh, classifier_weight)
     state = padded(h0) @ stacked.T, c0.to(accumulate_dtype(c0.dtype), copy=True)
     fixed = feature_weight, token_embeddings, stacked, norm_weight, norm_bias, classifier_bias
     return decode_chunks(steps, features, noise, state, fixed, eps, **kernel_ids(end_id, pad_id))

@@ -363,6 +363,41 @@ def _batches(B: int) -> list[slice]:
     return [slice(first, first + BATCH) for first in range(0, B, BATCH)]
 
 
+class Tables(NamedTuple):
+    """What `decode_lstm` makes of the weights alone: what a token adds to the squares, and means.
+
+    Ẽ are the token embeddings less their means. means, squares |Ẽ|²: [V + 1]; by_state, of which
+    the last is what rounding left: 2 Ẽ W [1 or 2, V, H]; by_features: 2 Ẽ W_d [V, D]; of the start
+    token, start: 2 Ẽ [4H]; start_by_state: 2 Ẽ W [H].
+    """
+
+    means: Tensor
+    squares: Tensor
+    by_state: Tensor
+    by_features: Tensor
+    start: Tensor
+    start_by_state: Tensor
+
+
+def lstm_tables(feature_weight: Tensor, token_embeddings: Tensor, weight_hh: Tensor) -> Tables:
+    """The tables of weights [4H, D], [V + 1, 4H], [4H, H]."""
+    embeddings, recurrent, dtype = token_embeddings.float(), weight_hh.float(), weight_hh.dtype
+    means = embeddings.mean(1)
+    centered = embeddings - means[:, None]
+    by_state, by_features = (2 * centered[:-1] @ w for w in (recurrent, feature_weight.float()))
+    parts = [by_state.to(dtype)]
+    if dtype.itemsize == 2:
+        parts.append((by_state - parts[0].float()).to(dtype))
+    return Tables(
+        means=means,
+        squares=centered.square().sum(1),
+        by_state=torch.stack(parts),
+        by_features=by_features,
+        start=2 * centered[-1],
+        start_by_state=2 * centered[-1] @ recurrent,
+    )
+
+
 def decode_lstm(
     features: Tensor,
     feature_weight: Tensor,
@@ -379,20 +414,14 @@ def decode_lstm(
     end_id: int | None,
     pad_id: int | None,
     plan: Plan,
+    tables: Tables | None = None,
 ) -> Tensor:
     """The op `decode_lstm`, in launches of BATCH sequences."""
-    embeddings, recurrent = token_embeddings.float(), weight_hh.float()
-    means = embeddings.mean(1)
-    centered = embeddings - means[:, None]
-    squares = centered.square().sum(1)
-    # Of each token: what its choice adds to the squares of the next step, by h and by features.
-    by_state, by_features = (2 * centered[:-1] @ w for w in (recurrent, feature_weight.float()))
-    cross_weight = [by_state.to(h0.dtype)]
-    if h0.dtype.itemsize == 2:
-        cross_weight.append((by_state - cross_weight[0].float()).to(h0.dtype))
-    fixed = token_embeddings, means, weight_hh, norm_weight, norm_bias, classifier_weight
-    fixed = *fixed, classifier_bias, torch.stack(cross_weight)
-    start, start_by_state = 2 * centered[-1], 2 * centered[-1] @ recurrent
+    if tables is None:
+        tables = lstm_tables(feature_weight, token_embeddings, weight_hh)
+    fixed = token_embeddings, tables.means, weight_hh, norm_weight, norm_bias, classifier_weight
+    fixed = *fixed, classifier_bias, tables.by_state
+    start_square = tables.squares[-1]
     tokens = []
     for part in _batches(len(h0)):
         d, h, c = features[:, part], h0[part], c0[part]
@@ -400,8 +429,10 @@ def decode_lstm(
         tokens.append(
             torch.ops.fastvae.decode_lstm_persistent(
                 projected,
-                F.linear(d.float(), by_features, squares[:-1]),
-                projected[0].float() @ start + h.float() @ start_by_state + squares[-1],
+                F.linear(d.float(), tables.by_features, tables.squares[:-1]),
+                projected[0].float() @ tables.start
+                + h.float() @ tables.start_by_state
+                + start_square,
                 *fixed,
                 h,
                 c,

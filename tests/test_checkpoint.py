@@ -86,6 +86,73 @@ def test_round_trip(name, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_int8_round_trip(name, tmp_path):
+    model = MODELS[name]()
+    model.save_pretrained(tmp_path, VOCABULARY, quantization="int8")
+    assert json.loads((tmp_path / "config.json").read_text())["quantization"] == "int8"
+    loaded, vocabulary = load(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert same_tensors(loaded, again) and vocabulary == VOCABULARY and not loaded.training
+    after = loaded.state_dict()
+    assert after.keys() == model.state_dict().keys()
+    for key, before in model.state_dict().items():
+        assert after[key].dtype == before.dtype
+        if before.dim() < 2:
+            assert torch.equal(after[key], before)
+            continue
+        # Half of a step of 1/127 of the row's largest, and bfloat16's own rounding.
+        before, found = before.double().flatten(1), after[key].double().flatten(1)
+        largest = before.abs().amax(1, keepdim=True)
+        error = (found - before).abs()
+        step = largest / 127
+        assert (error <= 0.5001 * step + found.abs() * 2**-8 * (name == "bfloat16")).all()
+        assert error.max() > 0.3 * step.max()  # it is rounded
+        assert (found / step).round().unique().numel() <= 255
+
+
+def test_int8_is_a_quarter(tmp_path):
+    model = hybrid(hidden_size=256)
+    for quantization in (None, "int8"):
+        model.save_pretrained(tmp_path / str(quantization), quantization=quantization)
+    sizes = [(tmp_path / q / "model.safetensors").stat().st_size for q in ("None", "int8")]
+    assert sizes[1] < 0.28 * sizes[0]
+
+
+def test_int8_refuses(tmp_path):
+    model = hybrid()
+    with pytest.raises(ValueError, match=r'quantization must be None or "int8", got \'int4\''):
+        model.save_pretrained(tmp_path / "a", quantization="int4")
+    with torch.no_grad():
+        model.decoder.classifier.weight[1, 2] = torch.inf
+    with pytest.raises(ValueError, match=r"decoder\.classifier\.weight is not finite"):
+        model.save_pretrained(tmp_path / "a", quantization="int8")
+    assert not (tmp_path / "a").exists()
+    hybrid().save_pretrained(tmp_path / "b", quantization="int8")
+    edit_config(tmp_path / "b", quantization="int4")
+    with pytest.raises(ValueError, match="unknown quantization 'int4'"):
+        load(tmp_path / "b")
+
+
+def test_int8_sizes_are_checked_before_memory(tmp_path):
+    hybrid().save_pretrained(tmp_path, quantization="int8")
+    edit_config(tmp_path, arguments={"hidden_size": 100_000})
+    with pytest.raises(ValueError, match=r"does not fit model\.safetensors: it needs more bytes"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["lacks", "shape"])
+def test_int8_scales_are_checked(tmp_path, change):
+    hybrid().save_pretrained(tmp_path, quantization="int8")
+    name = "decoder.classifier.weight.scale"
+    if change == "lacks":
+        edit_weights(tmp_path, lambda tensors: tensors.pop(name))
+    else:
+        edit_weights(tmp_path, lambda tensors: tensors.update({name: tensors[name][:-1]}))
+    with pytest.raises(ValueError, match=rf"{name}"):
+        load(tmp_path)
+
+
 def test_how_the_text_was_read_goes_with_the_model(tmp_path):
     model, reading = hybrid(), Reading("lines", "tweets")
     assert model.reading is None

@@ -95,6 +95,54 @@ def test_triton(kernels, shape, noisy):
     assert_best(triton_decode(kernels, inputs, noise), noise, inputs)
 
 
+SMALL = (5, 3, 4, 5, 7)
+
+
+def pack(kernels, inputs):
+    """On the device of `triton_decode`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights = (inputs[n].to(device) for n in (1, 3, 6, 2))
+    return kernels.decode_lstm_pack(*weights)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), SMALL, (3, 2, 0, 17, 16)], ids=str)
+@pytest.mark.parametrize("tables", [False, True], ids=["stacked", "tables"])
+def test_triton_packed(kernels, shape, tables, monkeypatch):
+    inputs, noise = make(shape), gumbel(shape)
+    if tables:
+        machine = kernels.persistent.Machine(132, 232_448)
+        monkeypatch.setattr(kernels.persistent, "serving", lambda *_: machine)
+    packed = pack(kernels, inputs)
+    monkeypatch.undo()
+    monkeypatch.setattr("fastvae.kernels.decode.STEPS", 2)
+    # The packed weights are what is read: after these the weights of the call may be anything.
+    others = list(inputs)
+    others[3], others[6] = torch.full_like(inputs[3], torch.nan), torch.full_like(inputs[6], 9.0)
+    device = packed.device
+    tensors = [t.to(device) for t in (*others, noise)]
+    tokens = kernels.decode_lstm(*tensors, 1e-4, None, None, packed).cpu()
+    assert torch.equal(tokens, triton_decode(kernels, inputs, noise))
+    *_, D, H, V = shape
+    found = kernels._unpack(packed, D, H, V, inputs[0].to(device))
+    assert len(found) == (7 if tables else 1)
+    if tables:
+        again = kernels.persistent.lstm_tables(*(inputs[n].to(device) for n in (1, 2, 3)))
+        assert all(torch.equal(a, b) for a, b in zip(found[1:], again, strict=True))
+
+
+def test_triton_packed_is_checked(kernels):
+    inputs = make(SMALL)
+    packed = pack(kernels, inputs)
+    tensors = [t.to(packed.device) for t in inputs]
+    for bad, message in (
+        (packed[:-16], "packed must have .* bytes, got .*: pack these weights"),
+        (packed.float(), "packed must be uint8 on"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            kernels.decode_lstm(*tensors, None, 1e-4, None, None, bad)
+    assert not len(kernels.decode_lstm_pack(*(inputs[n] for n in (1, 3, 6)), int8=True))
+
+
 def test_triton_end_id(kernels):
     shape = (7, 6, 2, 3, 4)
     inputs, noise = make(shape), gumbel(shape)

@@ -41,7 +41,7 @@ OPS = {
     "lstm": SimpleNamespace(
         make=test_decode_lstm.make,
         decode=ops.decode_lstm,
-        pack=lambda i, **how: ops.decode_lstm_pack(i[1], i[3], i[6], **how),
+        pack=lambda i, **how: ops.decode_lstm_pack(i[1], i[3], i[6], i[2], **how),
         reference=decode_lstm_reference,
         logits=lstm_logits,
         weights=("feature_weight", "weight_hh", "classifier_weight"),
@@ -241,11 +241,23 @@ def test_pack_rejects_wrong_weights(op, n):
             op.op(*weights[:n], bad, *weights[n + 1 :])
 
 
+def test_pack_rejects_wrong_embeddings():
+    inputs = test_decode_lstm.make((3, 2, 4, 9, 5))
+    weights, rows = (inputs[1], inputs[3], inputs[6]), inputs[2]
+    for bad in (rows[:-1], rows[:, :-1], rows.double(), rows.flatten()):
+        with pytest.raises(RuntimeError, match=r"token_embeddings must have"):
+            ops.decode_lstm_pack(*weights, bad)
+    plain = ops.decode_lstm_pack(*weights)
+    assert torch.equal(ops.decode_lstm_pack(*weights, rows), plain)  # on a CPU nothing of them
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_opcheck(op, int8):
     inputs = op.make(SMALL)
     weights = inputs[1], inputs[3], inputs[6 if op is OPS["lstm"] else 5]
-    torch.library.opcheck(op.op, (*weights, int8))
+    torch.library.opcheck(op.op, weights, {"int8": int8})
+    if op is OPS["lstm"]:
+        torch.library.opcheck(op.op, (*weights, inputs[2], int8))
     decode = op.op._qualified_op_name.removesuffix("_pack").split("::")[1]
     last = (None, 1e-4, None, None) if op is OPS["lstm"] else (None, True, None, None)
     torch.library.opcheck(
@@ -267,7 +279,7 @@ def test_reference_serves_devices_without_a_kernel(op, int8):
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
     inputs = op.make(SMALL, torch.float64)
     weights = inputs[1], inputs[3], inputs[6 if op is OPS["lstm"] else 5]
-    packed = op.op.default.redispatch(key, *weights, int8)
+    packed = op.op.default.redispatch(key, *weights, int8=int8)
     want = op.decode(*inputs, packed=op.pack(inputs, int8=int8), int8=int8)
     assert torch.equal(op.reference(*inputs, packed=packed, int8=int8), want)
 

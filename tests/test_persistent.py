@@ -22,6 +22,7 @@ from fastvae.testing import assert_accurate
 
 persistent = pytest.importorskip("fastvae.kernels.persistent")
 Plan, NetPlan = persistent.Plan, persistent.NetPlan
+products = pytest.importorskip("fastvae.kernels.products")
 ROOT = Path(__file__).parents[1]
 THREADS = 64
 ORDERS = range(10)  # each way that words travel, with two draws of the threads' order
@@ -77,6 +78,10 @@ def test_decode_lstm(simulator, shape, groups, units, dtype, columns, noisy):
     run = lambda: [persistent.decode_lstm(*inputs, noise, 1e-4, None, None, plan)]  # noqa: E731
     (tokens,) = in_every_order(simulator, run)
     decode.assert_best(tokens, noise, inputs)
+    tables = persistent.lstm_tables(*(inputs[n] for n in (1, 2, 3)))  # once, kept by the caller
+    _, *tables = products.parted(products.joined([inputs[3], *tables]), [inputs[3], *tables])
+    rest = noise, 1e-4, None, None, plan, persistent.Tables(*tables)
+    assert torch.equal(tokens, persistent.decode_lstm(*inputs, *rest))
     if dtype == torch.float32:
         assert torch.equal(tokens, decode_lstm_reference(*inputs, noise))
 

@@ -50,7 +50,9 @@ PackedHeader lstm_header(Isa isa, const Tensor& feature_weight, const Tensor& we
   return packed_header(isa, weight_hh, int8, {feature_weight.size(1), weight_hh.size(1), classifier_weight.size(0)});
 }
 
-Tensor decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifier_weight, bool int8) {
+// Token embeddings are read as they are: nothing is packed of them.
+Tensor decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifier_weight,
+                        std::optional<Tensor> maybe_embeddings, bool int8) {
   CHECK_DIM(weight_hh, 2, "[4H, H]");
   CHECK_DIM(feature_weight, 2, "[4H, D]");
   CHECK_DIM(classifier_weight, 2, "[V, H]");
@@ -61,6 +63,11 @@ Tensor decode_lstm_pack(Tensor feature_weight, Tensor weight_hh, Tensor classifi
   CHECK_SHAPE(classifier_weight, V, H);
   CHECK_LIKE(feature_weight, weight_hh);
   CHECK_LIKE(classifier_weight, weight_hh);
+  if (maybe_embeddings) {
+    const Tensor& token_embeddings = *maybe_embeddings;
+    CHECK_SHAPE(token_embeddings, V + 1, 4 * H);
+    CHECK_LIKE(token_embeddings, weight_hh);
+  }
   const PackedHeader header = lstm_header(current_isa.load(), feature_weight, weight_hh, classifier_weight, int8);
   return with_operands(weight_hh.scalar_type(), int8, [&]<class T, class Q>() {
     return pack(header, weight_hh, lstm_weights<T, Q>(feature_weight, weight_hh, classifier_weight));

@@ -6,6 +6,8 @@ from typing import Annotated
 import torch
 import typer
 
+from fastvae.models.pretrained import find_folder
+
 
 def use_threads(count: int | None) -> int | None:
     """Sets how many threads every op of this process runs on."""
@@ -21,7 +23,13 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-Run = Annotated[Path, typer.Argument(help="Folder of a trained run or a saved model.")]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder of a trained run or a saved model; places is a packaged model.",
+        callback=find_folder,
+    ),
+]
 Data = Annotated[
     Path, typer.Option("--data", help="Text file in UTF-8 (gzip too); - is standard input.")
 ]

@@ -64,7 +64,11 @@ def demo(
         f"Written to {folder}: the model, metrics.jsonl, {CURVES}. Try:\n"
         f"  fastvae sample {folder} -n 5 -t 1\n"
         f'  fastvae interpolate {folder} "the king rode lions." "do cows eat hay?"\n'
-        "  fastvae train --data your.txt --out your-run",
+        "  fastvae train --data your.txt --out your-run\n"
+        "A packaged model of place names:\n"
+        "  fastvae sample places -n 5 -t 1\n"
+        '  fastvae interpolate places "Hamburg" "San Francisco"\n'
+        "  fastvae export places places.html --open",
         soft_wrap=True,
     )
     return {"bound": bound, "entropy": corpus.entropy, **speed}

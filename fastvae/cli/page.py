@@ -8,7 +8,7 @@ import typer
 
 from fastvae.cli.arguments import Best, Column, Field, Run
 from fastvae.cli.inputs import find_reading, load_model, tell
-from fastvae.page.export import export_page, load_directions
+from fastvae.page.export import PAGE_CARD, export_page, load_directions
 from fastvae.text.files import byte_chunks
 from fastvae.text.lines import LineCounts, encode_fitting, read_texts
 from fastvae.text.reading import LINES, NORMALIZERS
@@ -30,7 +30,8 @@ def export(
         list[str] | None, typer.Option(help="Text that the page begins with; up to three times.")
     ] = None,
     card: Annotated[
-        Path | None, typer.Option(help="Text file about the model, shown under About.")
+        Path | None,
+        typer.Option(help="Text file about the model, shown under About; else card.txt beside it."),
     ] = None,
     best: Best = False,
     column: Column = None,
@@ -41,6 +42,8 @@ def export(
     if texts is None and (column, field) != (None, None):
         raise ValueError("--column and --field are for the file that --texts names")
     known = _read_known(run, model, vocabulary, texts, column, field) if texts else []
+    if card is None and (run / PAGE_CARD).exists():
+        card = run / PAGE_CARD
     written = export_page(
         model,
         vocabulary,

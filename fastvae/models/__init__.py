@@ -18,7 +18,7 @@ def load(folder: str | Path, *, best: bool = False) -> tuple[TextVAE, Vocabulary
 
     Args:
         folder: a run directory, or a folder written by `save_pretrained`; config.json names the
-            class.
+            class. Where no folder has that name, "places" is the packaged model of place names.
         best: load the weights of the run's best checkpoint (lowest validation bound) instead of the
             last ones.
 

@@ -237,7 +237,11 @@ class LSTMDecoder(Decoder):
     def _pack(self, weights: LSTMWeights, int8: bool) -> Tensor:
         """The weights -> packed weights, uint8 [·]."""
         return ops.decode_lstm_pack(
-            weights.feature_weight, weights.weight_hh, weights.classifier_weight, int8=int8
+            weights.feature_weight,
+            weights.weight_hh,
+            weights.classifier_weight,
+            weights.token_embeddings,
+            int8=int8,
         )
 
     def _decode(

@@ -2,6 +2,11 @@
 
 No pickle: weights are safetensors, everything else is JSON. Files are replaced atomically. A
 model's sizes are checked against its file before memory of that size is allocated.
+
+With `quantization="int8"` a matrix W is saved as int8 values and a scale for each row of its first
+dimension, under its name and that name with ".scale":
+
+    W ≈ s q,   q = round(W / s) in [−127, 127],   s = max |W| / 127 of the row
 """
 
 import inspect
@@ -10,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fastvae.atomic_files import (
@@ -28,6 +33,8 @@ from fastvae.atomic_files import (
     write_tensors,
 )
 from fastvae.names import suggestion
+from fastvae.ops.int8 import round_rows
+from fastvae.ops.precision import accumulate_dtype
 from fastvae.text import Vocabulary
 from fastvae.text.reading import FILE as READING
 from fastvae.text.reading import Reading, load_reading, save_reading
@@ -36,7 +43,15 @@ FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.json"
 BEST = "best.safetensors"  # a run's best checkpoint, whose tensors' names begin with BEST_PREFIX
 BEST_PREFIX = "model."
-CONFIG_SCHEMA = {"class": str, "version": int, "dtype": str, "arguments": dict}
+CONFIG_SCHEMA = {
+    "class": str,
+    "version": int,
+    "dtype": str,
+    "quantization?": str,
+    "arguments": dict,
+}
+INT8, SCALE = "int8", ".scale"
+PACKAGED = Path(__file__).parents[1] / "pretrained"  # a folder for each model of the package
 FLOATS = {str(t).removeprefix("torch."): t for t in DTYPES.values() if t.is_floating_point}
 CARD = """---
 library_name: fastvae
@@ -68,7 +83,13 @@ class PretrainedMixin:
     config: dict[str, Any]
     reading: Reading | None = None  # of the text that it was trained on
 
-    def save_pretrained(self, folder: str | Path, vocabulary: Vocabulary | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        vocabulary: Vocabulary | None = None,
+        *,
+        quantization: str | None = None,
+    ) -> None:
         """Save the model to a folder: config.json, model.safetensors, vocabulary.json, text.json.
 
         vocabulary.json is written if a vocabulary is given. text.json is written if `reading` is
@@ -77,11 +98,16 @@ class PretrainedMixin:
         Args:
             folder: where to save; created if missing, existing files are replaced.
             vocabulary: the vocabulary of the model's ids, or None.
+            quantization: "int8" rounds matrices to 8 bits, with a scale for each row: a quarter of
+                the bytes of float32. Loading multiplies them out again.
 
         Raises:
-            ValueError: the vocabulary has another size than the model, or the model mixes dtypes.
+            ValueError: the vocabulary has another size than the model, the model mixes dtypes,
+                `quantization` is unknown, or a matrix to quantize is not finite.
             OSError: a file cannot be written.
         """
+        if quantization not in (None, INT8):
+            raise ValueError(f'quantization must be None or "{INT8}", got {quantization!r}')
         folder, tensors = Path(folder), self.state_dict()
         dtypes = {t.dtype for t in tensors.values() if t.is_floating_point()}
         if len(dtypes) != 1:
@@ -90,6 +116,8 @@ class PretrainedMixin:
             )
         if vocabulary is not None:
             _check_vocabulary(vocabulary, self.config, "the vocabulary")
+        if quantization:
+            tensors = _quantize(tensors)
         make_folder(folder)
         if vocabulary is not None:
             write_json(folder / VOCABULARY, vocabulary.to_dict())
@@ -97,6 +125,7 @@ class PretrainedMixin:
             "class": type(self).__name__,
             "version": FORMAT,
             "dtype": str(dtypes.pop()).removeprefix("torch."),
+            **({"quantization": quantization} if quantization else {}),
             "arguments": self.config,
         }
         write_json(folder / CONFIG, config)
@@ -175,6 +204,19 @@ class PretrainedMixin:
             )
 
 
+def find_folder(source: str | Path) -> Path:
+    """A folder, or the name of a packaged model where no such folder is -> the folder."""
+    folder = Path(source)
+    packaged = PACKAGED / folder.name
+    is_name = str(source) == folder.name and not folder.exists()
+    return packaged if is_name and packaged.is_dir() else folder
+
+
+def packaged_models() -> list[str]:
+    """Names of the models that the package brings."""
+    return sorted(path.parent.name for path in PACKAGED.glob(f"*/{CONFIG}"))
+
+
 def signatures(folder: Path) -> dict[str, str]:
     """Folder of a saved model -> digest of each of its JSON files, for the metadata of weights."""
     there = (folder / name for name in (CONFIG, VOCABULARY, READING))
@@ -193,12 +235,12 @@ def load_as(classes: dict[str, type], folder: str | Path, best: bool) -> tuple[A
         FileNotFoundError: the folder, its config.json or its weights do not exist.
         ValueError: a file is damaged or does not match the others; the message names it.
     """
-    folder = Path(folder)
+    folder = find_folder(folder)
     check_utf8(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder} is not a folder (for a model on the Hub, pass what "
-            "huggingface_hub.snapshot_download returns)"
+            f"{folder} is not a folder, nor a packaged model ({', '.join(packaged_models())}); for "
+            "a model on the Hub, pass what huggingface_hub.snapshot_download returns"
         )
     config = _read_config(_find(folder, CONFIG, {}))
     if config["class"] not in classes:
@@ -253,6 +295,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} has version {config['version']}, this fastvae reads {FORMAT}")
     if config["dtype"] not in FLOATS:
         raise ValueError(f"{path}: unknown dtype {config['dtype']!r}")
+    if config.get("quantization", INT8) != INT8:
+        raise ValueError(f"{path}: unknown quantization {config['quantization']!r}")
     return config
 
 
@@ -265,11 +309,15 @@ def _build(cls: type, config: dict[str, Any], weights: Path, prefix: str = "") -
     for name in sorted(known ^ arguments.keys()):
         problem = "lacks the argument" if name in known else "has an unknown argument"
         raise ValueError(f"{weights.parent / CONFIG} {problem} {name!r} of {cls.__name__}")
-    dtype = FLOATS[config["dtype"]]
+    dtype, int8 = FLOATS[config["dtype"]], config.get("quantization") == INT8
     with open_tensors(weights) as file:
-        trial = _trial(cls, arguments, dtype, weights).state_dict()
-        check_tensors(weights, file, {prefix + name: t for name, t in trial.items()}, prefix)
+        itemsize = 1 if int8 else dtype.itemsize
+        trial = _trial(cls, arguments, dtype, itemsize, weights).state_dict()
+        expected = _quantize(trial) if int8 else trial
+        check_tensors(weights, file, {prefix + name: t for name, t in expected.items()}, prefix)
         tensors, _ = read_tensors(weights, file)
+    if int8:
+        tensors = _dequantize(tensors, dtype)
     # Reading a file must not move the caller's generator.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         model = cls(**arguments).to(dtype)
@@ -278,13 +326,47 @@ def _build(cls: type, config: dict[str, Any], weights: Path, prefix: str = "") -
     return model.to("cpu" if default.type == "meta" else default).eval()
 
 
-def _trial(cls: type, arguments: dict[str, Any], dtype: torch.dtype, weights: Path) -> nn.Module:
-    """Build the model on the meta device; raise ValueError if it needs more bytes than its file."""
+def _quantize(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict -> the same with matrices [N, ...] as int8, and their scales [N]."""
+    found = {}
+    for name, t in tensors.items():
+        if t.dim() < 2 or not t.is_floating_point():
+            found[name] = t
+        elif t.is_meta:
+            found[name] = torch.empty_like(t, dtype=torch.int8)
+            found[name + SCALE] = t.new_empty(len(t), dtype=accumulate_dtype(t.dtype))
+        elif not t.isfinite().all():
+            raise ValueError(f"{name} is not finite: it cannot be rounded to 8 bits")
+        else:
+            q, scale = round_rows(t.flatten(1))
+            found[name] = q.to(torch.int8).view_as(t)
+            found[name + SCALE] = scale.flatten()
+    return found
+
+
+def _dequantize(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """What `_quantize` gave -> a state dict."""
+    found = {}
+    for name, t in tensors.items():
+        if (scale := tensors.get(name + SCALE)) is not None:
+            t = (t.to(scale.dtype) * scale.view(-1, *[1] * (t.dim() - 1))).to(dtype)
+        if not name.endswith(SCALE):
+            found[name] = t
+    return found
+
+
+def _trial(
+    cls: type, arguments: dict[str, Any], dtype: torch.dtype, itemsize: int, weights: Path
+) -> nn.Module:
+    """Build the model on the meta device; raise ValueError if it needs more bytes than its file.
+
+    `itemsize` is that of a weight in the file.
+    """
     room = size = weights.stat().st_size
 
     def count(module, name, parameter):
         nonlocal room
-        room -= parameter.numel() * dtype.itemsize if parameter is not None else 0
+        room -= parameter.numel() * itemsize if parameter is not None else 0
         if room < 0:
             raise ValueError(f"it needs more bytes than the {size:,} there")
 

@@ -343,7 +343,10 @@ def check_decode_bytenet(
 
 
 def check_decode_lstm_pack(
-    feature_weight: Tensor, weight_hh: Tensor, classifier_weight: Tensor
+    feature_weight: Tensor,
+    weight_hh: Tensor,
+    classifier_weight: Tensor,
+    token_embeddings: Tensor | None = None,
 ) -> None:
     ((_, H), (V, _)) = check_shapes(
         weight_hh=(weight_hh, 2), classifier_weight=(classifier_weight, 2)
@@ -352,6 +355,9 @@ def check_decode_lstm_pack(
     check_shapes(weight_hh=(weight_hh, (4 * H, H)), classifier_weight=(classifier_weight, (V, H)))
     check_shapes(empty=True, feature_weight=(feature_weight, (4 * H, D)))
     tensors = {"weight_hh": weight_hh, "feature_weight": feature_weight}
+    if token_embeddings is not None:
+        check_shapes(token_embeddings=(token_embeddings, (V + 1, 4 * H)))
+        tensors["token_embeddings"] = token_embeddings
     check_like({**tensors, "classifier_weight": classifier_weight})
 
 

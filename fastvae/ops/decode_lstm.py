@@ -92,7 +92,12 @@ def decode_lstm(
 
 
 def decode_lstm_pack(
-    feature_weight: Tensor, weight_hh: Tensor, classifier_weight: Tensor, *, int8: bool = False
+    feature_weight: Tensor,
+    weight_hh: Tensor,
+    classifier_weight: Tensor,
+    token_embeddings: Tensor | None = None,
+    *,
+    int8: bool = False,
 ) -> Tensor:
     """feature_weight [4H, D], weight_hh [4H, H], classifier_weight [V, H] -> opaque uint8 [·].
 
@@ -100,6 +105,7 @@ def decode_lstm_pack(
         feature_weight: as in `decode_lstm`, as the next two.
         weight_hh: the recurrent weight.
         classifier_weight: the classifier's weight.
+        token_embeddings: [V + 1, 4H], or None. GPU kernels prepare them too, here or at each call.
         int8: round weights and what they multiply as `fastvae.ops.int8` tells: features by row, h
             by 1/127 (an h0 beyond ±1 is clipped).
 
@@ -112,7 +118,8 @@ def decode_lstm_pack(
             message names it.
     """
     check_int8(int8, feature_weight=feature_weight, weight_hh=weight_hh)
-    return torch.ops.fastvae.decode_lstm_pack(feature_weight, weight_hh, classifier_weight, int8)
+    weights = feature_weight, weight_hh, classifier_weight, token_embeddings
+    return torch.ops.fastvae.decode_lstm_pack(*weights, int8)
 
 
 def decode_lstm_reference(
@@ -194,9 +201,9 @@ def decode_steps(step: Step, features, token_embeddings, noise, end_id, pad_id) 
     return tokens
 
 
-def pack_reference(first: Tensor, _second: Tensor, _third: Tensor, int8: bool = False) -> Tensor:
+def pack_reference(weight: Tensor, *rest) -> Tensor:
     """Nothing: where the reference decodes, it reads the weights themselves."""
-    return first.new_empty(0, dtype=torch.uint8)
+    return weight.new_empty(0, dtype=torch.uint8)
 
 
 # Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
@@ -207,8 +214,8 @@ torch.library.impl("fastvae::decode_lstm_pack", "CompositeExplicitAutograd", pac
 
 
 @torch.library.register_fake("fastvae::decode_lstm_pack")
-def _fake_pack(feature_weight, weight_hh, classifier_weight, int8=False):
-    check_decode_lstm_pack(feature_weight, weight_hh, classifier_weight)
+def _fake_pack(feature_weight, weight_hh, classifier_weight, token_embeddings=None, int8=False):
+    check_decode_lstm_pack(feature_weight, weight_hh, classifier_weight, token_embeddings)
     return fake_packed(weight_hh)
 
 

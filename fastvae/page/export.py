@@ -18,7 +18,8 @@ from fastvae.page.weights import pack, quantize, rounded
 from fastvae.text import ByteVocabulary, CharVocabulary, TokenVocabulary, Vocabulary
 from fastvae.text.reading import LINES, WINDOWS
 
-DIRECTIONS = "directions.safetensors"  # of a saved model, if it has directions with names
+# Of a saved model, if it has directions with names, and paragraphs about it.
+DIRECTIONS, PAGE_CARD = "directions.safetensors", "card.txt"
 EXAMPLES = 3  # the two ends of a path, and the third corner of the map
 CANDIDATES = 128  # texts among which examples are looked for
 CARD = """\
