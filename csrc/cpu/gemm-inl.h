@@ -457,12 +457,38 @@ void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64
     for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = add ? c[i * ldc + j] + block[i * W + j] : block[i * W + j];
 }
 
+// Memory that the next phase touches, to be fetched while products run.
+class Upcoming {
+ public:
+  template <class T>
+  void add(const T* p, int64_t n) {
+    if (p) pieces_[count_++] = {reinterpret_cast<const char*>(p), (n * int64_t(sizeof(T)) + LINE - 1) / LINE};
+  }
+  // So many lines, or what is left of a piece and a little of what lies behind it; null once all is fetched.
+  const char* next(int64_t lines) {
+    for (; now_ < count_; ++now_) {
+      auto& [p, left] = pieces_[now_];
+      if (left <= 0) continue;
+      left -= lines;
+      p += lines * LINE;
+      return p - lines * LINE;
+    }
+    return nullptr;
+  }
+
+ private:
+  std::pair<const char*, int64_t> pieces_[4];
+  int count_ = 0, now_ = 0;
+};
+
 // What the i-th product with k steps of a panel fetches, so that what lies behind them, more of it or the next one, has
-// come from far away once the last product is done. So few that they cannot fetch it all leave it to the machine.
+// come from far away once the last product is done; and once that is fetched, `upcoming`. So few that they cannot fetch
+// it all leave it to the machine.
 template <class P>
-INLINE const char* behind(const P* panel, int64_t k, int64_t i, int64_t products) {
+INLINE const char* behind(const P* panel, int64_t k, int64_t i, int64_t products, Upcoming* upcoming = nullptr) {
   constexpr int64_t LINES = NR<P> * STEP<P> * int64_t(sizeof(P)) / LINE;  // a step
-  if (i >= LINES || products < LINES) return nullptr;
+  if (products < LINES) return nullptr;
+  if (i >= LINES) return upcoming ? upcoming->next(k / STEP<P>) : nullptr;
   return reinterpret_cast<const char*>(panel + k * NR<P>) + i * (k / STEP<P>)*LINE;
 }
 
@@ -486,7 +512,7 @@ void pack_panels(const Team& team, Strided<T> b, int64_t k, int64_t n, P* out) {
 // tiles and panels are, where k is only a part of that.
 template <class P>
 void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, opmath_type<P>* c, int64_t ldc, int64_t m,
-                     int64_t n, bool add = false, int64_t depth = 0) {
+                     int64_t n, bool add = false, int64_t depth = 0, Upcoming upcoming = {}) {
   const int64_t rows = num_tiles(m);
   if (!depth) depth = packed_depth<P>(k);
   const auto [i0, i1] = team.share(num_panels<P>(n) * rows);
@@ -497,7 +523,7 @@ void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, opmath
       const int64_t here = std::min(KC<P>, k - k0);
       for (int64_t t = t0; t < t1; ++t)
         multiply(a + (t * depth + k0) * MR, panel, here, c + t * MR * ldc + p * NR<P>, ldc, std::min(MR, m - t * MR),
-                 std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR, behind(panel, here, t - t0, t1 - t0));
+                 std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR, behind(panel, here, t - t0, t1 - t0, &upcoming));
     }
     i += t1 - t0;
   }
