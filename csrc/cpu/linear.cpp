@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor da, std::optional<Tens
     const int threads = team_size(2.0 * rows * N * (K + 1));
     Buffer<W> packed_b(packed_length(N) * packed_columns(K)), packed_a(threads * SLAB<scalar_t> * packed_length(N)),
         slab(threads * SLAB<scalar_t> * 48);
-    Buffer<W> scratch(gemm_scratch(K, N)), dw((K + std::max<int64_t>(S, 1)) * N);
+    Buffer<W> scratch(gemm_scratch(K, N, threads)), dw((K + std::max<int64_t>(S, 1)) * N);
     Buffer<double> total(N);
     const LinearBackward<scalar_t> args{.rows = rows,
                                         .K = K,
