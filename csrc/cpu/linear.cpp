@@ -3,9 +3,12 @@
 
 #include "../common.h"
 
-// Rows worked on at a time: packed, they stay in the L2 cache while the weight passes.
+// Rows worked on at a time, at most: packed, they stay in the L2 cache while the weight passes.
 template <class T>
 constexpr int64_t SLAB = 512 / sizeof(T);
+// Rows that backward works on at a time: their da stays in the L3 cache.
+template <class T>
+constexpr int64_t SLICE_ROWS = 2048 / sizeof(T);
 
 template <class T>
 struct Linear {
