@@ -128,37 +128,29 @@ void highway_conv_project(Team& team, const HighwayProject<T>& s) {
   }
 }
 
-// One row to row k of packed operands WIDTH wide: packed_b, or packed_a of its transpose. A null row is zeros.
+// `count` rows x of n values, from k on, to packed operands WIDTH wide: packed_b, or packed_a of their transpose. Null
+// rows are zeros; k and count are whole steps. Panel by panel: rows of many of them may share a set of the L1 cache.
 template <int64_t WIDTH, class P, class T>
-INLINE void put_row(const T* row, int64_t n, int64_t k, int64_t depth, P* out) {
-  out += k / STEP<P> * STEP<P> * WIDTH;
-  for (int64_t j0 = 0; j0 < n; j0 += WIDTH, out += depth * WIDTH) {
-    P values[WIDTH] = {};
-    if (row && j0 + WIDTH <= n)
-      for (int64_t j = 0; j < WIDTH; ++j) values[j] = convert<P>(row[j0 + j]);
-    else if (row)
-      for (int64_t j = 0; j < n - j0; ++j) values[j] = convert<P>(row[j0 + j]);
-    if constexpr (STEP<P> == 1) {
-      std::memcpy(out, values, sizeof values);
-    } else {
-      uint16_t bits[WIDTH];
-      uint32_t pairs[WIDTH];
-      std::memcpy(bits, values, sizeof bits);
-      std::memcpy(pairs, out, sizeof pairs);
-      if (k % STEP<P>)
-        for (int64_t j = 0; j < WIDTH; ++j) pairs[j] |= uint32_t(bits[j]) << 16;
+INLINE void put_rows(const T* const (&x)[MR], int64_t count, int64_t n, int64_t k, int64_t depth, P* out) {
+  constexpr int64_t step = STEP<P>;
+  out += k * WIDTH;
+  for (int64_t j0 = 0; j0 < n; j0 += WIDTH, out += depth * WIDTH)
+    for (int64_t i = 0; i < count; i += step) {
+      P* const to = out + i * WIDTH;
+      if (n - j0 >= WIDTH && x[i] && x[i + step - 1])
+        pack_steps(x[i] + j0, x[i + step - 1] - x[i], step, WIDTH, to);
       else
-        for (int64_t j = 0; j < WIDTH; ++j) pairs[j] = bits[j];
-      std::memcpy(out, pairs, sizeof pairs);
+        for (int64_t j = 0; j < WIDTH; ++j)
+          for (int64_t s = 0; s < step; ++s)
+            to[j * step + s] = x[i + s] && j0 + j < n ? convert<P>(x[i + s][j0 + j]) : P(0);
     }
-  }
 }
 
 // MR rows x of n values, from k on, to packed_a of their transpose. Null rows are zeros.
 template <class P, class T>
 INLINE void put_transposed(const T* const (&x)[MR], int64_t n, int64_t k, int64_t depth, P* packed_a) {
   if constexpr (ROW_STEP<P> == STEP<P>) {
-    for (int64_t i = 0; i < std::min(MR, depth - k); ++i) put_row<MR>(x[i], n, k + i, depth, packed_a);
+    put_rows<MR>(x, std::min(MR, depth - k), n, k, depth, packed_a);
   } else {
     static_assert(ROW_STEP<P> == MR);
     for (int64_t j = 0; j < n; j += MR) {
@@ -219,10 +211,10 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
       }
       const T* x[MR];
       for (int64_t i = 0; i < MR; ++i) {
-        const int64_t k = k0 + i0 + i, r = source(k);
+        const int64_t r = source(k0 + i0 + i);
         x[i] = r < 0 ? nullptr : s.x + r * C;
-        if (k < all) put_row<NR<P>>(tile[i], G, k, all, da_panels);
       }
+      put_rows<NR<P>>(tile, std::min(MR, all - k0 - i0), G, k0 + i0, all, da_panels);
       put_transposed(x, C, k0 + i0, all, x_tiles);
     }
     for (int64_t j = 0; j < G; ++j) sums[j] += double(slab_sums[j]);
