@@ -509,7 +509,7 @@ void pack_panels(const Team& team, Strided<T> b, int64_t k, int64_t n, P* out) {
 // tiles and panels are, where k is only a part of that.
 template <class P>
 void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, opmath_type<P>* c, int64_t ldc, int64_t m,
-                     int64_t n, bool add = false, int64_t depth = 0, Upcoming upcoming = {}) {
+                     int64_t n, bool add = false, int64_t depth = 0, Upcoming* upcoming = nullptr) {
   const int64_t rows = num_tiles(m);
   if (!depth) depth = packed_depth<P>(k);
   const auto [i0, i1] = team.share(num_panels<P>(n) * rows);
@@ -520,7 +520,7 @@ void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, opmath
       const int64_t here = std::min(KC<P>, k - k0);
       for (int64_t t = t0; t < t1; ++t)
         multiply(a + (t * depth + k0) * MR, panel, here, c + t * MR * ldc + p * NR<P>, ldc, std::min(MR, m - t * MR),
-                 std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR, behind(panel, here, t - t0, t1 - t0, &upcoming));
+                 std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR, behind(panel, here, t - t0, t1 - t0, upcoming));
     }
     i += t1 - t0;
   }

@@ -39,9 +39,9 @@ void pack_inputs(const T* x, int64_t B, int64_t C, int64_t r0, int64_t m, Packed
 // c [m, n] = packed_a · packed_b, both taps: two sums of half the depth, for the shorter sum rounds less.
 template <class P>
 void multiply_taps(const Team& team, const P* a, const P* b, int64_t depth, opmath_type<P>* c, int64_t ldc, int64_t m,
-                   int64_t n) {
-  multiply_panels(team, a, b, depth / 2, c, ldc, m, n, false, depth);
-  multiply_panels(team, a + depth / 2 * MR, b + depth / 2 * NR<P>, depth / 2, c, ldc, m, n, true, depth);
+                   int64_t n, Upcoming* upcoming = nullptr) {
+  multiply_panels(team, a, b, depth / 2, c, ldc, m, n, false, depth, upcoming);
+  multiply_panels(team, a + depth / 2 * MR, b + depth / 2 * NR<P>, depth / 2, c, ldc, m, n, true, depth, upcoming);
 }
 
 // a = product + b of m rows and up to a panel of columns, rounded to T, with statistics of what was rounded, safe at
@@ -99,9 +99,11 @@ void highway_conv_project(Team& team, const HighwayProject<T>& s) {
   for (int64_t slab = s0; slab < s1; ++slab) {
     const int64_t r0 = slab * SLAB, m = std::min(SLAB, n - r0);
     pack_inputs(s.x, s.B, C, r0, m, slab_tiles);
+    Upcoming upcoming;
+    upcoming.add(s.a + r0 * G, m * G);
     for (int64_t j = 0; j < G; j += NR<P>) {
       const int64_t columns = std::min(NR<P>, G - j);
-      multiply_taps(alone, slab_tiles, packed + j * depth, depth, product, NR<P>, m, columns);
+      multiply_taps(alone, slab_tiles, packed + j * depth, depth, product, NR<P>, m, columns, &upcoming);
       finish_panel(product, m, columns, s.bias + j, s.a + r0 * G + j, s.statistics + slab * 3 * G + j, G);
     }
   }
@@ -218,9 +220,15 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
       put_transposed(x, C, k0 + i0, all, x_tiles);
     }
     for (int64_t j = 0; j < G; ++j) sums[j] += double(slab_sums[j]);
+    Upcoming upcoming;  // what the next slab adds
+    if (const int64_t r = k0 + SLAB + B, later = std::min(SLAB, n - r);
+        B == s.B && later > 0 && k0 + SLAB < s1 * SLAB) {
+      upcoming.add(s.da + r * G, later * G);
+      upcoming.add(s.a + r * G, later * G);
+    }
     for (int64_t j = 0; j < C; j += NR<P>) {
       const int64_t columns = std::min(NR<P>, C - j);
-      multiply_taps(alone, slab_tiles, weights + j * depth, depth, product, NR<P>, m, columns);
+      multiply_taps(alone, slab_tiles, weights + j * depth, depth, product, NR<P>, m, columns, &upcoming);
       for (int64_t i = 0; i < m; ++i) {
         const int64_t r = source(k0 + i);
         for (int64_t v = 0; r >= 0 && v < columns; v += LANES<T>)

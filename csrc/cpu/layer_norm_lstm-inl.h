@@ -145,7 +145,7 @@ void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
       if (s.c) upcoming.add(s.c + row * H, here * H);
       upcoming.add(s.h + row * H, here * H);
     }
-    multiply_panels(group, packed_a, packed_b, H, a, G, count, G, false, 0, upcoming);
+    multiply_panels(group, packed_a, packed_b, H, a, G, count, G, false, 0, &upcoming);
     group.wait();
     for (int64_t b = b0; b < b1; ++b) {
       const int64_t sequence = work.sequence(b), i = rows.first[t] + sequence, row = rows.now[i];
@@ -268,7 +268,7 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
       if (t > 1) upcoming.add(s.c + at(t - 2) * H, here * H);
       upcoming.add(s.dx + at(t - 1) * G, here * G);
     }
-    multiply_panels(group, packed_a, packed_b, G, dh_through, H, count, H, false, 0, upcoming);
+    multiply_panels(group, packed_a, packed_b, G, dh_through, H, count, H, false, 0, &upcoming);
     group.wait();
   }
   for (int64_t b = all0; b < all1; ++b)
