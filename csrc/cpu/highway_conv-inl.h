@@ -11,15 +11,28 @@ INLINE void column_sums(const Team& team, int64_t rows, int64_t columns, double*
     for (int64_t k = k0; k < k1; ++k) out[k] += value(r, k);
 }
 
-// Panels of [W₀; W₁], each tap k deep: element (k, n) of tap t at weight[k · wk + n · wn + t].
+// Panels of [W₀; W₁], each tap k deep: element (k, n) of tap t at weight[k · wk + n · wn + t], wk or wn 2. Blocks of it
+// are first taken apart, for a panel is packed fast from what is contiguous.
 template <class T>
 void pack_taps(const Team& team, const T* weight, int64_t wk, int64_t wn, int64_t k, int64_t n, Packed<T>* out) {
   using P = Packed<T>;
+  constexpr int64_t W = NR<P>, DEEP = 64;
+  static_assert(DEEP % ROW_STEP<P> == 0);
+  T block[2][W * DEEP];
+  const bool along_k = wk == 2;
   const auto [p0, p1] = team.share(num_panels<P>(n));
   for (int64_t p = p0; p < p1; ++p)
-    for (int64_t tap = 0; tap < 2; ++tap)
-      pack_panel(weight + p * NR<P> * wn + tap, wk, wn, k, std::min(NR<P>, n - p * NR<P>),
-                 out + (2 * p + tap) * packed_depth<P>(k) * NR<P>);
+    for (int64_t k0 = 0; k0 < k; k0 += DEEP) {
+      const int64_t depth = std::min(DEEP, k - k0), columns = std::min(W, n - p * W);
+      const int64_t lines = along_k ? columns : depth, length = along_k ? depth : columns, width = along_k ? DEEP : W;
+      const T* from = weight + k0 * wk + p * W * wn;
+      for (int64_t l = 0; l < lines; ++l, from += along_k ? wn : wk)
+        for (int64_t i = 0; i < length; ++i)
+          block[0][l * width + i] = from[2 * i], block[1][l * width + i] = from[2 * i + 1];
+      for (int64_t tap = 0; tap < 2; ++tap)
+        pack_panel(block[tap], along_k ? 1 : W, along_k ? DEEP : 1, depth, columns,
+                   out + (2 * p + tap) * packed_depth<P>(k) * W + k0 * W);
+    }
 }
 
 // Tiles of rows [r0, r0 + m): k runs over x of the row before, then of the row itself.
