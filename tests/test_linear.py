@@ -19,7 +19,7 @@ SHAPES = [
     (33, 16, 3, 48),
     (32, 15, 9, 47),
 ]
-SHAPES += [(65, 31, 2, 49), (130, 0, 3, 16), (67, 300, 0, 33)]
+SHAPES += [(65, 31, 2, 49), (130, 0, 3, 16), (67, 300, 0, 33), (1100, 20, 3, 50), (1100, 40, 0, 17)]
 PAPER = pytest.param((512, 200, 261, 4000), marks=pytest.mark.slow)
 CLASSIFIER = pytest.param((512, 1000, 0, 259), marks=pytest.mark.slow)
 OP, BACKWARD = torch.ops.fastvae.linear, torch.ops.fastvae.linear_backward

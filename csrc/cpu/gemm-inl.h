@@ -40,13 +40,10 @@ constexpr int64_t ROW_STEP = 64 / sizeof(P);
 template <class P>
 constexpr int64_t ROW_STEP = STEP<P>;
 #endif
-// Products run in slices of k this deep: a slice of a panel stays in the L2 cache. A slice that is packed for one
-// product alone is shallower, for that of the whole operand must stay in the L3 cache.
+// Products run in slices of k this deep: a slice of a panel stays in the L2 cache.
 template <class P>
-constexpr int64_t KC = 1024 * STEP<P>;
-template <class P>
-constexpr int64_t PACKED_SLICE = SLICE * STEP<P>;
-constexpr int64_t L2_BYTES = 1 << 20;  // of packed B that stay in the L2 cache
+constexpr int64_t KC = SLICE * STEP<P>;
+constexpr int64_t L2_BYTES = 1 << 19;  // of packed A that stay in the L2 cache while panels pass
 // So many steps of k are summed in a register before the sum joins the others: this bounds the rounding of long sums.
 constexpr int64_t SUMMED = 256;
 constexpr int64_t LINE = 64;  // bytes of a cache line
@@ -457,12 +454,38 @@ void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64
     for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = add ? c[i * ldc + j] + block[i * W + j] : block[i * W + j];
 }
 
+// Memory that the next phase touches, to be fetched while products run.
+class Upcoming {
+ public:
+  template <class T>
+  void add(const T* p, int64_t n) {
+    if (p) pieces_[count_++] = {reinterpret_cast<const char*>(p), (n * int64_t(sizeof(T)) + LINE - 1) / LINE};
+  }
+  // So many lines, or what is left of a piece and a little of what lies behind it; null once all is fetched.
+  const char* next(int64_t lines) {
+    for (; now_ < count_; ++now_) {
+      auto& [p, left] = pieces_[now_];
+      if (left <= 0) continue;
+      left -= lines;
+      p += lines * LINE;
+      return p - lines * LINE;
+    }
+    return nullptr;
+  }
+
+ private:
+  std::pair<const char*, int64_t> pieces_[4];
+  int count_ = 0, now_ = 0;
+};
+
 // What the i-th product with k steps of a panel fetches, so that what lies behind them, more of it or the next one, has
-// come from far away once the last product is done. So few that they cannot fetch it all leave it to the machine.
+// come from far away once the last product is done; and once that is fetched, `upcoming`. So few that they cannot fetch
+// it all leave it to the machine.
 template <class P>
-INLINE const char* behind(const P* panel, int64_t k, int64_t i, int64_t products) {
+INLINE const char* behind(const P* panel, int64_t k, int64_t i, int64_t products, Upcoming* upcoming = nullptr) {
   constexpr int64_t LINES = NR<P> * STEP<P> * int64_t(sizeof(P)) / LINE;  // a step
-  if (i >= LINES || products < LINES) return nullptr;
+  if (products < LINES) return nullptr;
+  if (i >= LINES) return upcoming ? upcoming->next(k / STEP<P>) : nullptr;
   return reinterpret_cast<const char*>(panel + k * NR<P>) + i * (k / STEP<P>)*LINE;
 }
 
@@ -486,7 +509,7 @@ void pack_panels(const Team& team, Strided<T> b, int64_t k, int64_t n, P* out) {
 // tiles and panels are, where k is only a part of that.
 template <class P>
 void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, opmath_type<P>* c, int64_t ldc, int64_t m,
-                     int64_t n, bool add = false, int64_t depth = 0) {
+                     int64_t n, bool add = false, int64_t depth = 0, Upcoming* upcoming = nullptr) {
   const int64_t rows = num_tiles(m);
   if (!depth) depth = packed_depth<P>(k);
   const auto [i0, i1] = team.share(num_panels<P>(n) * rows);
@@ -497,50 +520,87 @@ void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, opmath
       const int64_t here = std::min(KC<P>, k - k0);
       for (int64_t t = t0; t < t1; ++t)
         multiply(a + (t * depth + k0) * MR, panel, here, c + t * MR * ldc + p * NR<P>, ldc, std::min(MR, m - t * MR),
-                 std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR, behind(panel, here, t - t0, t1 - t0));
+                 std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR, behind(panel, here, t - t0, t1 - t0, upcoming));
     }
     i += t1 - t0;
   }
 }
 
+// Tiles [t0, t1) of steps [k0, k0 + depth) of a [m, ·], to where tile t0 is to be.
+template <class P, class T>
+INLINE void pack_tiles(Strided<T> a, int64_t m, int64_t k0, int64_t depth, int64_t t0, int64_t t1, P* tile) {
+  const int64_t length = packed_depth<P>(depth) * MR;
+  // A step of as many tiles as share a line of it. Those of operands that stand alone are faster one by one.
+  constexpr int64_t TOGETHER = STEP<P> == 1 ? 1 : std::max<int64_t>(1, LINE / (MR * int64_t(sizeof(T))));
+  for (int64_t t = t0; t < t1;) {
+    const int64_t r0 = t * MR, rows = std::min(MR, m - r0);
+    int64_t together = 1;
+    if (a.si == 1 && (ROW_STEP<P> > STEP<P> || rows == MR)) {
+      if (t + TOGETHER <= t1 && r0 + TOGETHER * MR <= m) together = TOGETHER;
+      for (int64_t i = 0; i < depth; i += ROW_STEP<P>) {
+        if constexpr (ROW_STEP<P> == STEP<P>) {
+          for (int64_t j = 0; j < together; ++j)
+            pack_steps(a.at(r0 + j * MR, k0 + i), a.sj, std::min(STEP<P>, depth - i), MR, tile + j * length + i * MR);
+        } else {
+          const T* columns[ROW_STEP<P>];
+          for (int64_t s = 0; s < ROW_STEP<P>; ++s) columns[s] = i + s < depth ? a.at(r0, k0 + i + s) : nullptr;
+          pack_transposed(columns, rows, tile + i * MR);
+        }
+      }
+    } else {
+      for (int64_t r = 0; r < rows; ++r) pack_row(a.at(r0 + r, k0), a.sj, depth, tile + r * ROW_STEP<P>);
+    }
+    t += together, tile += together * length;
+  }
+}
+
 // c [m, n] (+)= a [m, k] · b [k, n], by the whole team, operands of tensors of T. Every thread of the team must call
-// it; c is complete on return.
+// it; c is complete on return. Threads share tiles: each packs a few of its own at a time, which stay in the L2 cache
+// while panels that the team has packed pass. Or, where tiles are few, panels: each packs all tiles, and a panel of its
+// own at a time.
 template <class T, class TA, class TB>
 void gemm(Team& team, int64_t m, int64_t n, int64_t k, Strided<TA> a, Strided<TB> b, opmath_type<T>* c, int64_t ldc,
           bool add, void* scratch) {
   using P = Packed<T>;
-  P* const packed_a = static_cast<P*>(scratch);
-  P* const packed_b = packed_a + num_tiles(m) * MR * PACKED_SLICE<P>;
-  const auto [t0, t1] = team.share(num_tiles(m));
-  for (int64_t k0 = 0; k0 < k; k0 += PACKED_SLICE<P>) {
-    const int64_t depth = std::min(PACKED_SLICE<P>, k - k0);
-    for (int64_t t = t0; t < t1; ++t) {
-      const int64_t r0 = t * MR, rows = std::min(MR, m - r0);
-      P* tile = tile_at(packed_a, packed_depth<P>(depth), r0);
-      if (a.si == 1 && (ROW_STEP<P> > STEP<P> || rows == MR)) {
-        for (int64_t i = 0; i < depth; i += ROW_STEP<P>) {
-          if constexpr (ROW_STEP<P> == STEP<P>) {
-            pack_steps(a.at(r0, k0 + i), a.sj, std::min(STEP<P>, depth - i), MR, tile + i * MR);
-          } else {
-            const TA* columns[ROW_STEP<P>];
-            for (int64_t s = 0; s < ROW_STEP<P>; ++s) columns[s] = i + s < depth ? a.at(r0, k0 + i + s) : nullptr;
-            pack_transposed(columns, rows, tile + i * MR);
-          }
-        }
-      } else {
-        for (int64_t r = 0; r < rows; ++r) pack_row(a.at(r0 + r, k0), a.sj, depth, tile + r * ROW_STEP<P>);
+  constexpr int64_t W = NR<P>, TILES = TOGETHER_ROWS / MR;
+  const int64_t tiles = num_tiles(m), panels = num_panels<P>(n);
+  const bool by_panels = shares_columns(m, n);
+  const auto [i0, i1] = team.share(by_panels ? panels : tiles);
+  P* const packed = static_cast<P*>(scratch);
+  P* const own_a = packed + (by_panels ? team.id * (tiles * MR + W) : panels * W + team.id * TOGETHER_ROWS) * KC<P>;
+  for (int64_t k0 = 0; k0 < k; k0 += KC<P>) {
+    const int64_t depth = std::min(KC<P>, k - k0), length = packed_depth<P>(depth);
+    const auto product = [&](const P* tile, const P* panel, int64_t t, int64_t p, const char* ahead) {
+      multiply(tile, panel, depth, c + t * MR * ldc + p * W, ldc, std::min(MR, m - t * MR), std::min(W, n - p * W),
+               add || k0 > 0, MR, ahead);
+    };
+    if (by_panels) {
+      P* const panel = own_a + tiles * MR * KC<P>;
+      pack_tiles(a, m, k0, depth, 0, tiles, own_a);
+      for (int64_t p = i0; p < i1; ++p) {
+        pack_panel(b.at(k0, p * W), b.si, b.sj, depth, std::min(W, n - p * W), panel);
+        for (int64_t t = 0; t < tiles; ++t) product(own_a + t * length * MR, panel, t, p, nullptr);
+      }
+      continue;
+    }
+    pack_panels(team, Strided<TB>{b.at(k0, 0), b.si, b.sj}, depth, n, packed);
+    team.wait();
+    Upcoming upcoming;  // the next slice
+    if (const int64_t later = std::min(KC<P>, k - k0 - depth); later > 0) {
+      const auto [l0, l1] = team.share(later);
+      if (b.sj == 1) upcoming.add(b.at(k0 + depth + l0, 0), (l1 - l0) * b.si);
+      if (a.si == 1) upcoming.add(a.at(0, k0 + depth + l0), (l1 - l0) * a.sj);
+    }
+    for (int64_t t0 = i0; t0 < i1; t0 += TILES) {
+      const int64_t here = std::min(TILES, i1 - t0);
+      pack_tiles(a, m, k0, depth, t0, t0 + here, own_a);
+      for (int64_t p = 0; p < panels; ++p) {
+        const P* const panel = packed + p * length * W;
+        for (int64_t t = 0; t < here; ++t)
+          product(own_a + t * length * MR, panel, t0 + t, p, behind(panel, depth, t, here, &upcoming));
       }
     }
-    pack_panels(team, Strided<TB>{b.at(k0, 0), b.si, b.sj}, depth, n, packed_b);
-    team.wait();
-    // As many panels as the L2 cache holds, and past them this thread's tiles of A, each read once.
-    const int64_t length = packed_depth<P>(depth), panel = length * NR<P>;
-    const int64_t group = std::max<int64_t>(1, L2_BYTES / (panel * sizeof(P)));
-    for (int64_t p0 = 0; p0 < num_panels<P>(n); p0 += group)
-      for (int64_t t = t0; t < t1; ++t)
-        for (int64_t p = p0; p < std::min(p0 + group, num_panels<P>(n)); ++p)
-          multiply(packed_a + t * length * MR, packed_b + p * panel, depth, c + t * MR * ldc + p * NR<P>, ldc,
-                   std::min(MR, m - t * MR), std::min(NR<P>, n - p * NR<P>), add || k0 > 0);
     team.wait();
   }
+  if (by_panels) team.wait();
 }

@@ -11,15 +11,28 @@ INLINE void column_sums(const Team& team, int64_t rows, int64_t columns, double*
     for (int64_t k = k0; k < k1; ++k) out[k] += value(r, k);
 }
 
-// Panels of [W₀; W₁], each tap k deep: element (k, n) of tap t at weight[k · wk + n · wn + t].
+// Panels of [W₀; W₁], each tap k deep: element (k, n) of tap t at weight[k · wk + n · wn + t], wk or wn 2. Blocks of it
+// are first taken apart, for a panel is packed fast from what is contiguous.
 template <class T>
 void pack_taps(const Team& team, const T* weight, int64_t wk, int64_t wn, int64_t k, int64_t n, Packed<T>* out) {
   using P = Packed<T>;
+  constexpr int64_t W = NR<P>, DEEP = 64;
+  static_assert(DEEP % ROW_STEP<P> == 0);
+  T block[2][W * DEEP];
+  const bool along_k = wk == 2;
   const auto [p0, p1] = team.share(num_panels<P>(n));
   for (int64_t p = p0; p < p1; ++p)
-    for (int64_t tap = 0; tap < 2; ++tap)
-      pack_panel(weight + p * NR<P> * wn + tap, wk, wn, k, std::min(NR<P>, n - p * NR<P>),
-                 out + (2 * p + tap) * packed_depth<P>(k) * NR<P>);
+    for (int64_t k0 = 0; k0 < k; k0 += DEEP) {
+      const int64_t depth = std::min(DEEP, k - k0), columns = std::min(W, n - p * W);
+      const int64_t lines = along_k ? columns : depth, length = along_k ? depth : columns, width = along_k ? DEEP : W;
+      const T* from = weight + k0 * wk + p * W * wn;
+      for (int64_t l = 0; l < lines; ++l, from += along_k ? wn : wk)
+        for (int64_t i = 0; i < length; ++i)
+          block[0][l * width + i] = from[2 * i], block[1][l * width + i] = from[2 * i + 1];
+      for (int64_t tap = 0; tap < 2; ++tap)
+        pack_panel(block[tap], along_k ? 1 : W, along_k ? DEEP : 1, depth, columns,
+                   out + (2 * p + tap) * packed_depth<P>(k) * W + k0 * W);
+    }
 }
 
 // Tiles of rows [r0, r0 + m): k runs over x of the row before, then of the row itself.
@@ -39,9 +52,9 @@ void pack_inputs(const T* x, int64_t B, int64_t C, int64_t r0, int64_t m, Packed
 // c [m, n] = packed_a · packed_b, both taps: two sums of half the depth, for the shorter sum rounds less.
 template <class P>
 void multiply_taps(const Team& team, const P* a, const P* b, int64_t depth, opmath_type<P>* c, int64_t ldc, int64_t m,
-                   int64_t n) {
-  multiply_panels(team, a, b, depth / 2, c, ldc, m, n, false, depth);
-  multiply_panels(team, a + depth / 2 * MR, b + depth / 2 * NR<P>, depth / 2, c, ldc, m, n, true, depth);
+                   int64_t n, Upcoming* upcoming = nullptr) {
+  multiply_panels(team, a, b, depth / 2, c, ldc, m, n, false, depth, upcoming);
+  multiply_panels(team, a + depth / 2 * MR, b + depth / 2 * NR<P>, depth / 2, c, ldc, m, n, true, depth, upcoming);
 }
 
 // a = product + b of m rows and up to a panel of columns, rounded to T, with statistics of what was rounded, safe at
@@ -99,9 +112,11 @@ void highway_conv_project(Team& team, const HighwayProject<T>& s) {
   for (int64_t slab = s0; slab < s1; ++slab) {
     const int64_t r0 = slab * SLAB, m = std::min(SLAB, n - r0);
     pack_inputs(s.x, s.B, C, r0, m, slab_tiles);
+    Upcoming upcoming;
+    upcoming.add(s.a + r0 * G, m * G);
     for (int64_t j = 0; j < G; j += NR<P>) {
       const int64_t columns = std::min(NR<P>, G - j);
-      multiply_taps(alone, slab_tiles, packed + j * depth, depth, product, NR<P>, m, columns);
+      multiply_taps(alone, slab_tiles, packed + j * depth, depth, product, NR<P>, m, columns, &upcoming);
       finish_panel(product, m, columns, s.bias + j, s.a + r0 * G + j, s.statistics + slab * 3 * G + j, G);
     }
   }
@@ -128,37 +143,29 @@ void highway_conv_project(Team& team, const HighwayProject<T>& s) {
   }
 }
 
-// One row to row k of packed operands WIDTH wide: packed_b, or packed_a of its transpose. A null row is zeros.
+// `count` rows x of n values, from k on, to packed operands WIDTH wide: packed_b, or packed_a of their transpose. Null
+// rows are zeros; k and count are whole steps. Panel by panel: rows of many of them may share a set of the L1 cache.
 template <int64_t WIDTH, class P, class T>
-INLINE void put_row(const T* row, int64_t n, int64_t k, int64_t depth, P* out) {
-  out += k / STEP<P> * STEP<P> * WIDTH;
-  for (int64_t j0 = 0; j0 < n; j0 += WIDTH, out += depth * WIDTH) {
-    P values[WIDTH] = {};
-    if (row && j0 + WIDTH <= n)
-      for (int64_t j = 0; j < WIDTH; ++j) values[j] = convert<P>(row[j0 + j]);
-    else if (row)
-      for (int64_t j = 0; j < n - j0; ++j) values[j] = convert<P>(row[j0 + j]);
-    if constexpr (STEP<P> == 1) {
-      std::memcpy(out, values, sizeof values);
-    } else {
-      uint16_t bits[WIDTH];
-      uint32_t pairs[WIDTH];
-      std::memcpy(bits, values, sizeof bits);
-      std::memcpy(pairs, out, sizeof pairs);
-      if (k % STEP<P>)
-        for (int64_t j = 0; j < WIDTH; ++j) pairs[j] |= uint32_t(bits[j]) << 16;
+INLINE void put_rows(const T* const (&x)[MR], int64_t count, int64_t n, int64_t k, int64_t depth, P* out) {
+  constexpr int64_t step = STEP<P>;
+  out += k * WIDTH;
+  for (int64_t j0 = 0; j0 < n; j0 += WIDTH, out += depth * WIDTH)
+    for (int64_t i = 0; i < count; i += step) {
+      P* const to = out + i * WIDTH;
+      if (n - j0 >= WIDTH && x[i] && x[i + step - 1])
+        pack_steps(x[i] + j0, x[i + step - 1] - x[i], step, WIDTH, to);
       else
-        for (int64_t j = 0; j < WIDTH; ++j) pairs[j] = bits[j];
-      std::memcpy(out, pairs, sizeof pairs);
+        for (int64_t j = 0; j < WIDTH; ++j)
+          for (int64_t s = 0; s < step; ++s)
+            to[j * step + s] = x[i + s] && j0 + j < n ? convert<P>(x[i + s][j0 + j]) : P(0);
     }
-  }
 }
 
 // MR rows x of n values, from k on, to packed_a of their transpose. Null rows are zeros.
 template <class P, class T>
 INLINE void put_transposed(const T* const (&x)[MR], int64_t n, int64_t k, int64_t depth, P* packed_a) {
   if constexpr (ROW_STEP<P> == STEP<P>) {
-    for (int64_t i = 0; i < std::min(MR, depth - k); ++i) put_row<MR>(x[i], n, k + i, depth, packed_a);
+    put_rows<MR>(x, std::min(MR, depth - k), n, k, depth, packed_a);
   } else {
     static_assert(ROW_STEP<P> == MR);
     for (int64_t j = 0; j < n; j += MR) {
@@ -219,16 +226,22 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
       }
       const T* x[MR];
       for (int64_t i = 0; i < MR; ++i) {
-        const int64_t k = k0 + i0 + i, r = source(k);
+        const int64_t r = source(k0 + i0 + i);
         x[i] = r < 0 ? nullptr : s.x + r * C;
-        if (k < all) put_row<NR<P>>(tile[i], G, k, all, da_panels);
       }
+      put_rows<NR<P>>(tile, std::min(MR, all - k0 - i0), G, k0 + i0, all, da_panels);
       put_transposed(x, C, k0 + i0, all, x_tiles);
     }
     for (int64_t j = 0; j < G; ++j) sums[j] += double(slab_sums[j]);
+    Upcoming upcoming;  // what the next slab adds
+    if (const int64_t r = k0 + SLAB + B, later = std::min(SLAB, n - r);
+        B == s.B && later > 0 && k0 + SLAB < s1 * SLAB) {
+      upcoming.add(s.da + r * G, later * G);
+      upcoming.add(s.a + r * G, later * G);
+    }
     for (int64_t j = 0; j < C; j += NR<P>) {
       const int64_t columns = std::min(NR<P>, C - j);
-      multiply_taps(alone, slab_tiles, weights + j * depth, depth, product, NR<P>, m, columns);
+      multiply_taps(alone, slab_tiles, weights + j * depth, depth, product, NR<P>, m, columns, &upcoming);
       for (int64_t i = 0; i < m; ++i) {
         const int64_t r = source(k0 + i);
         for (int64_t v = 0; r >= 0 && v < columns; v += LANES<T>)

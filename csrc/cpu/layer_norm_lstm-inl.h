@@ -3,19 +3,22 @@
 // gates and state, shared out by rows of the batch.
 
 // What a thread computes of the steps of a batch. Where sequences are many each thread goes through all steps alone
-// with its own, dealt in turn, for they stand longest first: nobody waits, but each reads all of the weight. Else the
-// team shares each step.
+// with its own: nobody waits, but each reads all of the weight. They stand longest first and are dealt in turn; those
+// of one length lie side by side. Else the team shares each step.
 struct Work {
   Team group;
-  int64_t rank = 0, stride = 1, first = 0;  // own: rank, rank + stride, ..., with scratch from row `first` on
+  int64_t rank = 0, stride = 1, own, first = 0;  // own: rank, rank + stride, ..., with scratch from row `first` on
 
-  Work(const Team& team, const LstmRows& rows) : group(rows.B < 2 * MR * team.size ? team : Team{0, 1, team.barrier}) {
+  Work(const Team& team, const LstmRows& rows)
+      : group(rows.B < 2 * MR * team.size ? team : Team{0, 1, team.barrier}), own(rows.B) {
     if (group.size == team.size) return;
-    rank = team.id, stride = team.size;
-    first = rank * num_tiles((rows.B + stride - 1) / stride) * MR;
+    const auto [b0, b1] = team.share(rows.B);
+    const bool same = rows.count[rows.steps - 1] == rows.B;
+    rank = same ? b0 : team.id, stride = same ? 1 : team.size, own = same ? b1 - b0 : rows.B;
+    first = team.id * num_tiles((rows.B + team.size - 1) / team.size) * MR;
   }
   // How many of the first n sequences are the group's, and its b-th one.
-  int64_t count(int64_t n) const { return (n + stride - 1 - rank) / stride; }
+  int64_t count(int64_t n) const { return std::min(own, std::max<int64_t>(n + stride - 1 - rank, 0) / stride); }
   int64_t sequence(int64_t b) const { return b * stride + rank; }
   // Those of the group's `rows` rows whose gates this thread computes: whole tiles where there are enough of them.
   std::pair<int64_t, int64_t> share(int64_t rows) const {
@@ -118,6 +121,7 @@ void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
   P* const packed_a = tile_at(static_cast<P*>(s.packed_a), depth, work.first);
   S *const a = s.a + work.first * G, *const state = s.state + work.first * H;
   const auto [all0, all1] = work.share(work.count(rows.B));
+  const int64_t all = work.stride == 1 && rows.num_pads == 0 ? work.count(rows.B) : 0;
   const auto order = [&](int64_t b) { return rows.order[work.sequence(b)]; };
   pack_rows_at([&](int64_t b) { return s.h0 + order(b) * H; }, all0, all1, H, packed_a);
   for (int64_t b = all0; b < all1; ++b) {
@@ -132,9 +136,17 @@ void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
   team.wait();
   for (int64_t t = 0; t < rows.steps; ++t) {
     const int64_t count = work.count(rows.count[t]);
-    multiply_panels(group, packed_a, packed_b, H, a, G, count, G);
-    group.wait();
     const auto [b0, b1] = work.share(count);
+    Upcoming upcoming;
+    if (count == all && b0 < b1) {
+      const int64_t row = rows.now[rows.first[t] + work.sequence(b0)], here = b1 - b0;
+      upcoming.add(s.x + row * G, here * G);
+      if (s.normalized) upcoming.add(s.normalized + row * G, here * G);
+      if (s.c) upcoming.add(s.c + row * H, here * H);
+      upcoming.add(s.h + row * H, here * H);
+    }
+    multiply_panels(group, packed_a, packed_b, H, a, G, count, G, false, 0, &upcoming);
+    group.wait();
     for (int64_t b = b0; b < b1; ++b) {
       const int64_t sequence = work.sequence(b), i = rows.first[t] + sequence, row = rows.now[i];
       S* const c = s.c ? s.c + row * H : state + b * H;
@@ -218,6 +230,7 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
   S* all_sums = step_sums + 2 * G;
   std::fill(all_sums, all_sums + 2 * G, S(0));
   const auto [all0, all1] = work.share(work.count(rows.B));
+  const int64_t all = work.stride == 1 && rows.num_pads == 0 ? work.count(rows.B) : 0;
   const auto order = [&](int64_t b) { return rows.order[work.sequence(b)]; };
   std::fill(dh_through + all0 * H, dh_through + all1 * H, S(0));
   for (int64_t b = all0; b < all1; ++b)
@@ -246,7 +259,16 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
       pack_rows_at(da_row, b0, b1, G, packed_a);
     for (int64_t k = 0; k < 2 * G; ++k) all_sums[k] += step_sums[k];
     group.wait();
-    multiply_panels(group, packed_a, packed_b, G, dh_through, H, count, H);
+    Upcoming upcoming;
+    if (t > 0 && count == all && b0 < b1) {
+      const auto at = [&](int64_t step) { return rows.now[rows.first[step] + work.sequence(b0)]; };
+      const int64_t here = b1 - b0;
+      upcoming.add(s.normalized + at(t - 1) * G, here * G);
+      upcoming.add(s.dh + at(t - 1) * H, here * H);
+      if (t > 1) upcoming.add(s.c + at(t - 2) * H, here * H);
+      upcoming.add(s.dx + at(t - 1) * G, here * G);
+    }
+    multiply_panels(group, packed_a, packed_b, G, dh_through, H, count, H, false, 0, &upcoming);
     group.wait();
   }
   for (int64_t b = all0; b < all1; ++b)

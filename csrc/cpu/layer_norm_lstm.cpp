@@ -236,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_lstm_backw
     Buffer<S> packed_b(packed_length(4 * H) * packed_columns(H)), packed_a(own * packed_length(4 * H)), da(own * 4 * H),
         dc(own * H);
     Buffer<scalar_t> h_before(real * H), dx_real(packed ? 0 : real * 4 * H);
-    Buffer<S> dh_through(own * H), sums(threads * 16 * H), scratch(gemm_scratch(4 * H, H));
+    Buffer<S> dh_through(own * H), sums(threads * 16 * H), scratch(gemm_scratch(4 * H, H, threads));
     Buffer<S> dweight_opmath(same ? 0 : 4 * H * H);
     const Buffer<S> gain = in_opmath<scalar_t>(norm_weight), bias = in_opmath<scalar_t>(norm_bias),
                     c0_opmath = in_opmath<scalar_t>(c0);

@@ -2,10 +2,10 @@
 // Products run by slabs of rows, each thread its own, against a weight that the team has packed once.
 
 // out [rows, n] = finish(row, column, m [rows, k] · packed_b), by vectors, for this thread's rows: a slab of rows by a
-// panel of columns at a time.
+// panel of columns at a time. Behind the rows of m are as many as `later` of the next call's.
 template <class T, class F>
-INLINE void multiply_slabs(const Team& team, int64_t rows, int64_t n, int64_t k, const T* m, void* packed_b,
-                           void* packed, opmath_type<T>* slab, T* out, F finish) {
+INLINE void multiply_slabs(const Team& team, int64_t rows, int64_t later, int64_t n, int64_t k, const T* m,
+                           void* packed_b, void* packed, opmath_type<T>* slab, T* out, F finish) {
   using P = Packed<T>;
   constexpr int64_t W = NR<P>;
   const int64_t depth = packed_depth<P>(k);
@@ -13,9 +13,18 @@ INLINE void multiply_slabs(const Team& team, int64_t rows, int64_t n, int64_t k,
   opmath_type<T>* const own = slab + team.id * SLAB<T> * W;
   const auto [t0, t1] = team.share(num_tiles(rows));
   const int64_t last = std::min(t1 * MR, rows);
-  for (int64_t r0 = t0 * MR; r0 < last; r0 += SLAB<T>) {
-    const int64_t here = std::min(SLAB<T>, last - r0);
+  const int64_t fitting = L2_BYTES / int64_t(std::max<int64_t>(depth, 1) * sizeof(P)) / MR * MR;
+  const int64_t most = std::clamp(fitting, 4 * MR, SLAB<T>);
+  for (int64_t r0 = t0 * MR; r0 < last; r0 += most) {
+    const int64_t here = std::min(most, last - r0);
     pack_rows(m + r0 * k, 0, here, k, own_tiles);
+    Upcoming upcoming;
+    if (r0 + here < last) {
+      upcoming.add(m + (r0 + here) * k, std::min(most, last - r0 - here) * k);
+    } else {
+      const auto [l0, l1] = team.share(later);
+      upcoming.add(m + (rows + l0) * k, (l1 - l0) * k);
+    }
     for (int64_t n0 = 0; n0 < n; n0 += W) {
       const int64_t columns = std::min(W, n - n0);
       for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += KC<P>) {
@@ -28,7 +37,7 @@ INLINE void multiply_slabs(const Team& team, int64_t rows, int64_t n, int64_t k,
             for (int64_t r = 0; r < height; ++r)
               for (int64_t c = 0; c < columns; c += LINE / sizeof(T)) __builtin_prefetch(there + r * n + c, 1);
           multiply(own_tiles + t * depth + k0 * MR, panel, length, own + t * W, W, height, columns, k0 > 0, MR,
-                   behind(panel, length, t / MR, num_tiles(here)));
+                   behind(panel, length, t / MR, num_tiles(here), &upcoming));
           if (k0 + length < k) continue;
           for (int64_t r = 0; r < height; ++r)
             for (int64_t c = 0; c < columns; c += LANES<T>)
@@ -52,19 +61,17 @@ void linear(Team& team, const Linear<T>& s) {
   }
   team.wait();
   multiply_slabs(
-      team, s.rows, N, s.K, s.x, s.packed_b, s.packed_a, s.slab,
+      team, s.rows, 0, N, s.K, s.x, s.packed_b, s.packed_a, s.slab,
       s.a, [&](int64_t row, int64_t n, vec<T> product) __attribute__((always_inline)) {
         const opmath_type<T>* token = s.table + (s.tokens ? s.tokens[row] : 0) * N;
         return product + load(token + n, N - n);
       });
 }
 
-// sums [N] of da over the rows of one token, columns [n0, n1), in double: sums over many rows must not drift.
+// total [n0, n1) += da over `count` rows in the order given, in double: sums over many rows must not drift.
 template <class T>
-INLINE void sum_rows(const LinearBackward<T>& s, const int64_t* order, int64_t count, int64_t n0, int64_t n1,
-                     opmath_type<T>* sums) {
+INLINE void add_rows(const LinearBackward<T>& s, const int64_t* order, int64_t count, int64_t n0, int64_t n1) {
   double* const total = s.total;
-  std::fill(total + n0, total + n1, 0.0);
   const auto row = [&](int64_t i) { return s.da + order[i] * s.N; };
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) {  // four at a time: the sums are read and written less often
@@ -77,26 +84,40 @@ INLINE void sum_rows(const LinearBackward<T>& s, const int64_t* order, int64_t c
     const T* const a = row(i);
     for (int64_t n = n0; n < n1; ++n) total[n] += double(opmath_type<T>(a[n]));
   }
-  for (int64_t n = n0; n < n1; ++n) sums[n] = opmath_type<T>(total[n]);
 }
 
 template <class T>
 void linear_backward(Team& team, const LinearBackward<T>& s) {
   const int64_t N = s.N, K = s.K, columns = K + s.S, tokens = std::max<int64_t>(s.S, 1);
   const auto [n0, n1] = team.share(N);
-  for (int64_t v = 0; v < tokens; ++v)
-    sum_rows(s, s.order + s.starts[v], s.starts[v + 1] - s.starts[v], n0, n1, s.dw + (K + v) * N);
+  const auto sum_rows = [&](int64_t v) {
+    for (int64_t n = n0; n < n1; ++n) s.dw[(K + v) * N + n] = opmath_type<T>(s.total[n]);
+    std::fill(s.total + n0, s.total + n1, 0.0);
+  };
+  std::fill(s.total + n0, s.total + n1, 0.0);
+  if (s.S || !K)
+    for (int64_t v = 0; v < tokens; ++v) {
+      add_rows(s, s.order + s.starts[v], s.starts[v + 1] - s.starts[v], n0, n1);
+      sum_rows(v);
+    }
+  if (K) {
+    pack_panels(team, Strided<T>{s.weight, columns, 1}, N, K, static_cast<Packed<T>*>(s.packed_b));
+    // A slice of rows at a time, whose da stays in the L3 cache.
+    for (int64_t r0 = 0; r0 < s.rows; r0 += SLICE_ROWS<T>) {
+      const int64_t here = std::min(SLICE_ROWS<T>, s.rows - r0);
+      const T* const da = s.da + r0 * N;
+      if (!s.S) add_rows(s, s.order + r0, here, n0, n1);
+      gemm<T>(team, K, N, here, Strided<T>{s.x + r0 * K, 1, K}, Strided<T>{da, N, 1}, s.dw, N, r0 > 0, s.scratch);
+      multiply_slabs(
+          team, here, std::min(SLICE_ROWS<T>, s.rows - r0 - here), K, N, da, s.packed_b, s.packed_a, s.slab,
+          s.dx + r0 * K, [&](int64_t, int64_t, vec<T> product) __attribute__((always_inline)) { return product; });
+    }
+    if (!s.S) sum_rows(0);
+  }
   for (int64_t n = n0; n < n1; ++n) {
     double total = 0;
     for (int64_t v = 0; v < tokens; ++v) total += double(s.dw[(K + v) * N + n]);
     s.dbias[n] = T(opmath_type<T>(total));
-  }
-  if (K) {
-    pack_panels(team, Strided<T>{s.weight, columns, 1}, N, K, static_cast<Packed<T>*>(s.packed_b));
-    gemm<T>(team, K, N, s.rows, Strided<T>{s.x, 1, K}, Strided<T>{s.da, N, 1}, s.dw, N, false, s.scratch);
-    multiply_slabs(
-        team, s.rows, K, N, s.da, s.packed_b, s.packed_a, s.slab,
-        s.dx, [&](int64_t, int64_t, vec<T> product) __attribute__((always_inline)) { return product; });
   }
   for (int64_t k0 = 0; k0 < columns; k0 += 16)  // blocks keep both sides of the transposition in cache
     for (int64_t n = n0; n < n1; ++n)

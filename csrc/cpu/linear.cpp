@@ -3,9 +3,12 @@
 
 #include "../common.h"
 
-// Rows worked on at a time: packed, they stay in the L2 cache while the weight passes.
+// Rows worked on at a time, at most: packed, they stay in the L2 cache while the weight passes.
 template <class T>
 constexpr int64_t SLAB = 512 / sizeof(T);
+// Rows that backward works on at a time: their da stays in the L3 cache.
+template <class T>
+constexpr int64_t SLICE_ROWS = 2048 / sizeof(T);
 
 template <class T>
 struct Linear {
@@ -140,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor da, std::optional<Tens
     const int threads = team_size(2.0 * rows * N * (K + 1));
     Buffer<W> packed_b(packed_length(N) * packed_columns(K)), packed_a(threads * SLAB<scalar_t> * packed_length(N)),
         slab(threads * SLAB<scalar_t> * 48);
-    Buffer<W> scratch(gemm_scratch(K, N)), dw((K + std::max<int64_t>(S, 1)) * N);
+    Buffer<W> scratch(gemm_scratch(K, N, threads)), dw((K + std::max<int64_t>(S, 1)) * N);
     Buffer<double> total(N);
     const LinearBackward<scalar_t> args{.rows = rows,
                                         .K = K,

@@ -16,9 +16,14 @@
 inline int64_t packed_rows(int64_t m) { return (m + 31) / 32 * 32; }
 inline int64_t packed_columns(int64_t n) { return n + 47; }
 inline int64_t packed_length(int64_t k) { return std::max<int64_t>(k, 16); }
-constexpr int64_t SLICE =
-    512;  // of k: a packed slice holds at most as many numbers of the opmath type for a row or column
-inline int64_t gemm_scratch(int64_t m, int64_t n) { return (packed_rows(m) + packed_columns(n)) * SLICE; }
+// Products run in slices of k: of so many numbers of the opmath type for a row or column.
+constexpr int64_t SLICE = 1024;
+constexpr int64_t TOGETHER_ROWS = 128;  // of A that a thread packs at a time
+// Whether a whole product [m, n] is shared out by columns, each thread packing all of A, and not by rows.
+inline bool shares_columns(int64_t m, int64_t n) { return 2 * m <= n; }
+inline int64_t gemm_scratch(int64_t m, int64_t n, int64_t threads) {
+  return SLICE * (shares_columns(m, n) ? threads * (packed_rows(m) + 48) : packed_columns(n) + threads * TOGETHER_ROWS);
+}
 
 // Allocated before a region starts so that nothing throws inside one.
 template <class S>
