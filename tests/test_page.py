@@ -128,7 +128,9 @@ def test_sources_are_short_and_the_script_is_one():
 def test_command(fastvae, vocabulary, tmp_path):
     run, path = tmp_path / "some run", tmp_path / "page.html"
     small(vocabulary).save_pretrained(run, vocabulary)
-    save_file({"more h": torch.ones(4)}, run / "directions.safetensors")
+    directions = {"a little": torch.full((4,), 0.1), "more h": torch.ones(4)}
+    save_file(directions, run / "directions.safetensors")
+    (run / "card.txt").write_text("About the model.", encoding="utf-8")
     (tmp_path / "known.tsv").write_text("1\tabc\n2\tfade\n3\tabc\n4\txyz\n5\tabcdefgh\n")
     (tmp_path / "card.txt").write_text("One.\n\nTwo.")
     options = "--prompt", "Type.", "--example", "bad", "--example", "cafe"
@@ -142,7 +144,7 @@ def test_command(fastvae, vocabulary, tmp_path):
     manifest = json.loads(block(content, "manifest"))
     assert manifest["examples"] == ["bad", "cafe", "abc"] or manifest["examples"][2] == "fade"
     assert manifest["prompt"] == "Type." and manifest["card"] == "One.\n\nTwo."
-    assert [name for name, _ in manifest["directions"]] == ["more h"]
+    assert [name for name, _ in manifest["directions"]] == ["more h", "a little"]  # longest first
     known = gzip.decompress(base64.b64decode(block(content, "known"))).decode().split("\n")
     assert known == ["abc", "fade"]
 
@@ -151,9 +153,11 @@ def test_command(fastvae, vocabulary, tmp_path):
 def test_open_shows_the_page(fastvae, vocabulary, tmp_path, monkeypatch, found):
     run, path, asked = tmp_path / "run", tmp_path / "a page.html", []
     small(vocabulary).save_pretrained(run, vocabulary)
+    (run / "card.txt").write_text("Beside the model.", encoding="utf-8")
     monkeypatch.setattr("webbrowser.open", lambda url: asked.append(url) or found)
     status, _, err = fastvae("export", run, path, "--open")
     assert status == 0 and asked == [path.as_uri()]
+    assert json.loads(block(path.read_text(), "manifest"))["card"] == "Beside the model."
     assert ("found no browser" in err) is not found
 
 

@@ -354,7 +354,7 @@ def test_map_by_keyboard_wheel_and_drag(opened):
     browser = opened(model_for(CHARACTERS), CHARACTERS, examples=["abba", "zeta", "halo"])
     open_view(browser, "Map")
     cells = "return [...document.querySelectorAll('.cell')].map((c) => c.textContent)"
-    assert any(browser.execute_script(cells))
+    until(browser, cells, wanted=any)
     corners = until(
         browser,
         "return [...document.querySelectorAll('.cell.corner')].map((c) => c.textContent)",

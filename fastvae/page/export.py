@@ -116,7 +116,7 @@ def export_page(
 
 
 def load_directions(folder: Path) -> dict[str, Tensor]:
-    """Folder of a saved model -> its directions by name; none without the file.
+    """Folder of a saved model -> its directions by name, the longest first; none without the file.
 
     Raises:
         ValueError: the file is damaged.
@@ -126,7 +126,7 @@ def load_directions(folder: Path) -> dict[str, Tensor]:
         return {}
     with open_tensors(path) as file:
         tensors, _ = read_tensors(path, file)
-    return tensors
+    return dict(sorted(tensors.items(), key=lambda item: -item[1].norm().item()))
 
 
 def _reads_lines(model: TextVAE) -> bool:

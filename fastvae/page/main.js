@@ -20,7 +20,7 @@ class App {
     this.manifest = manifest;
     this.vocabulary = new Vocabulary(manifest);
     this.client = new Client(manifest);
-    Object.assign(this, { steps: 9, far: 1.2, temperature: 0, seed: 1, crumbs: [], known: false });
+    Object.assign(this, { steps: 9, far: 1.4, temperature: 0, seed: 1, crumbs: [], known: false });
     this.live = document.getElementById("live");
     this.announceSoon = debounced((text) => (this.live.textContent = visible(text)), 700);
     this.newsSoon = debounced((...rest) => this.findNews(...rest), 250);
