@@ -106,7 +106,7 @@ def country_directions(
 def write_names(cities: Path, countries: Path, out: Path) -> None:
     """GeoNames' files -> a name and its country on each line, tab between."""
     with open(countries, encoding="utf-8") as file:
-        fields = [line.split("\t") for line in file if not line.startswith("#")]
+        fields = [line.rstrip("\n").split("\t") for line in file if not line.startswith("#")]
     country = {row[0]: row[4] for row in fields}
     with open(cities, encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import frontier
 import molecules
+import places
 import pytest
 import torch
 
+import fastvae
 from fastvae.models.hybrid import HybridVAE
+from fastvae.page.export import load_directions
+from fastvae.text import CharVocabulary
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -79,3 +83,51 @@ def test_the_frontier_of_tiny_runs(tmp_path):
     arguments = f"dial={tmp_path}/three", "--out", tmp_path / "no.png"
     done = subprocess.run([*program, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and "held out nothing: name a file with --valid" in done.stderr
+
+
+def test_common_names():
+    """b is in three names, c in two, of which one is listed twice; d in one."""
+    rows = [("ab", "X"), ("bc", "X"), ("b", "Y"), ("c", "Y"), ("c", "Y"), ("ad", "Z"), ("a", "Z")]
+    assert places.common_names(rows, rare=3) == [("ab", "X"), ("b", "Y"), ("a", "Z")]
+    assert places.common_names(rows, rare=2) == [*rows[:4], ("a", "Z")]
+
+
+def test_country_directions():
+    vocabulary = CharVocabulary("abcdef", end=True)
+    ids = {"pad_id": vocabulary.pad_id, "end_id": vocabulary.end_id}
+    sizes = {"latent_size": 3, "encoder_channels": (4,), "feature_channels": 4, "hidden_size": 4}
+    model = HybridVAE(vocabulary.size, 8, **ids, **sizes).eval()
+    rows = [("abc", "X"), ("f", "Y"), ("ab", "Y"), ("abcdefab", "X"), ("de", "Y"), ("cc", "Z")]
+    found = places.country_directions(model, vocabulary, rows, least=2)
+    names = ["abc", "f", "ab", "de", "cc"]  # those that fit
+    pad, end = vocabulary.pad_id, vocabulary.end_id
+    encoded = [[*vocabulary.encode(name), end] for name in names]
+    latents = model.encode(torch.tensor([row + [pad] * (8 - len(row)) for row in encoded]))
+    assert list(found) == ["Y"]
+    torch.testing.assert_close(found["Y"], latents[1:4].mean(0) - latents.mean(0))
+
+
+def test_the_packaged_model_of_a_tiny_run(tmp_path):
+    cities, countries, table = (tmp_path / n for n in ("cities.txt", "countries.txt", "names.tsv"))
+    ends = [name for path in places.PATHS for name in path]
+    names = 2 * [name + x for name in ends for x in ("", *"aeiounrstz")]  # no character is rare
+    rows = [["0", name, *[""] * 6, "FI" if n < 40 else "JP"] for n, name in enumerate(names)]
+    cities.write_text("".join("\t".join(row) + "\n" for row in [*rows, ["0", "Øx", *rows[0][2:]]]))
+    countries.write_text("# ISO\nFI\tFIN\t0\tFI\tFinland\nJP\tJPN\t0\tJA\tJapan\n")
+    program = [sys.executable, ROOT / "examples" / "places.py"]
+    done = subprocess.run([*program, "names", cities, countries, table], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    written = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
+    assert ["Hamburg", "Japan"] in written and not any(name == "Øx" for name, _ in written)
+    train = [sys.executable, "-m", "fastvae", "train", "--data", table, "--column", "1"]
+    options = [*TINY, "--kl-nats=2", "--log-every=1", "--length=16", "--out", tmp_path / "run"]
+    subprocess.run([*train, *options], check=True, capture_output=True, cwd=tmp_path)
+    pack = [*program, "pack", tmp_path / "run", table, tmp_path / "packed", "--least=5", "-n=20"]
+    done = subprocess.run(pack, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    model, vocabulary = fastvae.load(tmp_path / "packed")
+    assert vocabulary.size == model.vocab_size
+    assert load_directions(tmp_path / "packed").keys() == {"Finland", "Japan"}
+    card = (tmp_path / "packed" / "README.md").read_text(encoding="utf-8")
+    assert "--kl-nats 2 --aux-weight 0.2 --steps 2`" in card and "each of 2 countries" in card
+    assert "GeoNames" in (tmp_path / "packed" / "card.txt").read_text(encoding="utf-8")
