@@ -43,6 +43,31 @@ const normal = () => {
   done(texts / (performance.now() - start) * 1000);
 })();
 """
+# Milliseconds between two turns of the page's own events while texts are decoded.
+WAITS = """
+const [seconds, done] = arguments;
+const { client, manifest } = fastvae;
+const { port1, port2 } = new MessageChannel();
+const waits = [];
+const end = performance.now() + 1000 * seconds;
+let last = performance.now();
+port1.onmessage = () => {
+  const now = performance.now();
+  waits.push(now - last);
+  last = now;
+  if (now < end) port2.postMessage(0);
+  else done(waits);
+};
+port2.postMessage(0);
+(async () => {
+  while (performance.now() < end) {
+    const vector = () => Float32Array.from({ length: manifest.latent }, Math.random);
+    const z = Array.from({ length: client.batch }, vector);
+    await client.decode(z, { group: "", each: () => {} });
+  }
+})();
+"""
+WITHOUT_WORKER = {"source": "delete window.Worker; window.Worker = undefined;"}
 # Milliseconds from a keystroke to the texts, and to the first one of them.
 TYPE = """
 const [texts, done] = arguments;
@@ -128,6 +153,9 @@ def measure(page: Path) -> dict[str, Any]:
         rate = browser.execute_async_script(RATE, SECONDS)
         count = KEYSTROKES if rate > 50 else KEYSTROKES // 6
         times, first = browser.execute_async_script(TYPE, keystrokes(example, count))
+        browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", WITHOUT_WORKER)
+        load(browser, page)
+        waits = sorted(browser.execute_async_script(WAITS, SECONDS))
         return {
             "page": page.name,
             "MB": page.stat().st_size / 1e6,
@@ -135,6 +163,7 @@ def measure(page: Path) -> dict[str, Any]:
             "keystroke to nine texts, p95, ms": sorted(times)[int(0.95 * len(times))],
             "keystroke to the first text, p95, ms": sorted(first)[int(0.95 * len(first))],
             "first view, median, ms": statistics.median(loads),
+            "wait of the page without a worker, p95, ms": waits[int(0.95 * len(waits))],
             "requests": len(requests(browser)),
             "browser": browser.capabilities["browserVersion"],
         }
