@@ -25,7 +25,8 @@ from fastvae.atomic_files import write_tensors
 from fastvae.evaluation import measure
 from fastvae.models.text_vae import TextVAE
 from fastvae.page.export import DIRECTIONS, PAGE_CARD
-from fastvae.text import Vocabulary
+from fastvae.text import Reading, Vocabulary
+from fastvae.text.reading import LINES
 
 NAME, COUNTRY = 1, 8  # columns of GeoNames' file
 RARE = 10
@@ -117,6 +118,7 @@ def write_names(cities: Path, countries: Path, out: Path) -> None:
 def pack(run: Path, data: Path, out: Path, valid: Path | None, least: int, samples: int) -> None:
     """Save a run as a packaged model with directions, and a card of what was measured on it."""
     trained, train, held_out = open_run(run, data, valid)
+    trained.reading = Reading(LINES)  # of other files, whole lines
     trained.save_pretrained(out, train.vocabulary, quantization="int8")
     model, vocabulary = fastvae.load(out)
     with open(data, encoding="utf-8", newline="") as file:
@@ -125,7 +127,8 @@ def pack(run: Path, data: Path, out: Path, valid: Path | None, least: int, sampl
         ]
     directions = country_directions(model, vocabulary, rows, least)
     write_tensors(out / DIRECTIONS, directions, {})
-    found = measure(model, held_out, nll_texts=0, mi_texts=0)
+    count = len(held_out)
+    found = measure(model, held_out, nll_texts=0, mi_texts=0, reconstruct_texts=count)
     names, drawn = set(read(train)), sample_texts(model, vocabulary, samples, 1.0, 0)
     config = json.loads((run / "training.json").read_text(encoding="utf-8"))["config"]
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -12,7 +12,7 @@ import torch
 import fastvae
 from fastvae.models.pretrained import PACKAGED, find_folder, packaged_models
 from fastvae.page.export import load_directions
-from fastvae.text.reading import LINES
+from fastvae.text.reading import LINES, Reading
 
 NAMES = [
     *("Hamburg", "San Francisco", "Novosibirsk", "Rio de Janeiro", "Kyoto", "Casablanca"),
@@ -63,7 +63,7 @@ def test_samples_are_names(places):
 def test_what_it_brings(places):
     model, vocabulary = places
     assert packaged_models() == ["places"]
-    assert model.reading.kind == LINES and vocabulary.end_id == model.end_id
+    assert model.reading == Reading(LINES) and vocabulary.end_id == model.end_id
     directions = load_directions(PACKAGED / "places")
     assert len(directions) >= 40 and {"Finland", "Japan", "Brazil"} <= directions.keys()
     assert all(v.shape == (model.latent_size,) and v.isfinite().all() for v in directions.values())
