@@ -93,7 +93,11 @@ INLINE auto sum(V v) {
 template <int HALF, class V, int... I>
 INLINE V interleave_half(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int n = sizeof...(I);
+#if __has_builtin(__builtin_shufflevector)
   return __builtin_shufflevector(a, b, (HALF * n / 2 + I / 2 + I % 2 * n)...);
+#else  // GCC 11
+  return __builtin_shuffle(a, b, decltype(a == b){(HALF * n / 2 + I / 2 + I % 2 * n)...});
+#endif
 }
 // The elements of N vectors in turn: v[0][0], v[1][0], .., v[N - 1][0], v[0][1], ..; N a power of 2.
 template <class V, int N>
