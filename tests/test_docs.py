@@ -152,6 +152,14 @@ def test_help_of_an_op_tells_all(name):
         assert f"\n    {argument}: " in text, argument
 
 
+@pytest.mark.parametrize("name", ops.__all__)
+def test_an_op_takes_what_its_reference_takes(name):
+    """In the same order, with the same defaults."""
+    op = getattr(ops, name)
+    reference = getattr(sys.modules[op.__module__], f"{name}_reference", op)
+    assert inspect.signature(reference) == inspect.signature(op)
+
+
 MODULES = (
     *(fastvae, models, nn, ops, text, training, metrics, objective, presets),
     *(evaluation, distributed, testing, page),
