@@ -223,19 +223,35 @@ def test_triton_statistics_at_a_large_offset():
 # Small values
 
 
+def gates_in_pytorch(gate, *inputs):
+    inputs = [t.clone().requires_grad_() for t in inputs]
+    y = gate(*inputs, True)
+    return y, *torch.autograd.grad(y.sum(), inputs[:2])
+
+
+def gates_in_triton(*inputs):
+    kernels, inputs = triton_of("highway_conv"), [t.to(DEVICE) for t in inputs]
+    y = kernels.highway_conv_gate(*inputs, True)
+    da, dx, *_ = kernels.highway_conv_gate_backward(torch.ones_like(y), *inputs, True)
+    return y.cpu(), da.cpu(), dx.cpu()
+
+
 def test_gates_keep_their_digits_where_they_are_small(isa):
+    check_small_gates(partial(gates_in_pytorch, ops.highway_conv_gate))
+
+
+def test_triton_gates_keep_their_digits_where_they_are_small():
+    check_small_gates(gates_in_triton)
+
+
+def check_small_gates(run):
     """Relative to each value: a rule of absolute errors does not see it. Inputs are exact."""
     C = 61
     a = torch.linspace(-30, 30, 3 * C * 7).view(1, 7, 3 * C)
     x, one, zero = torch.ones(1, 7, C), torch.ones(3 * C), torch.zeros(3 * C)
-
-    def run(gate, *inputs):
-        inputs = [t.clone().requires_grad_() for t in inputs]
-        y = gate(*inputs, True)
-        return y, *torch.autograd.grad(y.sum(), inputs[:2])
-
-    found = run(ops.highway_conv_gate, a, x, zero, one, zero)
-    gold = run(highway_conv_gate_reference, *(t.double() for t in (a, x, zero, one, zero)))
+    inputs = a, x, zero, one, zero
+    found = run(*inputs)
+    gold = gates_in_pytorch(highway_conv_gate_reference, *(t.double() for t in inputs))
     for got, want in zip(found, gold, strict=True):
         shown = want.abs() > 1e-36  # below it float32 has fewer digits
         relative = ((got.double() - want) / want)[shown].abs()
