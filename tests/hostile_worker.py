@@ -126,4 +126,5 @@ def main() -> None:
                 print(f"seed {seed}, call {call}, {op}: {text[:500]!r}")
 
 
-main()
+if __name__ == "__main__":
+    main()

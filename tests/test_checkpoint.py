@@ -385,6 +385,7 @@ def test_every_flipped_byte_and_every_truncation_is_noticed(tmp_path):
     header = 8 + int.from_bytes(content[:8], "little")
     # Spaces fill the header's end: a flip there changes nothing that anyone reads.
     positions = [*range(0, len(content[:header].rstrip()), 29), *range(header, len(content), 1999)]
+    positions.append(content.index(b"digest"))
     for position in positions:
         flipped = bytearray(content)
         flipped[position] ^= 1 << position % 8

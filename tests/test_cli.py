@@ -651,7 +651,8 @@ def test_encode_makes_the_folder(fastvae, run, text, tmp_path):
     assert np.load(out).shape[1] == 3
 
 
-def test_pictures_where_the_home_is_read_only(tmp_path):
+@pytest.mark.parametrize("told", [False, True])
+def test_pictures_where_the_home_is_read_only(tmp_path, told):
     """As of a user without rights to write there: matplotlib keeps its cache elsewhere."""
     program = """
 import os
@@ -664,13 +665,18 @@ import matplotlib
 print(matplotlib.get_cachedir())
 """
     environment = {k: v for k, v in os.environ.items() if k != "MPLCONFIGDIR"}
+    if told:
+        environment["MPLCONFIGDIR"] = str(tmp_path)
     command = [sys.executable, "-c", program]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
     )
     assert done.returncode == 0 and done.stderr == ""
     folder = Path(done.stdout.strip())
-    assert folder.name.startswith("fastvae-") and not folder.exists()
+    if told:
+        assert folder == tmp_path
+    else:
+        assert folder.name.startswith("fastvae-") and not folder.exists()
 
 
 @pytest.mark.parametrize("moment", [0.05, 0.2, 0.4, 0.6, 0.8])

@@ -15,6 +15,7 @@ import sys
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -506,12 +507,23 @@ def test_a_pickle_outlives_its_cache_with_a_word(tmp_path):
     corpus = WindowCorpus(path, 8, cache=cache)
     pickled = pickle.dumps(corpus)
     (ids,) = cache.glob("*.ids")
-    ids.write_bytes(ids.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"\.ids has changed since"):
-        pickle.loads(pickled)
+    content = ids.read_bytes()
+    for changed in (content[:-1], content * 2):
+        ids.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"\.ids has changed since"):
+            pickle.loads(pickled)
     ids.unlink()
     with pytest.raises(FileNotFoundError, match=r"\.ids is gone.* a cache folder that stays"):
         pickle.loads(pickled)
+
+
+def test_a_pickle_is_read_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text(TEXT)
+    corpus = WindowCorpus("text", 8, cache="cache")
+    pickled = pickle.dumps(corpus)
+    monkeypatch.chdir("cache")
+    assert torch.equal(fixed_pass(pickle.loads(pickled)), fixed_pass(corpus))
 
 
 # What is left out

@@ -152,6 +152,23 @@ def test_help_of_an_op_tells_all(name):
         assert f"\n    {argument}: " in text, argument
 
 
+@pytest.mark.parametrize("name", ops.__all__)
+def test_an_op_takes_what_its_reference_takes(name):
+    """In the same order, with the same defaults."""
+    op = getattr(ops, name)
+    reference = getattr(sys.modules[op.__module__], f"{name}_reference", op)
+    assert inspect.signature(reference) == inspect.signature(op)
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_the_defaults_of_a_schema_are_those_of_the_op(name):
+    op = getattr(torch.ops.fastvae, name, None)
+    parameters = inspect.signature(getattr(ops, name)).parameters
+    for argument in op.default._schema.arguments if op else ():
+        if argument.has_default_value():
+            assert argument.default_value == parameters[argument.name].default
+
+
 MODULES = (
     *(fastvae, models, nn, ops, text, training, metrics, objective, presets),
     *(evaluation, distributed, testing, page),

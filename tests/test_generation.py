@@ -8,10 +8,12 @@ import torch
 from test_models import END, NAMES, PAD, RECURRENT, L, Z, make
 
 
+@pytest.mark.parametrize("word_dropout", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("weights", [None, "int8"])
 @pytest.mark.parametrize("name", RECURRENT)
-def test_greedy_symbols_are_the_likeliest(name, weights):
-    model, z = make(name).double().eval(), torch.randn(50, Z, dtype=torch.float64)
+def test_greedy_symbols_are_the_likeliest(name, weights, word_dropout):
+    model = make(name, word_dropout=word_dropout).double().eval()
+    z = torch.randn(50, Z, dtype=torch.float64)
     tokens = model.generate(z, quantization=weights)
     assert torch.equal(model.logits(tokens, z, quantization=weights).argmax(-1).T, tokens)
 

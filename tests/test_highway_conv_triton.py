@@ -44,6 +44,17 @@ def test_triton_folded(carry):
     assert_accurate(folded, reference, *make("folded", (4, 3, 17)))
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_triton_runs_float64_as_the_reference(op):
+    inputs = make(op, dtype=torch.float64)
+    if op.startswith("folded"):
+        found = kernels.highway_conv(*(t.to(DEVICE) for t in inputs), op == "folded").cpu()
+        torch.testing.assert_close(found, OPS[op][1](*inputs), rtol=1e-12, atol=1e-12)
+    else:
+        expected = both(OPS[op][1])(*inputs)
+        torch.testing.assert_close(triton_op(op)(*inputs), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("offset", [0, 1e3])
 def test_triton_statistics(offset, monkeypatch):
     """Many tiles, the last one not full; E[a²] − E[a]² would be lost at the offset."""

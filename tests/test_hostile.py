@@ -5,8 +5,28 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+import torch
+from hostile_worker import valid
+
 WORKER = Path(__file__).with_name("hostile_worker.py")
 SEEDS, CALLS = range(4), 700
+
+
+@pytest.mark.parametrize("op", list(valid()))
+def test_a_tensor_of_another_dtype_or_device_is_refused(op):
+    """By the fake as by the kernel: an output of what it lets pass is memory that nobody wrote."""
+    call, here = getattr(torch.ops.fastvae, op.split()[0]), valid(op)
+    fake = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in here]
+    for n, value in enumerate(here):
+        if isinstance(value, torch.Tensor):
+            for wrong, given in (
+                (value.to(torch.complex64), here),
+                (fake[n].to(torch.complex64), fake),
+                (fake[n], here),
+            ):
+                with pytest.raises(RuntimeError, match=r"must (be|have)"):
+                    call(*given[:n], wrong, *given[n + 1 :])
 
 
 def run(seed: int, folder: Path) -> subprocess.CompletedProcess:

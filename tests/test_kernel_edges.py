@@ -1,5 +1,6 @@
 """Values and sizes that ordinary inputs do not reach, for every kernel that they may break."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -222,19 +223,35 @@ def test_triton_statistics_at_a_large_offset():
 # Small values
 
 
+def gates_in_pytorch(gate, *inputs):
+    inputs = [t.clone().requires_grad_() for t in inputs]
+    y = gate(*inputs, True)
+    return y, *torch.autograd.grad(y.sum(), inputs[:2])
+
+
+def gates_in_triton(*inputs):
+    kernels, inputs = triton_of("highway_conv"), [t.to(DEVICE) for t in inputs]
+    y = kernels.highway_conv_gate(*inputs, True)
+    da, dx, *_ = kernels.highway_conv_gate_backward(torch.ones_like(y), *inputs, True)
+    return y.cpu(), da.cpu(), dx.cpu()
+
+
 def test_gates_keep_their_digits_where_they_are_small(isa):
+    check_small_gates(partial(gates_in_pytorch, ops.highway_conv_gate))
+
+
+def test_triton_gates_keep_their_digits_where_they_are_small():
+    check_small_gates(gates_in_triton)
+
+
+def check_small_gates(run):
     """Relative to each value: a rule of absolute errors does not see it. Inputs are exact."""
     C = 61
     a = torch.linspace(-30, 30, 3 * C * 7).view(1, 7, 3 * C)
     x, one, zero = torch.ones(1, 7, C), torch.ones(3 * C), torch.zeros(3 * C)
-
-    def run(gate, *inputs):
-        inputs = [t.clone().requires_grad_() for t in inputs]
-        y = gate(*inputs, True)
-        return y, *torch.autograd.grad(y.sum(), inputs[:2])
-
-    found = run(ops.highway_conv_gate, a, x, zero, one, zero)
-    gold = run(highway_conv_gate_reference, *(t.double() for t in (a, x, zero, one, zero)))
+    inputs = a, x, zero, one, zero
+    found = run(*inputs)
+    gold = gates_in_pytorch(highway_conv_gate_reference, *(t.double() for t in inputs))
     for got, want in zip(found, gold, strict=True):
         shown = want.abs() > 1e-36  # below it float32 has fewer digits
         relative = ((got.double() - want) / want)[shown].abs()
@@ -243,6 +260,37 @@ def test_gates_keep_their_digits_where_they_are_small(isa):
         bound = 2 * a.max() * torch.finfo(torch.float32).eps
         assert relative[want[shown].abs() > 1e-9].max() < bound
         assert (got[shown] != 0).all()
+
+
+@pytest.mark.parametrize("large", [80.0, 90.0, 1e4, 1e30, torch.inf])
+def test_gates_far_from_zero(isa, large):
+    """σ(±large) is 1 or 0, tanh(±large) is 1 or −1."""
+    C = 61
+    a = torch.full((1, 8, 3, C), large)
+    for n, sign in enumerate(itertools.product((1.0, -1.0), repeat=3)):
+        a[0, n] *= torch.tensor(sign)[:, None]
+    x, one, zero = torch.randn(1, 8, C), torch.ones(3 * C), torch.zeros(3 * C)
+    y = ops.highway_conv_gate(a.flatten(2), x, zero, one, zero)
+    i, f, g = a.sign().unbind(2)
+    torch.testing.assert_close(y, (i + 1) / 2 * g + (f + 1) / 2 * x, rtol=0, atol=1e-30)
+
+
+def test_gates_at_a_large_mean():
+    """What is left of the mean is exact: nothing of the mean's size is rounded after it."""
+    a, x, mean, scale, shift = highway.make("gate")
+    a, mean = (a + 3000).round(decimals=2), torch.full_like(mean, 3000)
+    y = ops.highway_conv_gate(a, x, mean, scale, shift)
+    exact = highway_conv_gate_reference(*(t.double() for t in (a, x, mean, scale, shift)), True)
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_moments_of_neighboring_numbers():
+    """Half of a column is one number, half the next one: between them no number is their mean."""
+    x = torch.tensor([0.0, 1.0]).repeat(50).view(-1, 1, 1)
+    weight = torch.zeros(3, 1, 2)
+    weight[..., 1] = 0.125  # the distance of float32's numbers from 2²⁰ on
+    _, _, m2 = ops.highway_conv_project(x, weight, torch.full((3,), 2.0**20))
+    assert torch.equal(m2, torch.full((3,), 100 * 0.0625**2))
 
 
 @pytest.mark.parametrize("N", [3, 16, 50])

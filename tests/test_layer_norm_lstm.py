@@ -420,6 +420,8 @@ def test_saves_nothing_unless_asked():
     kept = OP(*inputs, 1e-4, True)
     assert torch.equal(kept[0], h) and torch.equal(kept[1], c_n)
     assert kept[2].dtype == torch.float32 and kept[4].shape == inputs[0].shape[:2]
+    differentiable = OP(*(t.requires_grad_() for t in inputs), 1e-4, True)
+    assert [t.requires_grad for t in differentiable] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

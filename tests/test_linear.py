@@ -120,6 +120,7 @@ def test_sums_over_rows_keep_their_accuracy(rows):
     check(linear, linear_reference, make((rows, 8, 0, 29)))
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
     "name, wrong",
     [
@@ -133,9 +134,10 @@ def test_sums_over_rows_keep_their_accuracy(rows):
         ("x or tokens", lambda x, w, b, s: (None, w, b, None)),
     ],
 )
-def test_rejects_wrong_shape(name, wrong):
+def test_rejects_wrong_shape(name, wrong, device):
+    inputs = [t.to(device) for t in make()]
     with pytest.raises(RuntimeError, match=rf"\b{name} must"):
-        linear(*wrong(*make()))
+        linear(*wrong(*inputs))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

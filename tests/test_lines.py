@@ -103,6 +103,7 @@ def test_any_character_is_a_line_break_too():
         (["a", "a"], ".", "'a' twice"),
         (["a", ""], ".", "has ''"),
         (["\ud800"], ".", "not a text of characters"),
+        (["a\ud800"], ".", "not a text of characters"),
         (["a"], "(", "is not a regular expression: missing"),
         (["a"], "", "a regular expression that finds tokens is needed, got ''"),
         (["a"], b"a", "a regular expression that finds tokens is needed, got b'a'"),

@@ -148,6 +148,7 @@ def small(**arguments):
 
 def test_evaluate_is_the_mean_over_samples():
     model, tokens = small(dtype=torch.float64), torch.randint(11, (7, 8))
+    model.encoder.linear.weight.data *= 100  # units become active
     found = metrics.evaluate(model, tokens.split(3), kl_weight=0.3, seed=4)
 
     generator = torch.Generator().manual_seed(4)
@@ -161,6 +162,7 @@ def test_evaluate_is_the_mean_over_samples():
     assert found["bound"] == pytest.approx(bound)
     assert found["bpc"] == pytest.approx(bound / (8 * math.log(2)))
     assert found["samples"] == 7
+    assert found["active_units"] == metrics.active_units(model.encode(tokens)) > 0
 
 
 def test_evaluate_counts_the_characters_that_the_loss_counts():
@@ -238,7 +240,7 @@ def test_active_units_at_the_threshold():
 
 
 class Copier(torch.nn.Module):
-    """Its latents are the texts; it generates them again, but for one wrong token."""
+    """Its latents are the texts; it generates them again, but 6 for 7, and no pads after an 8."""
 
     pad_id = 9
 
@@ -247,17 +249,18 @@ class Copier(torch.nn.Module):
 
     def generate(self, z):
         tokens = z.long()
+        tokens[(tokens[:, :1] == 8) & (tokens == self.pad_id)] = 0
         return tokens.masked_fill(tokens == 7, 6)
 
 
 def test_reconstruction_accuracy_by_hand():
-    texts = [[1, 2, 9, 9], [1, 2, 9, 9], [3, 7, 9, 9], [4, 5, 6, 9]]
-    batches = torch.tensor(texts).split([1, 3])
+    texts = [[1, 2, 9, 9], [1, 2, 9, 9], [3, 7, 9, 9], [3, 6, 9, 9], [8, 5, 4, 9]]
+    batches = torch.tensor(texts).split([1, 4])
     assert metrics.reconstruction_accuracy(Copier(), batches) == {
-        "exact_reconstruction": 3 / 4,
-        "shuffled_reconstruction": 1 / 4,  # the second text, from the first one's latent
-        "token_accuracy": 8 / 9,
-        "texts": 4,
+        "exact_reconstruction": 3 / 5,
+        "shuffled_reconstruction": 2 / 5,  # the second and fourth, from the latent before
+        "token_accuracy": 10 / 11,
+        "texts": 5,
     }
     with pytest.raises(ValueError, match="two texts or more"):
         metrics.reconstruction_accuracy(Copier(), batches[:1])
@@ -296,6 +299,13 @@ def test_each_measure_has_its_own_texts():
     }
     expected["reconstruction_texts"] = expected.pop("texts")
     assert found == pytest.approx(expected)
+
+
+def test_texts_of_each_measure_by_default():
+    found = measure(small(), Texts(torch.randint(10, (4097, 8))))
+    names = ("mutual_information_texts", "reconstruction_texts", "importance_weighted_nll_texts")
+    assert [found[name] for name in names] == [4096, 1000, 64]
+    assert (found["samples"], found["importance_weighted_nll_samples"]) == (4097, 64)
 
 
 PADS = torch.full((2, 8), 5)

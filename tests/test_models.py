@@ -510,6 +510,13 @@ def test_trace_is_one_clear_line():
         torch.jit.trace(tiny(), (torch.zeros(2, 16, dtype=torch.int64),))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_made_where_and_as_asked(name):
+    model = make(name, device="meta", dtype=torch.float64)
+    for tensor in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
+        assert (tensor.device.type, tensor.dtype) == ("meta", torch.float64)
+
+
 def test_default_device(tmp_path):
     corpus = fastvae.text.WindowCorpus("the cat sat\n" * 40, 16)
     V = corpus.vocabulary

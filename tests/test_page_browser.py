@@ -8,6 +8,7 @@ import base64
 import importlib.util
 import json
 import os
+import random
 import re
 import shutil
 import time
@@ -350,6 +351,20 @@ def test_directions_by_name_and_from_lists(opened):
     until(browser, names, wanted=lambda found: "halo rather than zeta" in found)
 
 
+ALL_SHOWN = "return [...document.querySelectorAll('.cell')].every((c) => c.shown !== undefined)"
+SIZE_AND_DISTANCE = """
+const cells = [...document.querySelectorAll('.cell')];
+const below = cells.find((c) => c.i === cells[0].i && c.j === cells[0].j + 1);
+const top = (cell) => new DOMMatrix(getComputedStyle(cell).transform).f;
+return [parseFloat(getComputedStyle(below).fontSize), top(below) - top(cells[0])];"""
+FAINT_AND_REPEATS = """
+const cells = [...document.querySelectorAll('.cell')];
+const texts = new Map(cells.map((c) => [`${c.i}:${c.j}`, c.textContent]));
+const left = (c) => texts.get(`${c.i - 1}:${c.j}`);
+const known = cells.filter((c) => left(c) !== undefined);
+return [known.map((c) => c.matches('.same')), known.map((c) => c.textContent === left(c))];"""
+
+
 def test_map_by_keyboard_wheel_and_drag(opened):
     browser = opened(model_for(CHARACTERS), CHARACTERS, examples=["abba", "zeta", "halo"])
     open_view(browser, "Map")
@@ -365,8 +380,17 @@ def test_map_by_keyboard_wheel_and_drag(opened):
     expected = CHARACTERS.batch_decode(exact.generate(exact.encode(rows)).tolist())
     assert sorted(corners) == sorted(expected)
     area = browser.find_element("css selector", ".map")
+    size, distance = browser.execute_script(SIZE_AND_DISTANCE)
     area.send_keys("+")
     until(browser, cells, wanted=any)
+    smaller = browser.execute_script(SIZE_AND_DISTANCE)
+    assert smaller == pytest.approx([size / 2**0.5, distance / 2**0.5], rel=1e-2)
+    until(browser, ALL_SHOWN)
+    for key in ("\ue014", "\ue012", "\ue014"):  # right, left: at last nothing is to be decoded
+        area.send_keys(key)
+        until(browser, ALL_SHOWN)
+    faint, repeats = browser.execute_script(FAINT_AND_REPEATS)
+    assert faint == repeats and any(repeats)
     for key in ("\ue014", "\ue015"):  # right, down
         area.send_keys(key)
     cursor = until(
@@ -386,10 +410,7 @@ def test_map_by_keyboard_wheel_and_drag(opened):
         at('pointerdown', 700); at('pointermove', 300); at('pointerup', 300);
         map.dispatchEvent(new WheelEvent('wheel', { deltaY: 900, clientX: 600, clientY: 500 }));"""
     )
-    until(
-        browser,
-        "return [...document.querySelectorAll('.cell')].every((c) => c.shown !== undefined)",
-    )
+    until(browser, ALL_SHOWN)
 
 
 def test_a_link_shows_the_same_again(opened, tmp_path):
@@ -434,6 +455,30 @@ def test_tells_what_is_known(opened):
     found = browser.execute_async_script(script, ["zetta", "hallo!", "abba", ""])
     assert [f["distance"] for f in found] == [1, 2, 0, 0] or found[3]["text"] in ("", "abba")
     assert [f["text"] for f in found[:3]] == ["zeta", "halo", "abba"]
+
+
+def edits(a, b):
+    """The least number of insertions, deletions and substitutions from one text to another."""
+    row = list(range(len(b) + 1))
+    for n, x in enumerate(a, 1):
+        corner, row[0] = row[0], n
+        for m, y in enumerate(b, 1):
+            corner, row[m] = row[m], min(row[m] + 1, row[m - 1] + 1, corner + (x != y))
+    return row[-1]
+
+
+def test_the_nearest_text_is_the_nearest(opened):
+    drawn = random.Random(0)
+    known, others = (
+        ["".join(drawn.choices("abcdeo ", k=drawn.randint(1, 9))) for _ in range(40)]
+        for _ in range(2)
+    )
+    browser = opened(model_for(CHARACTERS), CHARACTERS, examples=known[:2], texts=known)
+    script = "const done = arguments[1]; fastvae.client.nearest(arguments[0]).then(done)"
+    for other, found in zip(others, browser.execute_async_script(script, others), strict=True):
+        least = min(edits(other, text) for text in known)
+        assert found["distance"] == least
+        assert least == len(other) or edits(other, found["text"]) == least
 
 
 def wicked_model():

@@ -252,6 +252,30 @@ def test_wrong_arguments_are_named(simulator, message):
         torch.ops.fastvae.layer_norm_lstm_persistent(**arguments)
 
 
+TAKES = {
+    "layer_norm_lstm": lambda dtype: persistent.layer_norm_lstm(
+        *lstm.make((2, 3, 8), dtype), 1e-4, False, plan=Plan(1, 8, 8, THREADS)
+    ),
+    "decode_lstm": lambda dtype: persistent.decode_lstm(
+        *decode.make((2, 3, 2, 8, 5), dtype), None, 1e-4, None, None, Plan(1, 8, 8, THREADS)
+    ),
+    "decode_bytenet": lambda dtype: persistent.decode_bytenet(
+        *bytenet.make((2, 3, 2, 8, 5, 1), dtype),
+        *(None, True, None, None, NetPlan(1, 8, 1, 8, THREADS)),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *SHORT], ids=str)
+@pytest.mark.parametrize("op", TAKES)
+def test_the_table_of_dtypes_is_what_the_kernels_take(simulator, op, dtype):
+    if dtype in persistent.DTYPES[op]:
+        TAKES[op](dtype)
+    else:
+        with pytest.raises(RuntimeError, match="no persistent kernel has this dtype"):
+            TAKES[op](dtype)
+
+
 HANGS = "the launch hangs: every thread waits for another"
 FAULTS = ["", HANGS, "a word was published twice", HANGS, "a kernel wrote past its shared memory"]
 
@@ -322,6 +346,17 @@ def test_plans_at_the_papers_sizes(machine, B):
         assert group_size * plan.groups <= machine.processors
         assert persistent.lstm_shared(plan, V, H, group_batch, 2) <= machine.shared
     assert persistent.plan_bytenet(256, 10, 51, min(B, 64), 2, machine)
+
+
+def test_every_group_of_a_plan_has_a_sequence():
+    for B in range(1, persistent.BATCH + 1):
+        for plan in (
+            persistent.plan_lstm(16, B, 2, H100, 51),
+            persistent.plan_lstm(1000, B, 2, H100, 259),
+            persistent.plan_bytenet(16, 1, 51, B, 2, H100),
+            persistent.plan_bytenet(256, 10, 51, B, 2, H100),
+        ):
+            assert -(-B // plan.groups) * (plan.groups - 1) < B
 
 
 def test_shapes_that_are_not_for_these_kernels():

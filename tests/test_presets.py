@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 import pytest
@@ -146,6 +147,18 @@ def test_presets_that_leave_the_length_open():
     assert (config.kl_end, config.lr_decay_start, config.lr_decay_every) == (350, 350, 15)
     assert preset.config(steps=2).lr_decay_every == 1
     assert preset.config(steps=500, kl_end=100).kl_end == 100
+
+
+def test_a_model_takes_four_times_its_weights(monkeypatch):
+    """With their gradients and Adam's two moments."""
+    preset = fastvae.presets.load("small")
+    weights = sum(4 * p.numel() for p in preset.model_for(PTB).parameters())
+    memory = {"SC_PHYS_PAGES": 4 * weights, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr(os, "sysconf", memory.__getitem__)
+    preset.model_for(PTB)
+    memory["SC_PHYS_PAGES"] -= 1
+    with pytest.raises(ValueError, match=r"gradients and Adam's moments need .* GB, this machine"):
+        preset.model_for(PTB)
 
 
 def test_presets_from_python():

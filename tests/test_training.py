@@ -164,10 +164,12 @@ def test_a_target_that_no_text_has_is_refused(tmp_path):
             TrainingConfig(kl_nats=target)
 
 
-def test_records_are_means_of_the_steps_terms(tmp_path):
+@pytest.mark.parametrize("free_bits", [0.0, 0.1])
+def test_records_are_means_of_the_steps_terms(tmp_path, free_bits):
     """Against a plain loop over torch.optim.Adam, drawn from the same (seed, step)."""
     steps, model = 6, make_model(dtype=torch.float64)
-    run(tmp_path, make_model(dtype=torch.float64), steps=steps, log_every=3, seed=5)
+    settings = {"steps": steps, "log_every": 3, "seed": 5, "free_bits": free_bits}
+    run(tmp_path, make_model(dtype=torch.float64), **settings)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     expected = []
     for step in range(steps):
@@ -176,7 +178,8 @@ def test_records_are_means_of_the_steps_terms(tmp_path):
         noise = torch.randn(4, 3, generator=generator)
         drop_mask = torch.rand(4, 8, generator=generator) < 0.3
         optimizer.param_groups[0]["lr"] = 1e-3 * 0.9 ** (step // 5)
-        out = model(tokens, min(max(step - 2, 0) / 10, 1.0), eps=noise, drop_mask=drop_mask)
+        weight = min(max(step - 2, 0) / 10, 1.0)
+        out = model(tokens, weight, free_bits=free_bits, eps=noise, drop_mask=drop_mask)
         optimizer.zero_grad()
         out.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

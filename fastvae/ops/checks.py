@@ -265,6 +265,15 @@ def check_decode(
     return T, B, V
 
 
+def check_packed(packed: Tensor | None, features: Tensor) -> None:
+    """Raises RuntimeError unless packed weights, if given, are bytes on the device of features."""
+    if packed is None:
+        return
+    if packed.dtype != torch.uint8:
+        raise RuntimeError("packed must be what the op's pack function returns")
+    check_device("packed", packed, "features", features)
+
+
 def check_decode_lstm(
     features: Tensor,
     feature_weight: Tensor,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastvae.ops.checks import check_decode_bytenet, check_decode_bytenet_pack
+from fastvae.ops.checks import check_decode_bytenet, check_decode_bytenet_pack, check_packed
 from fastvae.ops.decode_lstm import Step, decode_steps, fake_packed, pack_reference
 from fastvae.ops.int8 import check_int8, float_linear, int8_linear
 
@@ -166,6 +166,8 @@ def _fake_pack(feature_weight, conv_weight, classifier_weight, int8=False):
 
 @torch.library.register_fake("fastvae::decode_bytenet")
 def _fake(features, *rest):
-    *others, noise, _, end_id, pad_id = (*rest, None, None)[:10]  # None at the end is left out
+    # None at the end is left out.
+    *others, noise, _, end_id, pad_id, packed = (*rest, None, None, None)[:11]
     T, B, _ = check_decode_bytenet(features, *others, noise, end_id, pad_id)
+    check_packed(packed, features)
     return features.new_empty(B, T, dtype=torch.int64)

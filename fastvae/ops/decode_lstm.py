@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastvae.ops.checks import check_decode_lstm, check_decode_lstm_pack
+from fastvae.ops.checks import check_decode_lstm, check_decode_lstm_pack, check_packed
 from fastvae.ops.int8 import check_int8, float_linear, int8_linear
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
 from fastvae.ops.precision import accumulate_dtype
@@ -226,6 +226,8 @@ def fake_packed(weight: Tensor) -> Tensor:
 
 @torch.library.register_fake("fastvae::decode_lstm")
 def _fake(features, *rest):
-    *others, noise, _, end_id, pad_id = (*rest, None, None)[:13]  # None at the end is left out
+    # None at the end is left out.
+    *others, noise, _, end_id, pad_id, packed = (*rest, None, None, None)[:14]
     T, B, _ = check_decode_lstm(features, *others, noise, end_id, pad_id)
+    check_packed(packed, features)
     return features.new_empty(B, T, dtype=torch.int64)
