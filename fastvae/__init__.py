@@ -1,5 +1,13 @@
 """fastvae: custom kernels for the hybrid convolutional text VAE (arXiv:1702.02390)."""
 
+import sys
+
+# The rest of `python -m fastvae` begins once the package, which takes a second, is imported.
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv) :][:1] in (["fastvae"], ["-mfastvae"]):
+    from fastvae_command import end_at_once
+
+    end_at_once()
+
 import torch
 
 try:

@@ -1,6 +1,6 @@
 """`python -m fastvae` is the command `fastvae`."""
 
-from fastvae.cli import main
+from fastvae_command import main
 
 if __name__ == "__main__":
     main()

@@ -6,9 +6,10 @@ A reader, or a run started after a kill, finds the old file or the new one, neve
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,7 @@ DTYPES = {
 }
 
 LARGEST = 1 << 24  # bytes of a JSON file or of a header
+LONGEST_NAME = 251  # bytes of a file's name before .tmp
 
 
 class DamagedFileError(ValueError):
@@ -37,10 +39,23 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
     Raises OSError in one line; the old file is then kept, perhaps as `keep`, and nothing else is
     left behind.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    name = os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME])
+    with replaced(path, path.with_name(f"{name}.tmp"), keep) as file:
+        file.write(content)
+
+
+@contextmanager
+def replaced(path: Path, temporary: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write under a temporary name, which replaces `path` at the end, as `write_bytes`.
+
+    OSErrors in the block that name no file are those of writing it. A device or pipe is refused,
+    because it would be replaced too.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(f"cannot write {path}: it is not a regular file")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # A kill between the two renames leaves `keep`, which is whole.
@@ -49,11 +64,24 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary), str(path)):
+            raise  # of another file
         kept = "; the file that was there is kept" if path.exists() else ""
         raise OSError(f"cannot write {path}: {error.strerror}{kept}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """OSErrors in the block that name no file are those of writing `path`, and say so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -5,7 +5,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -117,6 +117,11 @@ def one_line(error: BaseException) -> str:
     return escape(text.split("\n")[0].strip())
 
 
-def hush() -> None:
-    """Send what is still buffered for a closed pipe to nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def flush_output(stream: TextIO) -> OSError | None:
+    """Flush a standard stream; if it cannot be written, send the rest to nowhere -> the error."""
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None

@@ -19,6 +19,8 @@ from fastvae.ops.linear import mark_unknown
 from fastvae.ops.precision import accumulate_dtype
 from fastvae.scalars import plain
 
+NO_TORCHSCRIPT = "torch.jit.{} does not work here: use torch.export or torch.compile"
+
 
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Tensors -> the same in autocast's dtype if autocast is on; float64 tensors stay as they are.
@@ -57,6 +59,14 @@ def input_embeddings(weight: Tensor, bias: Tensor, count: int) -> Tensor:
     return upcast(weight[:, weight.shape[1] - count :]).T + upcast(bias)
 
 
+class NoTorchScript:
+    """Mixin of modules that TorchScript cannot run: one clear line instead of its own errors."""
+
+    def __prepare_scriptable__(self):
+        """Called by `torch.jit.script`. Raises RuntimeError."""
+        raise RuntimeError(NO_TORCHSCRIPT.format("script"))
+
+
 class _Uniform:
     """The paper's initialization for torch's layers."""
 
@@ -66,7 +76,7 @@ class _Uniform:
             nn.init.uniform_(parameter, -0.1, 0.1)
 
 
-class Linear(_Uniform, nn.Linear):
+class Linear(NoTorchScript, _Uniform, nn.Linear):
     """`torch.nn.Linear`, initialized as in the paper; takes one-hot inputs as token ids too."""
 
     def forward(self, x: Tensor | None, tokens: Tensor | None = None) -> Tensor:
@@ -94,7 +104,7 @@ class ConvTranspose1d(_Uniform, nn.ConvTranspose1d):
     """`torch.nn.ConvTranspose1d`, initialized as in the paper."""
 
 
-class _Composite(nn.Module):
+class _Composite(NoTorchScript, nn.Module):
     """A module without parameters of its own."""
 
     def reset_parameters(self) -> None:
@@ -104,7 +114,7 @@ class _Composite(nn.Module):
                 module.reset_parameters()
 
 
-class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
+class BatchNorm(NoTorchScript, AcrossProcesses, nn.BatchNorm1d):
     """Batch norm: x [N, C] or [B, C, T] -> the same shape; eps 1e-4, momentum 0.1.
 
     `set_process_group` makes it use the batch of all processes, with any backend;
@@ -148,9 +158,9 @@ class BatchNorm(AcrossProcesses, nn.BatchNorm1d):
             dtype.
 
         Raises:
-            ValueError: this process is alone and has only one value per channel.
+            ValueError: this process is alone and has less than two values per channel.
         """
-        if count == 1 and self.process_group is None:
+        if count < 2 and self.process_group is None:
             raise ValueError("batch statistics need more than 1 value per channel: use eval mode")
         total, mean, m2 = combine_statistics(count, mean, m2, self.process_group)
         with torch.no_grad():
@@ -193,7 +203,7 @@ def set_process_group(model: nn.Module, group) -> None:
             module.process_group = group
 
 
-class LayerNormLSTM(nn.Module):
+class LayerNormLSTM(NoTorchScript, nn.Module):
     """LSTM with one joint layer norm over its four gates: x [T, B, I] -> y [T, B, H].
 
     Equation: `fastvae.ops.layer_norm_lstm`. The gates are in the order i, f, g, o. Parameters:
@@ -394,7 +404,7 @@ def _refuse_lstm_arguments(num_layers, bias, dropout, bidirectional, proj_size) 
         raise ValueError(f"proj_size must be 0, got {proj_size}: put a torch.nn.Linear behind")
 
 
-class HighwayConv(nn.Module):
+class HighwayConv(NoTorchScript, nn.Module):
     """Highway masked convolution of kernel size 2 with batch norm: x [T, B, C] -> [T, B, C].
 
     Equation: `fastvae.ops.highway_conv`. Parameters: weight [3C, C, 2], bias [3C] and those of the

@@ -7,9 +7,11 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from fastvae.atomic_files import make_folder, write_bytes
 from fastvae.training.run_directory import read_records
 
 CURVES = "learning-curve.png"  # in a run directory
@@ -78,7 +80,7 @@ def learning_curves(
     _weight(axes["kl"], metrics)
     if title:
         figure.suptitle(_plain(title))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def compare_runs(runs: Mapping[str, Metrics], path: str | Path) -> None:
@@ -98,7 +100,7 @@ def compare_runs(runs: Mapping[str, Metrics], path: str | Path) -> None:
             raise ValueError(f"{name}: metrics.jsonl has no rows yet: train the run first")
         lines[_plain(name)] = rows, f"C{number % 10}", bool(metrics["valid"])
     figure, _ = _panels(lines)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plain(text: str) -> str:
@@ -119,15 +121,17 @@ def _panels(lines: Lines) -> tuple[Any, dict[str, Any]]:
     return figure, axes
 
 
-def _save(figure, path: str | Path) -> None:
+def save_figure(figure, path: str | Path) -> None:
+    """Write a figure and close it. Raises ValueError for a format, OSError for a file."""
     try:
         if not Path(path).suffix:  # matplotlib would add one in silence
             raise ValueError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # of names that the font lacks
-            figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
+            content = BytesIO()
+            figure.savefig(content, dpi=130, format=Path(path).suffix[1:])
+        make_folder(Path(path).parent)
+        write_bytes(Path(path), content.getvalue())
     finally:
         pyplot().close(figure)
 

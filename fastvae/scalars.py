@@ -1,8 +1,10 @@
 """NumPy's scalars as Python's numbers."""
 
+import operator
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def plain(value: Any) -> Any:
@@ -10,3 +12,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(plain, value))
     return value.item() if isinstance(value, np.generic) else value
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, NumPy's and PyTorch's included; True and False are not."""
+    if isinstance(value, bool | torch.SymInt):
+        return not isinstance(value, bool)
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True

@@ -1,9 +1,11 @@
 """Behavior of the models; equality with the plain reference models is in test_reference."""
 
+import contextlib
 import copy
 import itertools
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -313,7 +315,10 @@ def test_tokens_checked_by_the_caller():
         (lambda m: m.generate(torch.randn(2, Z), temperature=math.nan), "temperature"),
         (lambda m: m.log_likelihood(torch.zeros(2, L).long(), torch.randn(3, Z)), r"\[2, 3\]"),
         (lambda m: m.interpolate(torch.randn(Z), torch.randn(2, Z)), "z0 and z1"),
-        (lambda m: m.interpolate(*torch.randn(2, Z), steps=1), "steps=1"),
+        (
+            lambda m: m.interpolate(*torch.randn(2, Z), steps=1),
+            "steps must be a whole number from 2 on, got 1",
+        ),
     ],
 )
 def test_bad_calls(call, message):
@@ -342,6 +347,10 @@ def test_bad_calls(call, message):
         ({"hidden_size": 10**20}, "hidden_size must be from 1 to 16,777,216"),
         ({"conv_layers": 1025}, "conv_layers must be from 1 to 1,024"),
         ({"pad_id": V}, f"pad_id must be between 0 and {V - 1}"),
+        ({"pad_id": 1.5}, "pad_id must be a whole number or None, got 1.5"),
+        ({"latent_size": 2.5}, "latent_size must be a whole number, got 2.5"),
+        ({"hidden_size": True}, "hidden_size must be a whole number, got True"),
+        ({"encoder_channels": (8.0, 8)}, r"encoder_channels must be a whole number, got 8\.0"),
         ({"end_id": 2}, "end_id requires pad_id"),
         ({"mask_pad": True}, "mask_pad requires pad_id"),
     ],
@@ -480,6 +489,40 @@ def test_empty_batch(decoder):
     assert model.posterior(tokens)[0].shape == (0, 4)
     assert model.log_likelihood(tokens, z).shape == (0,)
     assert model.generate(z).shape == model.sample(0).shape == (0, 16)
+    assert model.sample(0, temperature=1.0).shape == (0, 16)
+    assert model.logits(tokens, z).shape == (16, 0, 20)
+    model.log_likelihood(tokens, z.requires_grad_()).sum().backward()
+    assert z.grad.shape == (0, 4)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and not any(grad.any() for grad in gradients)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_of_an_empty_batch_is_refused(name, training):
+    """PyTorch's mean of nothing would be NaN, and so would every parameter after a step."""
+    model = make(name).train(training)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError) as error:
+        model(torch.zeros(0, L, dtype=torch.int64))
+    assert str(error.value) == (
+        f"a loss is a mean over sequences, got tokens of shape [0, {L}]: leave out empty batches"
+    )
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch_leaves_the_running_statistics(name):
+    model = make(name).train()
+    before = copy.deepcopy(model.state_dict())
+    tokens, z = torch.zeros(0, L, dtype=torch.int64), torch.zeros(0, Z)
+    for call in (lambda: model.posterior(tokens), lambda: model.log_likelihood(tokens, z)):
+        with contextlib.suppress(ValueError, RuntimeError):
+            call()
+    for key, value in model.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(value, before[key]), key
 
 
 def test_numpy_scalars_are_sizes(tmp_path):
@@ -515,6 +558,60 @@ def test_parameters_are_made_where_and_as_asked(name):
     model = make(name, device="meta", dtype=torch.float64)
     for tensor in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
         assert (tensor.device.type, tensor.dtype) == ("meta", torch.float64)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        tiny(),
+        LSTMVAE(V, L, latent_size=2, hidden_size=4),
+        fastvae.nn.LayerNormLSTM(2, 3),
+        fastvae.nn.HighwayConvStack(2, 1),
+        fastvae.nn.HighwayConv(2),
+        fastvae.nn.ConvEncoder(V, L, 2, (4,)),
+        fastvae.nn.Linear(2, 3),
+        fastvae.nn.BatchNorm(3),
+        nn.Sequential(nn.Linear(2, 2), fastvae.nn.LayerNormLSTM(2, 3)),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_script_is_one_clear_line(module):
+    with pytest.raises(RuntimeError) as error:
+        torch.jit.script(module)
+    assert str(error.value) == (
+        "torch.jit.script does not work here: use torch.export or torch.compile"
+    )
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, True, "3", None, torch.tensor(2.0)], ids=str)
+def test_what_is_no_number_of_sequences(count):
+    model, z = tiny(), torch.zeros(4)
+    with pytest.raises(ValueError, match=r"^count must be a whole number from 0 on, got "):
+        model.sample(count)
+    with pytest.raises(ValueError, match=r"^steps must be a whole number from 2 on, got "):
+        model.interpolate(z, z, count)
+
+
+@pytest.mark.parametrize("decoder", ["lstm", "bytenet", "none"])
+def test_more_sequences_than_memory_holds(decoder, monkeypatch):
+    sixteen_gb = {"SC_PHYS_PAGES": 1 << 22, "SC_PAGE_SIZE": 1 << 12}
+    monkeypatch.setattr(os, "sysconf", sixteen_gb.__getitem__)
+    model, z = tiny(decoder=decoder), torch.zeros(4)
+    for count in (10**9, 10**18, 10**30):
+        for name, call in (
+            ("count", lambda n: model.sample(n)),
+            ("steps", lambda n: model.interpolate(z, z, n)),
+        ):
+            with pytest.raises(
+                ValueError, match=rf"^the sequences of {name}={count} and what"
+            ) as e:
+                call(count)
+            assert str(e.value).endswith("this machine has 17 GB of memory: choose smaller sizes")
+    # 16 positions of 20 tokens in float32 are 1,280 bytes for each sequence more.
+    wide = 8_000_000
+    assert 16 * (8 + 4 * 8) * wide < 1.7e10 < 1280 * wide * 2
+    with pytest.raises(ValueError, match="the sequences of count=16000000"):
+        model.sample(2 * wide, temperature=1.0)
 
 
 def test_default_device(tmp_path):

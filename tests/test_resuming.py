@@ -276,7 +276,9 @@ def test_a_folder_in_place_of_a_file_is_told_first(whole, tmp_path, name, resume
         shutil.copytree(whole, folder)
         (folder / name).unlink()
     (folder / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match=f"{name} is a folder, but a file of a run: move it away"):
+    with pytest.raises(
+        ValueError, match=f"{name} is a folder, but must be a file of a run: move it away"
+    ):
         run(folder, resume=resume)
 
 
@@ -328,6 +330,21 @@ def test_metrics_that_lost_their_end_are_told(tmp_path, kept, held):
     said = [line for line in console.file.getvalue().splitlines() if "metrics.jsonl" in line]
     assert len(said) == (held is not None) and all(f"metrics.jsonl {held}" in s for s in said)
     assert [r["step"] for r in records(folder)] == [*[3, 6, 9][:kept], 12, 15, 18, 20]
+
+
+def test_best_weights_that_are_missing_are_kept_anew(tmp_path, monkeypatch):
+    """A bound that is worse than the lost one's is then the best."""
+    folder, console, bounds = tmp_path / "run", quiet(), iter([4.0, 5.0])
+    measured = recorder.evaluate
+    monkeypatch.setattr(
+        recorder, "evaluate", lambda *a, **k: {**measured(*a, **k), "bound": next(bounds)}
+    )
+    settings = {"log_every": 2, "eval_every": 2, "checkpoint_every": 2}
+    run(folder, steps=2, **settings)
+    (folder / "best.safetensors").unlink()
+    _, result = run(folder, steps=4, resume=True, console=console, **settings)
+    assert result["best"] == 5.0 and (folder / "best.safetensors").exists()
+    assert "best.safetensors is missing: the best weights from here on" in console.file.getvalue()
 
 
 def test_a_bound_that_is_not_a_number_is_never_the_best(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """The command line: each command reads, calls the library, and prints."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -13,7 +15,7 @@ from fastvae.cli.arguments import Json
 from fastvae.cli.models import encode, evaluate, interpolate, reconstruct, sample
 from fastvae.cli.page import export
 from fastvae.cli.training import demo, experiment, fields, plot, train
-from fastvae.console import console, hush, one_line, print_json, table
+from fastvae.console import console, flush_output, one_line, print_json, table
 from fastvae.info import facts
 from fastvae.signals import orderly_exit
 
@@ -70,10 +72,14 @@ def info(as_json: Json = False) -> None:
     out.print(table(("op", "CPU", "CUDA"), rows))
 
 
+# Errors of printing, because what writes files names them.
+_OF_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, or 2 with one line on standard error, 130 on Ctrl-C.
 
-    Other signals exit with 128 + their number.
+    Other signals exit with 128 + their number, and where nobody reads the output it is 1.
     """
     # What is printed where a stream was closed before the start goes nowhere, and into no file that
     # would be opened under its number.
@@ -83,13 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
+    line, failure = "", None
     try:
         with orderly_exit():
             status = app(arguments, prog_name="fastvae", standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        hush()
-        status = 1
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
@@ -98,7 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             error, "format_message"
         ):
             raise
-        if line := one_line(error):  # empty where typer has printed its help
+        line, status = one_line(error), 2  # empty where typer has printed its help
+        if isinstance(error, OSError) and error.errno in _OF_OUTPUT and error.filename is None:
+            failure = error
+    if failure := flush_output(sys.stdout) or failure:
+        reader_left = isinstance(failure, BrokenPipeError)
+        line = "" if reader_left else f"cannot write standard output: {failure.strerror}"
+        status = 1 if reader_left else 2
+    if line:
+        with suppress(OSError):
             print(f"fastvae: {line}", file=sys.stderr)
-        status = 2
+    flush_output(sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)

@@ -16,6 +16,13 @@ def use_threads(count: int | None) -> int | None:
     return count
 
 
+def path(name: str) -> Path:
+    """A name on the command line as a path; BadParameter for an empty one, which would be "."."""
+    if not str(name):
+        raise typer.BadParameter("the name is empty: give a file or folder")
+    return Path(name)
+
+
 def check_seed(seed: int) -> int:
     """The seed, if torch takes it."""
     if not -(2**63) <= seed < 2**63:
@@ -23,18 +30,23 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+MOST = 10**9  # texts
+
 Run = Annotated[
     Path,
     typer.Argument(
+        parser=path,
         help="Folder of a trained run or a saved model; places is a packaged model.",
         callback=find_folder,
     ),
 ]
 Data = Annotated[
-    Path, typer.Option("--data", help="Text file in UTF-8 (gzip too); - is standard input.")
+    Path,
+    typer.Option("--data", parser=path, help="Text file in UTF-8 (gzip too); - is standard input."),
 ]
 MaybeData = Annotated[
-    Path | None, typer.Option("--data", help="Text file (gzip too); else texts on standard input.")
+    Path | None,
+    typer.Option("--data", parser=path, help="Text file (gzip too); else texts on standard input."),
 ]
 Column = Annotated[
     str | None,
@@ -76,6 +88,6 @@ Seed = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...")]
 Best = Annotated[bool, typer.Option("--best", help="Best weights instead of the last ones.")]
-Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, max=MOST, help="Texts at a time.")]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.")]
 Int8 = Annotated[bool, typer.Option("--int8", help="Round the decoder's weights to 8 bits.")]

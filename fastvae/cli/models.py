@@ -12,8 +12,9 @@ import typer
 from rich.text import Text
 
 from fastvae import metrics
-from fastvae.atomic_files import make_folder
+from fastvae.atomic_files import make_folder, replaced
 from fastvae.cli.arguments import (
+    MOST,
     Batch,
     Best,
     Column,
@@ -31,6 +32,7 @@ from fastvae.cli.arguments import (
     Seed,
     Temperature,
     Threads,
+    path,
 )
 from fastvae.cli.inputs import (
     LineTokens,
@@ -43,6 +45,7 @@ from fastvae.cli.inputs import (
     tell,
 )
 from fastvae.console import console, escape, print_bytes, print_json, table, track
+from fastvae.device import check_fits
 from fastvae.evaluation import measure
 from fastvae.text import Vocabulary
 from fastvae.text.reading import WINDOWS
@@ -51,21 +54,30 @@ from fastvae.text.reading import WINDOWS
 def evaluate(
     run: Run,
     data: Data,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first texts.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Only the first texts.")
+    ] = None,
     nll_texts: Annotated[
-        int, typer.Option(min=0, help="Texts for the importance-weighted NLL; 0 leaves it out.")
+        int,
+        typer.Option(
+            min=0, max=MOST, help="Texts for the importance-weighted NLL; 0 leaves it out."
+        ),
     ] = 64,
     nll_samples: Annotated[
         int, typer.Option(min=1, max=10**6, help="Its samples of z for each text.")
     ] = 64,
     mi_texts: Annotated[
-        int, typer.Option(min=0, help="Texts for the mutual information; 0 leaves it out.")
+        int,
+        typer.Option(min=0, max=MOST, help="Texts for the mutual information; 0 leaves it out."),
     ] = 4096,
     reconstruct_texts: Annotated[
-        int, typer.Option(min=0, help="Texts to reconstruct greedily; 0 leaves it out.")
+        int, typer.Option(min=0, max=MOST, help="Texts to reconstruct greedily; 0 leaves it out.")
     ] = 1000,
     int8_texts: Annotated[
-        int, typer.Option(min=0, help="Texts for what --int8 costs elsewhere; 0 leaves it out.")
+        int,
+        typer.Option(
+            min=0, max=MOST, help="Texts for what --int8 costs elsewhere; 0 leaves it out."
+        ),
     ] = 0,
     batch_size: Batch = 64,
     seed: Seed = 0,
@@ -159,7 +171,7 @@ def _quantization(int8: bool) -> str | None:
 
 def sample(
     run: Run,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, help="How many texts.")] = 20,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, max=MOST, help="How many texts.")] = 20,
     temperature: Temperature = 0.0,
     batch_size: Batch = 256,
     seed: Seed = 0,
@@ -173,15 +185,20 @@ def sample(
     """Texts from the prior, one a line."""
     show = _printer(raw, as_json)
     model, vocabulary = load_model(run, best=best, device=device)
+    if as_json:
+        string = 57 + 2 * model.length  # a Python string in a list, and its part of the document
+        check_fits(n * string, f"the {n:,} texts of --json")
     generator = torch.Generator().manual_seed(seed)
     texts: list[str] = []
-    while len(texts) < n:
-        count = min(batch_size, n - len(texts))
+    for begin in range(0, n, batch_size):
+        count = min(batch_size, n - begin)
         tokens = model.sample(
             count, temperature=temperature, generator=generator, quantization=_quantization(int8)
         )
         for row in tokens.tolist():
-            texts.append(show("", row, vocabulary))
+            text = show("", row, vocabulary)
+            if as_json:
+                texts.append(text)
     if as_json:
         print_json(texts)
 
@@ -189,7 +206,9 @@ def sample(
 def reconstruct(
     run: Run,
     data: MaybeData = None,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Texts of --data.")] = 10,
+    n: Annotated[
+        int, typer.Option("-n", "--number", min=1, max=MOST, help="Texts of --data.")
+    ] = 10,
     temperature: Temperature = 0.0,
     batch_size: Batch = 256,
     seed: Seed = 0,
@@ -224,7 +243,7 @@ def reconstruct(
     else:
         lines = LineTokens(vocabulary, model.length, reading, data, strict=data is None)
         rows = islice(lines, n if data else None)
-    found = []
+    found, count = [], 0
     for batch in in_batches(rows, batch_size):
         tokens = torch.from_numpy(np.stack([row for _, row in batch]))
         mean = model.encode(tokens)
@@ -234,9 +253,12 @@ def reconstruct(
         for (number, original), copy in zip(batch, out.tolist(), strict=True):
             line = {} if number is None else {"line": number}
             text = show("in  ", original.tolist(), vocabulary)
-            found.append({**line, "text": text, "reconstruction": show("out ", copy, vocabulary)})
+            made = {**line, "text": text, "reconstruction": show("out ", copy, vocabulary)}
+            if as_json:
+                found.append(made)
+        count += len(batch)
     if lines:
-        if not found:
+        if not count:
             raise ValueError(f"{lines.notes()[0]}: no text is left")
         tell(lines.notes())
     if as_json:
@@ -290,9 +312,13 @@ def interpolate(
 
 def encode(
     run: Run,
-    out: Annotated[Path, typer.Option("--out", help="File to write: .npy, float32 [N, Z].")],
+    out: Annotated[
+        Path, typer.Option("--out", parser=path, help="File to write: .npy, float32 [N, Z].")
+    ],
     data: MaybeData = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first texts.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Only the first texts.")
+    ] = None,
     batch_size: Batch = 256,
     device: Device = None,
     threads: Threads = None,
@@ -327,25 +353,21 @@ def encode(
     # Of its own, and no longer than a name may be.
     partial = out.with_name(f"{os.getpid()}-{out.name[-32:]}.partial")
     count = 0
-    try:
-        # Written as a stream: the latents of a large file need no memory of its size.
-        with open(partial, "wb") as file:
-            _write_header(file, count, model.latent_size)
-            batches = in_batches(rows, batch_size)
-            steps = None if total is None else -(-total // batch_size)
-            for batch in track(batches, "encoding", steps):
-                latents = np.full((len(batch), model.latent_size), np.nan, "<f4")
-                fits = [n for n, row in enumerate(batch) if row is not None]
-                if fits:
-                    tokens = torch.from_numpy(np.stack([batch[n] for n in fits]))
-                    latents[fits] = model.encode(tokens).float().cpu().numpy()
-                file.write(latents.tobytes())
-                count += len(batch)
-            file.seek(0)
-            _write_header(file, count, model.latent_size)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    # Written as a stream: the latents of a large file need no memory of its size.
+    with replaced(out, partial) as file:
+        _write_header(file, count, model.latent_size)
+        batches = in_batches(rows, batch_size)
+        steps = None if total is None else -(-total // batch_size)
+        for batch in track(batches, "encoding", steps):
+            latents = np.full((len(batch), model.latent_size), np.nan, "<f4")
+            fits = [n for n, row in enumerate(batch) if row is not None]
+            if fits:
+                tokens = torch.from_numpy(np.stack([batch[n] for n in fits]))
+                latents[fits] = model.encode(tokens).float().cpu().numpy()
+            file.write(latents.tobytes())
+            count += len(batch)
+        file.seek(0)
+        _write_header(file, count, model.latent_size)
     tell(lines.notes() if lines else corpus.notes())
     tell([f"{out}: {count:,} texts, {model.latent_size} dimensions"])
 

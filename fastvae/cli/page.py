@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fastvae.cli.arguments import Best, Column, Field, Run
+from fastvae.atomic_files import make_folder
+from fastvae.cli.arguments import Best, Column, Field, Run, path
 from fastvae.cli.inputs import find_reading, load_model, tell
 from fastvae.page.export import PAGE_CARD, export_page, load_directions
 from fastvae.text.files import byte_chunks
@@ -16,11 +17,13 @@ from fastvae.text.reading import LINES, NORMALIZERS
 
 def export(
     run: Run,
-    page: Annotated[Path, typer.Argument(metavar="PAGE", help="HTML file to write.")],
+    page: Annotated[Path, typer.Argument(metavar="PAGE", parser=path, help="HTML file to write.")],
     show: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
     texts: Annotated[
         Path | None,
-        typer.Option(help="Known texts, put into the page: it tells how near a new one is."),
+        typer.Option(
+            parser=path, help="Known texts, put into the page: it tells how near a new one is."
+        ),
     ] = None,
     title: Annotated[str | None, typer.Option(help="Of the page; else the folder's name.")] = None,
     prompt: Annotated[
@@ -31,7 +34,10 @@ def export(
     ] = None,
     card: Annotated[
         Path | None,
-        typer.Option(help="Text file about the model, shown under About; else card.txt beside it."),
+        typer.Option(
+            parser=path,
+            help="Text file about the model, shown under About; else card.txt beside it.",
+        ),
     ] = None,
     best: Best = False,
     column: Column = None,
@@ -41,6 +47,7 @@ def export(
     model, vocabulary = load_model(run, best=best, device="cpu")
     if texts is None and (column, field) != (None, None):
         raise ValueError("--column and --field are for the file that --texts names")
+    make_folder(page.parent)
     known = _read_known(run, model, vocabulary, texts, column, field) if texts else []
     if card is None and (run / PAGE_CARD).exists():
         card = run / PAGE_CARD

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from fastvae.cli.arguments import Column, Data, Device, Field, Json, Normalize, Seed, Threads
+from fastvae.cli.arguments import Column, Data, Device, Field, Json, Normalize, Seed, Threads, path
 from fastvae.cli.demo import demo as run_demo
 from fastvae.cli.fields import MODEL, groups, shown, with_field_options
 from fastvae.cli.inputs import tell
@@ -38,7 +38,9 @@ LATENT_TEXTS = 256  # validation texts that are reconstructed when a run ends
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder to write, new or empty; else the first free fastvae-demo.."),
+        typer.Option(
+            parser=path, help="Folder to write, new or empty; else the first free fastvae-demo.."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
     seed: Seed = 0,
@@ -55,10 +57,14 @@ def demo(
 @with_field_options
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run, made if missing.")],
+    out: Annotated[
+        Path, typer.Option("--out", parser=path, help="Folder of the run, made if missing.")
+    ],
     valid: Annotated[
         Path | None,
-        typer.Option(help="Text file to evaluate on; else 5 % of the lines are held out."),
+        typer.Option(
+            parser=path, help="Text file to evaluate on; else 5 % of the lines are held out."
+        ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Settings to start from; else by the file: see above.")
@@ -188,10 +194,14 @@ def fields(
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", parser=path, help="Folders of runs.")
+    ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Picture to write: .png, .svg or .pdf; else in the run."),
+        typer.Option(
+            "--out", parser=path, help="Picture to write: .png, .svg or .pdf; else in the run."
+        ),
     ] = None,
 ) -> None:
     """Draw the learning curves of a run, or compare those of several."""
@@ -227,12 +237,18 @@ def _print_training(result: dict[str, Any], out: Path, kl_target: float, as_json
 def experiment(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help=", ".join(NAMES))],
-    data: Annotated[Path | None, typer.Option("--data", help="Text file to train on.")] = None,
-    valid: Annotated[Path | None, typer.Option(help="Text file to evaluate on.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Text file that the tables are of.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of runs and results.")] = Path(
-        "experiments"
-    ),
+    data: Annotated[
+        Path | None, typer.Option("--data", parser=path, help="Text file to train on.")
+    ] = None,
+    valid: Annotated[
+        Path | None, typer.Option(parser=path, help="Text file to evaluate on.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(parser=path, help="Text file that the tables are of.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", parser=path, help="Folder of runs and results.")
+    ] = Path("experiments"),
     text: Annotated[
         str | None, typer.Option(help="characters or tweets, where an experiment has both.")
     ] = None,

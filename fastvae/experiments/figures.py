@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastvae.experiments.report import Row, in_mode, modes_of
-from fastvae.plots import pyplot
+from fastvae.plots import pyplot, save_figure
 
 COLOURS = ("#1f5a8f", "#c0392b", "#2e8b57", "#8e5ea2", "#d68910", "#555555", "#17a2b8")
 
@@ -91,8 +91,7 @@ def _figure(path: Path, panels: int, x: str, y: str) -> Iterator[list]:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(labelled.values(), labelled, loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _line(panel, line: Sequence[Row], key: str, color: str, style: str, label: str | None) -> None:

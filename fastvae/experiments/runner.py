@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -112,8 +113,9 @@ def _start(job: Job, slot: int, device: str | None, bars: Progress) -> _Worker:
             env=environment,
             start_new_session=True,
         )
-    process.stdin.write(job.to_json())
-    process.stdin.close()
+    with suppress(BrokenPipeError):  # its status will tell
+        process.stdin.write(job.to_json())
+        process.stdin.close()
     steps = job.preset.training["steps"]
     return _Worker(job, process, bars.add_task(job.folder.name, total=steps), slot)
 

@@ -16,6 +16,7 @@ from fastvae.nn import (
     HighwayConvStack,
     LayerNormLSTM,
     Linear,
+    NoTorchScript,
     input_embeddings,
 )
 from fastvae.ops.decode_bytenet import bytenet_step
@@ -67,7 +68,7 @@ class ByteNetWeights(NamedTuple):
     classifier_bias: Tensor
 
 
-class Decoder(nn.Module):
+class Decoder(NoTorchScript, nn.Module):
     """Base class of the decoders: generates with one op call, from cached packed weights.
 
     A decoder implements `forward`, `_weights`, `_pack`, `_decode` and `_step`. `packs` says whether

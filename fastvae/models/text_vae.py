@@ -11,14 +11,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastvae import ops
+from fastvae.device import check_fits
 from fastvae.distributed import AcrossProcesses
 from fastvae.models.packing import Packing
 from fastvae.models.pretrained import PretrainedMixin
-from fastvae.nn import upcast
+from fastvae.nn import NO_TORCHSCRIPT, NoTorchScript, upcast
 from fastvae.objective import VAEOutput, free_bits_kl, gaussian_kl, reconstruction_nats, token_nats
 from fastvae.ops.checks import readable
 from fastvae.ops.gumbel_noise import HOTTEST
-from fastvae.scalars import plain
+from fastvae.scalars import is_whole, plain
 
 State = tuple[Tensor, Tensor]
 LARGEST, MOST_LAYERS = 1 << 24, 1024  # of any size, so that products fit 64 bits, and of layers
@@ -28,7 +29,7 @@ _ALONE = (
 )
 
 
-class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
+class TextVAE(NoTorchScript, AcrossProcesses, PretrainedMixin, nn.Module):
     """Base class of the text VAEs: tokens [B, L] -> `fastvae.VAEOutput`.
 
     Token ids are 0 to V − 1. On the decoder's input side, V is the start token and V + 1 replaces a
@@ -109,15 +110,18 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             checked on a GPU.
 
         Raises:
-            ValueError: tokens or eps have a wrong shape or dtype, or an id is outside the
-                vocabulary.
+            ValueError: tokens or eps have a wrong shape or dtype, the batch is empty, or an id is
+                outside the vocabulary.
             RuntimeError: `torch.jit.trace` traces the call, which is not supported.
         """
         if torch.jit.is_tracing():
-            raise RuntimeError(
-                "torch.jit.trace does not work here: use torch.export or torch.compile"
-            )
+            raise RuntimeError(NO_TORCHSCRIPT.format("trace"))
         self.check_tokens(tokens, ids=validate)
+        if not tokens.shape[0]:
+            raise ValueError(
+                f"a loss is a mean over sequences, got tokens of shape {list(tokens.shape)}: "
+                "leave out empty batches"
+            )
         self._warn_if_alone()
         mean, logvar = map(upcast, self._encode(tokens))
         if eps is None:
@@ -283,9 +287,11 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             tokens, [count, L] int64, on the model's device.
 
         Raises:
-            ValueError: temperature is out of range, or `quantization` is unknown or needs a decoder
+            ValueError: count is no whole number from 0 on, or needs more memory than the machine
+                has, temperature is out of range, or `quantization` is unknown or needs a decoder
                 that the model lacks.
         """
+        self._check_count("count", count, 0, temperature)
         parameter = next(self.parameters())
         drawn_on = parameter.device if generator is None else generator.device
         z = torch.randn(count, self.latent_size, generator=generator, device=drawn_on)
@@ -309,16 +315,16 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             tokens, [steps, L] int64.
 
         Raises:
-            ValueError: z0 or z1 has a wrong shape, `steps` is below 2, or `quantization` is unknown
-                or needs a decoder that the model lacks.
+            ValueError: z0 or z1 has a wrong shape, `steps` is no whole number from 2 on, or needs
+                more memory than the machine has, or `quantization` is unknown or needs a decoder
+                that the model lacks.
         """
         if z0.shape != (self.latent_size,) or z1.shape != (self.latent_size,):
             raise ValueError(
                 f"z0 and z1 must have shape [{self.latent_size}], "
                 f"got {list(z0.shape)} and {list(z1.shape)}"
             )
-        if steps < 2:
-            raise ValueError(f"an interpolation needs at least its 2 ends, got steps={steps}")
+        self._check_count("steps", steps, 2)
         share = torch.linspace(0, 1, steps, dtype=z0.dtype, device=z0.device)
         return self.generate(torch.lerp(z0, z1, share.unsqueeze(1)), quantization=quantization)
 
@@ -445,6 +451,19 @@ class TextVAE(AcrossProcesses, PretrainedMixin, nn.Module):
             )
         return quantization == "int8"
 
+    def _check_count(self, name: str, count: int, least: int, temperature: float = 0.0) -> None:
+        """Raise ValueError unless so many sequences can be decoded at once on this machine."""
+        if not is_whole(count) or count < least:
+            raise ValueError(f"{name} must be a whole number from {least} on, got {count!r}")
+        if torch.compiler.is_compiling() or next(self.parameters()).device.type != "cpu":
+            return
+        noise = self.vocab_size if temperature else 0
+        position = 8 + 4 * (self.config.get("feature_channels", 0) + noise)
+        size = self.length * position + 4 * self.latent_size
+        check_fits(
+            plain(count) * size, f"the sequences of {name}={count} and what they are made of"
+        )
+
     def _check_latent(self, z: Tensor, count: int | None = None) -> None:
         """Raise ValueError unless z is [B, Z], with B = `count` where given."""
         wrong = z.dim() != 2 or z.shape[1] != self.latent_size
@@ -499,6 +518,8 @@ def _check_arguments(config: dict[str, Any]) -> None:
     for name in (*sizes, "conv_layers", "conv_channels", "encoder_channels"):
         given, most = config.get(name, 1), MOST_LAYERS if name == "conv_layers" else LARGEST
         for size in given if isinstance(given, (list, tuple)) else [given]:
+            if not is_whole(size):
+                raise ValueError(f"{name} must be a whole number, got {size!r}")
             if not 1 <= size <= most:
                 raise ValueError(f"{name} must be from 1 to {most:,}, got {size}")
     if not 0 <= config["word_dropout"] <= 1:
@@ -506,9 +527,12 @@ def _check_arguments(config: dict[str, Any]) -> None:
     if not 0 <= config.get("aux_weight", 0) < math.inf:
         raise ValueError(f"aux_weight must be 0 or more, and finite, got {config['aux_weight']}")
     for name in ("pad_id", "end_id"):
-        if config[name] is not None and not 0 <= config[name] < config["vocab_size"]:
+        id_ = config[name]
+        if id_ is not None and not is_whole(id_):
+            raise ValueError(f"{name} must be a whole number or None, got {id_!r}")
+        if id_ is not None and not 0 <= id_ < config["vocab_size"]:
             last = config["vocab_size"] - 1
-            raise ValueError(f"{name} must be between 0 and {last}, got {config[name]}")
+            raise ValueError(f"{name} must be between 0 and {last}, got {id_}")
     for name in ("end_id", "mask_pad"):
         if config[name] not in (None, False) and config["pad_id"] is None:
             raise ValueError(f"{name} requires pad_id")

@@ -20,6 +20,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from fastvae.atomic_files import writing
+
 try:
     import fcntl
 except ImportError:  # Windows: folders of killed builds stay
@@ -154,7 +156,7 @@ def _file_chunks(path: Path) -> Iterator[bytes]:
 
 def _raw_chunks(file: BinaryIO, name: str, packed: bool = False) -> Iterator[bytes]:
     """Stream -> chunks of its text, unpacked if `packed` or if it begins like a gzip file."""
-    head = _read(file, HEAD)
+    head = _read(file, HEAD, name)
     whole = _Rest(head, file)
     if packed or re.match(GZIP, head, re.DOTALL):
         yield from _unpacked_chunks(whole, name)
@@ -173,7 +175,7 @@ def _unpacked_chunks(packed: BinaryIO, name: str) -> Iterator[bytes]:
 
 def _checked_chunks(file: BinaryIO, name: str) -> Iterator[bytes]:
     """Stream -> chunks; raises ValueError if it begins like a known format that is not text."""
-    chunk = _read(file, CHUNK)
+    chunk = _read(file, CHUNK, name)
     for begin, what, advice in _FORMATS:
         if begin.match(chunk, 0, HEAD):
             raise ValueError(f"{name} is {what}, not text in UTF-8: {advice}")
@@ -182,17 +184,22 @@ def _checked_chunks(file: BinaryIO, name: str) -> Iterator[bytes]:
         raise ValueError(f"{name} is a tar file, not text in UTF-8: {_UNPACK}")
     while chunk:
         yield chunk
-        chunk = _read(file, CHUNK)
+        chunk = _read(file, CHUNK, name)
 
 
-def _read(file: BinaryIO, size: int) -> bytes:
-    """The next bytes of a stream, less than `size` at its end only.
+def _read(file: BinaryIO, size: int, name: str) -> bytes:
+    """The next bytes of a stream, less than `size` at its end only; OSErrors name it.
 
     `file.read` would not look at signals between the parts of a pipe, and could wait for ever.
     """
     found = bytearray()
-    while len(found) < size and (part := file.read1(size - len(found))):
-        found += part
+    try:
+        while len(found) < size and (part := file.read1(size - len(found))):
+            found += part
+    except OSError as error:
+        if error.errno is None:  # of gzip
+            raise
+        raise OSError(error.errno, error.strerror, name) from error
     return bytes(found)
 
 
@@ -272,11 +279,12 @@ def stored(
     if notes is None:
         cache.mkdir(parents=True, exist_ok=True)
         with _partial_folder(cache) as folder:
-            with unchanged(path):
+            with unchanged(path), writing(cache):
                 notes = write(folder)
             digests = {file.name: _file_digest(file) for file in folder.iterdir()}
             content = json.dumps({"notes": notes, "digests": digests})
-            (folder / "json").write_text(f"{_digest(content)}\n{content}", encoding="ascii")
+            with writing(cache):
+                (folder / "json").write_text(f"{_digest(content)}\n{content}", encoding="ascii")
             for name in (*digests, "json"):
                 (folder / name).chmod(0o600)
                 os.replace(folder / name, locate(name))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvae.atomic_files import read_limited
+from fastvae.atomic_files import read_limited, write_bytes
 from fastvae.text.files import text_chunks
 
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -177,10 +177,7 @@ class Vocabulary:
         Raises:
             OSError: the file cannot be written.
         """
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict()) + "\n", encoding="ascii")
-        os.replace(partial, path)
+        write_bytes(Path(path), (json.dumps(self.to_dict()) + "\n").encode("ascii"))
 
     @staticmethod
     def load(path: str | os.PathLike) -> "Vocabulary":

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastvae.models.pretrained import signatures
+from fastvae.models.pretrained import BEST, signatures
 from fastvae.models.text_vae import TextVAE
 from fastvae.signals import stop_signals
 from fastvae.text.corpus import Corpus, digest
@@ -169,6 +169,9 @@ def _open_run(recorder: Recorder, notes: Iterable[str]) -> int:
         say(note)
     if state:
         recorder.best, recorder.window = state["best"], state["window"]
+        if recorder.best is not None and not (run.path / BEST).exists():
+            say(f"{run.path / BEST} is missing: the best weights from here on are kept")
+            recorder.best = None
         if recorder.controller:
             recorder.controller.state.copy_(torch.tensor(state["kl_controller"]))
         # The run may have been killed after writing the checkpoint and before the weights.

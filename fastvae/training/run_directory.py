@@ -24,6 +24,7 @@ from fastvae.atomic_files import (
     read_json,
     write_bytes,
     write_json,
+    writing,
 )
 from fastvae.models.pretrained import BEST, CONFIG, CONFIG_SCHEMA, VOCABULARY, WEIGHTS
 from fastvae.text.reading import FILE as READING
@@ -99,11 +100,14 @@ class RunDirectory:
         return None
 
     def _check_files(self) -> None:
-        """Raise ValueError for a folder where a file of the run must be written."""
-        names = (CONFIG, WEIGHTS, VOCABULARY, READING, SETTINGS, METRICS, LAST, PREVIOUS, BEST)
-        for path in (self.path / name for name in names):
-            if path.is_dir():
-                raise ValueError(f"{path} is a folder, but a file of a run: move it away")
+        """Raise ValueError for a folder, a link to nothing or the like in place of a run's file."""
+        files = (CONFIG, WEIGHTS, VOCABULARY, READING, SETTINGS, METRICS, LAST, PREVIOUS, BEST)
+        for path in (self.path / name for name in (LOCK, *files)):
+            if os.path.lexists(path) and not path.is_file():
+                what = "a folder" if path.is_dir() else "no regular file"
+                if path.is_symlink() and not path.exists():
+                    what = "a link to nothing"
+                raise ValueError(f"{path} is {what}, but must be a file of a run: move it away")
 
     def create(self, model, vocabulary, config, data: Callable[[bool], dict]) -> None:
         """Begin a run: save the model and its vocabulary, then the settings, which mark the run.
@@ -240,10 +244,8 @@ class RunDirectory:
         Raises:
             OSError: metrics.jsonl cannot be written.
         """
-        try:
+        with writing(self.path / METRICS):
             self._metrics.write(json.dumps(record).encode() + b"\n")
-        except OSError as error:
-            raise OSError(f"cannot write {self.path / METRICS}: {error.strerror}") from error
         for name, value in record.items() if self._board else ():
             if name not in ("step", "split"):
                 tag = f"{record['split']}/{name}"
@@ -251,7 +253,8 @@ class RunDirectory:
 
     def sync(self) -> None:
         """Flush the metrics to disk, before the checkpoint that they belong to."""
-        os.fsync(self._metrics.fileno())
+        with writing(self.path / METRICS):
+            os.fsync(self._metrics.fileno())
         self._to_board(lambda board: board.flush())
 
     def close(self) -> None:
