@@ -18,7 +18,7 @@ from fastvae.kernels import persistent
 from fastvae.kernels.decode import decode_chunks, kernel_ids
 from fastvae.kernels.gates import normalize, rank, ranked, row_launch, update
 from fastvae.kernels.products import aligned, joined, padded, parted
-from fastvae.ops.checks import check_decode_lstm, check_decode_lstm_pack
+from fastvae.ops.checks import check_decode_lstm, check_decode_lstm_pack, check_packed
 from fastvae.ops.decode_lstm import decode_lstm_reference, pack_reference
 from fastvae.ops.precision import accumulate_dtype
 
@@ -134,12 +134,9 @@ def decode_lstm_pack(
 
 def _unpack(packed: Tensor | None, D: int, H: int, V: int, like: Tensor) -> list[Tensor | None]:
     """What `decode_lstm_pack` joined; [None] where it joined nothing."""
+    check_packed(packed, like)
     if packed is None or not packed.numel():
         return [None]
-    if packed.dtype != torch.uint8 or packed.device != like.device:
-        raise RuntimeError(
-            f"packed must be uint8 on {like.device}, got {packed.dtype} on {packed.device}"
-        )
     layout = _layout(D, H, V, like.dtype)
     alone = aligned(layout[0].nbytes, torch.uint8) == len(packed)
     return parted(packed, layout[:1] if alone else layout)

@@ -136,7 +136,7 @@ def test_triton_packed_is_checked(kernels):
     tensors = [t.to(packed.device) for t in inputs]
     for bad, message in (
         (packed[:-16], "packed must have .* bytes, got .*: pack these weights"),
-        (packed.float(), "packed must be uint8 on"),
+        (packed.float(), "packed must be what the op's pack function returns"),
     ):
         with pytest.raises(RuntimeError, match=message):
             kernels.decode_lstm(*tensors, None, 1e-4, None, None, bad)
