@@ -127,9 +127,10 @@ def test_no_text_depends_on_the_others(model, count):
     assert np.array_equal(together, np.concatenate(alone))
 
 
-def test_a_trained_model_decodes_the_same():
+@pytest.mark.parametrize("name", [Path(__file__).parent / "data" / "run", "places"])
+def test_a_trained_model_decodes_the_same(name):
     """Of 1,000 latent vectors: tokens after the same text, whole texts, and posterior means."""
-    trained, _ = load(Path(__file__).parent / "data" / "run")
+    trained, _ = load(name)
     engine, model = WasmEngine(pack(trained), 64), rounded(trained)
     z = torch.randn(1000, model.latent_size)
     tokens = model.generate(z, temperature=1.0)
