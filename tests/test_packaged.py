@@ -1,5 +1,7 @@
 """The model that the package brings: found by its name, small, and good enough to show."""
 
+import base64
+import gzip
 import re
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_page import block
 
 import fastvae
 from fastvae.models.pretrained import PACKAGED, find_folder, packaged_models
@@ -130,3 +133,17 @@ def test_its_page_names_the_source(tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "GeoNames" in page and "Finland" in page
     assert len(page.encode()) <= 2e6
+
+
+def test_the_page_in_docs_is_current(tmp_path):
+    """What a change of the page or of the model left as it was before; compression may differ."""
+    options = ["--title=Names of places", "--prompt=Type your home town."]
+    options += [f"--example={name}" for name in ("Hamburg", "San Francisco", "Novosibirsk")]
+    found = run("export", "places", "page.html", *options, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    pages = tmp_path / "page.html", Path(__file__).parents[1] / "docs" / "places.html"
+    contents = [path.read_text(encoding="utf-8") for path in pages]
+    weights = [gzip.decompress(base64.b64decode(block(text, "weights"))) for text in contents]
+    assert weights[0] == weights[1], "export docs/places.html again"
+    rest = [text.replace(block(text, "weights"), "") for text in contents]
+    assert rest[0] == rest[1], "export docs/places.html again"
