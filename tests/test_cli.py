@@ -513,7 +513,7 @@ def test_a_run_leaves_its_learning_curve_and_runs_are_compared(fastvae, refused,
     assert "metrics.jsonl: line 1 is no record of a run" in refused("plot", other)
     (other / "metrics.jsonl").write_text("")
     assert "no rows yet" in refused("plot", run, other)
-    assert "cannot write" in refused("plot", run, "--out", tmp_path / "none" / "x.png")
+    assert "cannot make the folder" in refused("plot", run, "--out", other / "lock" / "x.png")
     assert "'word' is not supported" in refused("plot", run, "--out", tmp_path / "x.word")
     assert ".png, .svg or .pdf" in refused("plot", run, "--out", tmp_path)
     row = (run / "metrics.jsonl").read_text().splitlines()[0]

@@ -168,7 +168,8 @@ def test_command_tells_what_is_wrong(fastvae, vocabulary, tmp_path):
     for arguments, said in (
         ((run, tmp_path / "page.html", "--column", "2"), "are for the file that --texts names"),
         ((run, tmp_path / "page.html", "--texts", tmp_path / "other.txt"), "no text that fits"),
-        ((run, tmp_path / "no" / "page.html"), "cannot write"),
+        ((run, tmp_path / "other.txt" / "page.html"), "cannot make the folder"),
+        ((run, run), f"cannot write {run}: Is a directory"),
         ((tmp_path / "none", tmp_path / "page.html"), "is not a folder"),
     ):
         status, _, err = fastvae("export", *arguments)
