@@ -21,7 +21,7 @@ ON_GPU = {
     "decode_lstm": "Triton: H and V up to 2,048; float64 and int8 in PyTorch",
     "decode_bytenet": "CUDA C++: C of 256 to 512, in bfloat16 up to 256 sequences, in float32 up "
     "to 128; else Triton: float64 and int8 in PyTorch",
-    "decode_lstm_pack": "PyTorch",
+    "decode_lstm_pack": "PyTorch, for Triton",
     "decode_bytenet_pack": "PyTorch",
 }
 BACKWARD = "layer_norm_lstm", "highway_conv_project", "highway_conv_gate", "linear"
