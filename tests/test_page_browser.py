@@ -682,4 +682,4 @@ def test_the_benchmark_measures_a_page(browser, tmp_path, monkeypatch, capsys):
     (found,) = json.loads(output.read_text())["pages"]
     assert found["requests"] == 0 and found["MB"] == path.stat().st_size / 1e6
     named = [value for name, value in found.items() if "ms" in name or "second" in name]
-    assert len(named) == 4 and all(value > 0 for value in named)
+    assert len(named) == 5 and all(value > 0 for value in named)

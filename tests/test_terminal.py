@@ -73,8 +73,9 @@ def test_ctrl_c_while_the_module_is_imported(moment, tmp_path):
         "sys.meta_path.insert(0, Stop())\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    how = {"env": environment, "cwd": tmp_path, "capture_output": True, "timeout": 60}
     for command in (MODULE, [PROGRAM]):
-        done = subprocess.run([*command, "info"], env=environment, capture_output=True, timeout=60)
+        done = subprocess.run([*command, "info"], **how)
         assert (done.returncode, done.stdout, done.stderr) == (130, b"", b""), command
 
 
