@@ -79,6 +79,12 @@ def common_names(rows: Iterable[tuple[str, str]], rare: int = RARE) -> list[tupl
     return [(name, country) for name, country in rows if min(counts[c] for c in name) >= rare]
 
 
+def padded(model: TextVAE, vocabulary: Vocabulary, names: Iterable[str]) -> Tensor:
+    """Names that fit the model -> tokens, [B, L]."""
+    rows = [[*vocabulary.encode(name), model.end_id] for name in names]
+    return torch.tensor([row + [model.pad_id] * (model.length - len(row)) for row in rows])
+
+
 def country_directions(
     model: TextVAE, vocabulary: Vocabulary, rows: Iterable[tuple[str, str]], least: int
 ) -> dict[str, Tensor]:
@@ -86,12 +92,8 @@ def country_directions(
 
     For countries of at least `least` names that fit the model, those with the most first.
     """
-    room = model.length - 1
-    rows = [(vocabulary.encode(name), country) for name, country in rows]
-    rows = [(ids, country) for ids, country in rows if len(ids) <= room]
-    tokens = torch.tensor(
-        [[*ids, model.end_id, *[model.pad_id] * (room - len(ids))] for ids, _ in rows]
-    )
+    rows = [(n, country) for n, country in rows if len(vocabulary.encode(n)) < model.length]
+    tokens = padded(model, vocabulary, (name for name, _ in rows))
     latents = torch.cat([model.encode(part) for part in tokens.split(1024)])
     members = defaultdict(list)
     for n, (_, country) in enumerate(rows):
@@ -135,10 +137,7 @@ def pack(run: Path, data: Path, out: Path, valid: Path | None, least: int, sampl
     speeds = [row["steps_per_second"] for row in map(json.loads, lines) if row["split"] == "train"]
     paths = []
     for ends in PATHS:
-        room = model.length - 1
-        ids = [vocabulary.encode(name) for name in ends]
-        rows = [[*i, model.end_id, *[model.pad_id] * (room - len(i))] for i in ids]
-        between = model.interpolate(*model.encode(torch.tensor(rows)), 7)
+        between = model.interpolate(*model.encode(padded(model, vocabulary, ends)), 7)
         paths.append("    " + ", ".join(vocabulary.batch_decode(between)))
     card = CARD.format(
         names=len(names),
