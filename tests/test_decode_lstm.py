@@ -349,6 +349,28 @@ def test_non_finite_values(name, value, place):
         assert torch.equal(got[healthy], tokens[healthy])
 
 
+def overflowing():
+    """Inputs of a second sequence whose variance overflows at the second step, and their tokens.
+
+    Those of NaN are 0; any number gives 3.
+    """
+    inputs = make((4, 3, 4, 17, 5))
+    inputs[0][1:, 1] *= 1e25
+    inputs[7][3] = 100
+    return inputs, [[3, 3, 3, 3], [3, 0, 0, 0], [3, 3, 3, 3]]
+
+
+def test_a_variance_that_overflows_is_nan(threads):
+    """Zeros would look like numbers; in the reference it is for torch.layer_norm to say."""
+    inputs, want = overflowing()
+    assert decode_lstm(*inputs).tolist() == want
+
+
+def test_triton_of_a_variance_that_overflows(kernels):
+    inputs, want = overflowing()
+    assert triton_decode(kernels, inputs, None).tolist() == want
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale, offset", [(1e4, 0), (1, 1e4)])
 @pytest.mark.parametrize("name", ["features", "token_embeddings", "classifier_weight"])

@@ -207,6 +207,8 @@ def test_non_finite_values_stay_in_their_sequence(simulator, value):
     h, c_n, *_ = persistent.layer_norm_lstm(*inputs, 1e-4, False, plan=plan)
     assert h[1:, 2].isnan().all() and c_n[2].isnan().all() and h[:, 1].isnan().all()
     assert h[0, 2].isfinite().all() and h[:, 0].isfinite().all() and c_n[0].isfinite().all()
+    overflowing, want = decode.overflowing()
+    assert lstm_tokens(overflowing).tolist() == want
     candidates = bytenet.make((3, 2, 4, 9, 5, 2))
     want = bytenet_tokens(candidates)
     candidates[0][0, 1] = value

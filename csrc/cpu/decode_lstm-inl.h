@@ -105,7 +105,7 @@ void decode_lstm(Team& team, Decode<T, Q>& s, const DecodeLstm<T>& lstm) {
     for (int64_t b = 0; b < B; ++b) {
       Moments<S> all{0, 0, 0};
       for (int i = 0; i < team.size; ++i) all.add(lstm.moments[i * B + b]);
-      const S mean = all.mean, r = 1 / std::sqrt(all.squares / G + S(lstm.eps));
+      const S mean = all.mean, r = reciprocal_std(all.squares / G, S(lstm.eps));
       const S* const a = projected_row(s, t, b);
       const T *const gain = lstm.gain, *const bias = lstm.bias;
       S* const c = lstm.c + b * H;

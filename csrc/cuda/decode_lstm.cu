@@ -130,7 +130,7 @@ struct DecodeBlock : LstmBlock<T, N> {
           if (t == 0) best = {0, d.V, d.start_cross[place(0, n)]};
           squares += best.cross;
           words[0] = __float_as_uint(mean + own.row_means[best.token]);
-          words[1] = __float_as_uint(1 / sqrtf((squares < 0 ? 0 : squares) / (4 * shape.H) + d.eps));
+          words[1] = __float_as_uint(reciprocal_std((squares < 0 ? 0 : squares) / (4 * shape.H), d.eps));
           words[2] = best.token;
           words[3] = 0;
         },
