@@ -88,8 +88,8 @@ def main() -> None:
         depends=[*glob("csrc/**/*.h", recursive=True), *glob("csrc/cuda/*.cuh")],
         include_dirs=[pybind11.get_include()],
         library_dirs=[] if reason else nvcc.libraries,
-        extra_compile_args={"cxx": [*FLAGS, "-fopenmp"], "nvcc": NVCC_FLAGS},
-        extra_link_args=["-fopenmp", *([] if reason else CUDA_LINK)],
+        extra_compile_args={"cxx": FLAGS, "nvcc": NVCC_FLAGS},
+        extra_link_args=["-lgomp", *([] if reason else CUDA_LINK)],
     )
     setup(ext_modules=[native], cmdclass={"build_ext": BuildExtension})
 

@@ -5,6 +5,17 @@
 //   #include "foreach_isa.h"
 #include "prelude.h"
 
+#define PRAGMA(...) _Pragma(#__VA_ARGS__)
+#ifdef __clang__
+#define BEGIN_TARGET(features) PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define BEGIN_TARGET_512(features) BEGIN_TARGET(features)
+#define END_TARGET PRAGMA(clang attribute pop)
+#else
+#define BEGIN_TARGET(...) PRAGMA(GCC push_options) PRAGMA(GCC target(__VA_ARGS__))
+#define BEGIN_TARGET_512(features) BEGIN_TARGET(features, "prefer-vector-width=512")
+#define END_TARGET PRAGMA(GCC pop_options)
+#endif
+
 #define VECTOR_BYTES 16  // SSE2, NEON
 namespace baseline {
 #include "simd-inl.h"
@@ -15,29 +26,26 @@ namespace baseline {
 
 #if defined(__x86_64__)
 #define VECTOR_BYTES 32
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+BEGIN_TARGET("avx2,fma")
 namespace avx2 {
 #include "simd-inl.h"
 #include "gemm-inl.h"
 #include KERNELS
 }  // namespace avx2
-#pragma GCC pop_options
+END_TARGET
 #undef VECTOR_BYTES
 
 #define VECTOR_BYTES 64
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+BEGIN_TARGET_512("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 namespace avx512 {
 #include "simd-inl.h"
 #include "gemm-inl.h"
 #include KERNELS
 }  // namespace avx512
-#pragma GCC pop_options
+END_TARGET
 
 #define BF16_DOT
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,prefer-vector-width=512")
+BEGIN_TARGET_512("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma")
 namespace avx512_bf16 {
 #include "simd-inl.h"
 #include "gemm-inl.h"
@@ -51,7 +59,7 @@ namespace amx {
 #include KERNELS
 }  // namespace amx
 #undef AMX
-#pragma GCC pop_options
+END_TARGET
 #undef BF16_DOT
 #undef VECTOR_BYTES
 #endif

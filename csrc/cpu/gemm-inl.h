@@ -298,15 +298,22 @@ NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc
     vec<P> columns[V];
     __builtin_prefetch(ahead, 0, 2);
     ahead += stride;
+    const auto load_columns = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 3
-    for (int v = 0; v < V; ++v) {
-      columns[v] = load_panel(b + v * W * STEP<P>);
-      if constexpr (HOLD_COLUMNS<P>) hold(columns[v]);
-    }
+      for (int v = 0; v < V; ++v) columns[v] = load_panel(b + v * W * STEP<P>);
+    };
+    load_columns();
+    if constexpr (HOLD_COLUMNS<P>)
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) hold(columns[v]);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       vec<P> row = broadcast(a + m * STEP<P>);
       hold(row);
+      if constexpr (!HOLD_COLUMNS<P>) {
+        asm("" : "+r"(b));  // or clang would keep the columns of the row before, in registers that are not there
+        load_columns();
+      }
 #pragma GCC unroll 3
       for (int v = 0; v < V; ++v) acc[part][m][v] = multiply_add(acc[part][m][v], row, columns[v]);
     }

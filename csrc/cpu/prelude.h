@@ -17,5 +17,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
-#pragma GCC diagnostic ignored "-Wpsabi"                // vectors never cross a call: what takes them is inlined
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross a call: what takes them is inlined
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own intrinsics set no value where none is needed
+#endif

@@ -1,6 +1,5 @@
 // A team of threads that runs one sequence together, with a barrier between the phases of a step.
 #pragma once
-#include <omp.h>
 #include <sched.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -53,13 +52,26 @@ inline int team_size(double work) {
   return std::max(1, int(std::min(double(torch::stable::get_num_threads()), work / 2e4)));
 }
 
+// OpenMP's runtime, which torch's threads run in too, as GCC calls it for `#pragma omp parallel`. With OpenMP switched
+// on clang cannot capture structured bindings.
+extern "C" {
+void GOMP_parallel(void (*f)(void*), void* data, unsigned threads, unsigned flags);
+int omp_get_thread_num(void);
+int omp_get_num_threads(void);
+}
+
 // Runs f(team) on at most `threads` threads; OpenMP may give fewer, so the size is read inside the region.
 template <class F>
 void parallel(int threads, F f) {
-  Barrier barrier;
-#pragma omp parallel num_threads(threads)
-  {
-    Team team{omp_get_thread_num(), omp_get_num_threads(), barrier};
-    f(team);
-  }
+  struct Shared {
+    F& f;
+    Barrier barrier;
+  } shared{f, {}};
+  GOMP_parallel(
+      [](void* data) {
+        auto& [f, barrier] = *static_cast<Shared*>(data);
+        Team team{omp_get_thread_num(), omp_get_num_threads(), barrier};
+        f(team);
+      },
+      &shared, unsigned(threads), 0);
 }
