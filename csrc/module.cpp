@@ -72,8 +72,6 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
 
 namespace py = pybind11;
 
-constexpr const char* ISA_NAMES[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
-
 uint64_t checksum(uintptr_t address, int64_t bytes);                          // checksum.cpp
 double machine_peak(const std::string& kind, int threads, double megabytes);  // machine_peak.cpp
 void layer_norm_lstm_gates(const std::string& kind, int64_t hidden_size, int64_t batch, int64_t steps,

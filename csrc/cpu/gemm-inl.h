@@ -256,7 +256,13 @@ INLINE vec<P> broadcast(const P* a) {
     return (vec<P>)(i32{} + step);
   }
 }
-#ifdef BF16_DOT
+#if defined(BF16_DOT) && defined(__aarch64__)
+constexpr int32_t INT8_OFFSET = 0;
+INLINE i32 multiply_add(i32 sum, i32 a, i32 b) { return (i32)vdotq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b); }
+INLINE f32 multiply_add(f32 sum, f32 a, f32 b) {
+  return (f32)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
+}
+#elif defined(BF16_DOT)
 constexpr int32_t INT8_OFFSET = 128;
 INLINE i32 multiply_add(i32 sum, i32 a, i32 b) {
   return (i32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
@@ -316,6 +322,12 @@ NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc
       }
 #pragma GCC unroll 3
       for (int v = 0; v < V; ++v) acc[part][m][v] = multiply_add(acc[part][m][v], row, columns[v]);
+#if defined(__aarch64__)
+      // Or GCC would load later rows and columns first, for which no registers are left: their places are known once
+      // this row is done.
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) asm("" : "+r"(a), "+r"(b), "+w"(acc[part][m][v]));
+#endif
     }
     a += rows * STEP<P>;
     b += NR<P> * STEP<P>;

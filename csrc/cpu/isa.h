@@ -1,13 +1,25 @@
 // Which instruction set the kernels run on: found once by cpuid, lowered by tests.
 #pragma once
 #include <atomic>
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #endif
 
+// From the least on: a machine has all up to its best.
+#if defined(__aarch64__)
+enum class Isa { baseline, neon_bf16 };
+constexpr const char* ISA_NAMES[] = {"baseline", "neon_bf16"};
+#else
 enum class Isa { baseline, avx2, avx512, avx512_bf16, amx };
+constexpr const char* ISA_NAMES[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
+#endif
 
 // Whether tiles of bf16 and int8 are there and the system lets this process use them: it has to be asked first.
 inline bool may_use_amx() {
@@ -31,6 +43,8 @@ inline Isa best_isa() {
            : may_use_amx()                                                                ? Isa::amx
                                                                                           : Isa::avx512_bf16;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#elif defined(__aarch64__) && defined(__linux__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP && getauxval(AT_HWCAP2) & HWCAP2_BF16) return Isa::neon_bf16;
 #endif
   return Isa::baseline;
 }
@@ -59,6 +73,18 @@ inline std::atomic<Isa> current_isa{best_isa()};
     case Isa::avx2:                   \
       avx2::fn(__VA_ARGS__);          \
       break;                          \
+    default:                          \
+      baseline::fn(__VA_ARGS__);      \
+  }
+#elif defined(__aarch64__)
+#define CALL_AT(isa, T, fn, ...)      \
+  switch (isa) {                      \
+    case Isa::neon_bf16:              \
+      if constexpr (sizeof(T) <= 2) { \
+        neon_bf16::fn(__VA_ARGS__);   \
+        break;                        \
+      }                               \
+      [[fallthrough]];                \
     default:                          \
       baseline::fn(__VA_ARGS__);      \
   }

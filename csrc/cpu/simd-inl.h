@@ -69,7 +69,7 @@ INLINE vec<T> load(const T* p, int64_t n = LANES<T>) {
 template <class T>
 INLINE void store(T* p, vec<T> v, int64_t n = LANES<T>) {
   if constexpr (std::is_same_v<T, BFloat16>) {
-#ifdef BF16_DOT
+#if defined(BF16_DOT) && VECTOR_BYTES == 64
     // The instruction takes numbers below the normal ones for 0.
     if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)v, 0x20) == 0, 1))
       return store_bits(p, (u16)_mm512_cvtneps_pbh((__m512)v), n);
