@@ -58,14 +58,20 @@ constexpr bool HOLD_COLUMNS = true;
 template <class P>
 constexpr bool HOLD_COLUMNS = VECTOR_BYTES == 32 && !std::is_integral_v<P>;
 #endif
+#if defined(__x86_64__)
+#define VECTOR_REGISTER "+v"
+#else
+#define VECTOR_REGISTER "+w"
+#endif
 // Keeps v in a register from here on: it is loaded once and not by every instruction that wants it.
 template <class V>
 INLINE void hold(V& v) {
-#if defined(__x86_64__)
-  asm("" : "+v"(v));
-#elif defined(__aarch64__)
-  asm("" : "+w"(v));
-#endif
+  asm("" : VECTOR_REGISTER(v));
+}
+// And where a and b point is known once v is.
+template <class V, class P>
+INLINE void hold(V& v, const P*& a, const P*& b) {
+  asm("" : VECTOR_REGISTER(v), "+r"(a), "+r"(b));
 }
 
 template <class P>
@@ -294,7 +300,11 @@ INLINE V multiply_add(V sum, V a, V b) {
 template <class P, int M, int V, class S>
 NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, bool add, int64_t rows,
                             const char* ahead) {
+#if defined(__clang__)  // loads the columns of the next part early
+  constexpr int ROOM = 3 * VECTOR_MR - 1;
+#else
   constexpr int ROOM = HOLD_COLUMNS<P> ? 3 * VECTOR_MR : 2 * VECTOR_MR - 1;
+#endif
   constexpr int PARTS = M * V * 4 <= ROOM ? 4 : M * V * 2 <= ROOM ? 2 : 1;
   constexpr int64_t W = LANES<S>;
   vec<S> acc[PARTS][M][V] = {};
@@ -323,10 +333,9 @@ NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc
 #pragma GCC unroll 3
       for (int v = 0; v < V; ++v) acc[part][m][v] = multiply_add(acc[part][m][v], row, columns[v]);
 #if defined(__aarch64__)
-      // Or GCC would load later rows and columns first, for which no registers are left: their places are known once
-      // this row is done.
+        // Or later rows and columns would be loaded first, for which no registers are left.
 #pragma GCC unroll 3
-      for (int v = 0; v < V; ++v) asm("" : "+r"(a), "+r"(b), "+w"(acc[part][m][v]));
+      for (int v = 0; v < V; ++v) hold(acc[part][m][v], a, b);
 #endif
     }
     a += rows * STEP<P>;
