@@ -264,6 +264,7 @@ def test_reconstruction_accuracy_by_hand():
     }
     with pytest.raises(ValueError, match="two texts or more"):
         metrics.reconstruction_accuracy(Copier(), batches[:1])
+    assert metrics.reconstruction_accuracy(Copier(), [batches[1][:2]])["texts"] == 2
 
 
 class Texts:
@@ -299,6 +300,20 @@ def test_each_measure_has_its_own_texts():
     }
     expected["reconstruction_texts"] = expected.pop("texts")
     assert found == pytest.approx(expected)
+
+
+def test_measures_of_no_texts_are_left_out():
+    texts = Texts(torch.randint(10, (4, 8)))
+    none = {"mi_texts": 0, "nll_texts": 0, "reconstruct_texts": 1}
+    plain = measure(small(), texts, **none)
+    assert plain.keys() == metrics.evaluate(small(), [texts.tokens]).keys()
+    assert measure(small(), texts, **none, limit=3)["samples"] == 3
+    for name, result in (
+        ("mi_texts", "mutual_information_texts"),
+        ("nll_texts", "importance_weighted_nll_texts"),
+    ):
+        assert measure(small(), texts, **{**none, name: 1})[result] == 1
+    assert measure(small(), texts, **none | {"reconstruct_texts": 2})["reconstruction_texts"] == 2
 
 
 def test_texts_of_each_measure_by_default():

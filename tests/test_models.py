@@ -283,7 +283,7 @@ def test_training_drops_at_its_rate():
         (torch.zeros(L, dtype=torch.int64), "shape"),
         (torch.zeros(2, L, dtype=torch.int32), "int64.*int32"),
         (torch.full((2, L), V), f"id {V}; this model's ids are 0 to {V - 1}"),
-        (torch.full((2, L), -3), "id -3"),
+        (torch.full((2, L), -1), "id -1"),
     ],
 )
 @pytest.mark.parametrize("method", ["forward", "posterior", "log_likelihood"])
@@ -313,6 +313,7 @@ def test_tokens_checked_by_the_caller():
         (lambda m: m.generate(torch.randn(2, Z + 1)), "z must have shape"),
         (lambda m: m.generate(torch.randn(2, Z), temperature=-1.0), "temperature"),
         (lambda m: m.generate(torch.randn(2, Z), temperature=math.nan), "temperature"),
+        (lambda m: m.generate(torch.randn(2, Z), temperature=1.1e37), "temperature must be 0 to"),
         (lambda m: m.log_likelihood(torch.zeros(2, L).long(), torch.randn(3, Z)), r"\[2, 3\]"),
         (lambda m: m.interpolate(torch.randn(Z), torch.randn(2, Z)), "z0 and z1"),
         (
@@ -347,6 +348,13 @@ def test_bad_calls(call, message):
         ({"hidden_size": 10**20}, "hidden_size must be from 1 to 16,777,216"),
         ({"conv_layers": 1025}, "conv_layers must be from 1 to 1,024"),
         ({"pad_id": V}, f"pad_id must be between 0 and {V - 1}"),
+        ({"pad_id": -1}, f"pad_id must be between 0 and {V - 1}, got -1"),
+        ({"pad_id": 0, "end_id": V}, f"end_id must be between 0 and {V - 1}, got {V}"),
+        ({"length": 0}, "length must be from 1 to 16,777,216, got 0"),
+        ({"feature_channels": 0}, "feature_channels must be from 1"),
+        ({"conv_channels": 0}, "conv_channels must be from 1"),
+        ({"hidden_size": (1 << 24) + 1}, "hidden_size must be from 1 to 16,777,216"),
+        ({"word_dropout": -0.01}, "word_dropout must be between 0 and 1, got -0.01"),
         ({"pad_id": 1.5}, "pad_id must be a whole number or None, got 1.5"),
         ({"latent_size": 2.5}, "latent_size must be a whole number, got 2.5"),
         ({"hidden_size": True}, "hidden_size must be a whole number, got True"),
@@ -359,6 +367,27 @@ def test_bad_arguments(arguments, message):
     arguments = {"vocab_size": V, "length": L, "encoder_channels": (4, 5), **arguments}
     with pytest.raises(ValueError, match=message):
         HybridVAE(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"vocab_size": 1, "latent_size": 1, "hidden_size": 1, "feature_channels": 1},
+        {"encoder_channels": (1,), "length": 2},
+        {"hidden_size": 1 << 24},
+        {"decoder": "bytenet", "conv_layers": 1, "conv_channels": 1},
+        {"decoder": "bytenet", "conv_layers": 1024, "conv_channels": 1},
+        {"word_dropout": 0.0, "aux_weight": 0.0},
+        {"word_dropout": 1.0},
+        {"pad_id": V - 1, "end_id": 0},
+        {"pad_id": 0, "end_id": V - 1, "mask_pad": True},
+    ],
+    ids=str,
+)
+def test_arguments_at_their_limits(arguments):
+    given = {"vocab_size": V, "length": L, "encoder_channels": (4, 5), **arguments}
+    config = HybridVAE(**given, device="meta").config
+    assert {name: config[name] for name in given} == given
 
 
 @pytest.mark.parametrize("name", ["bytenet", "lstm_vae"])

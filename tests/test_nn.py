@@ -139,6 +139,7 @@ def test_highway_conv_keeps_torchs_running_statistics():
 def test_one_value_has_no_statistics():
     with pytest.raises(ValueError, match="more than 1 value"):
         HighwayConv(4)(torch.randn(1, 1, 4))
+    assert HighwayConv(4)(torch.randn(2, 1, 4)).isfinite().all()  # two have
 
 
 def test_highway_stack_sees_layers_plus_one_symbols():
@@ -495,6 +496,14 @@ def test_a_stack_of_fewer_than_no_layers():
 def test_lstm_of_a_wrong_eps(eps):
     with pytest.raises(ValueError, match="eps must be 0 or more, got"):
         LayerNormLSTM(3, 4, eps=eps)
+    assert LayerNormLSTM(3, 4, eps=0.0).eps == 0
+
+
+@pytest.mark.parametrize("name", ["input_size", "hidden_size"])
+def test_lstm_of_no_size(name):
+    with pytest.raises(ValueError, match=f"^{name} must be 1 or more, got 0$"):
+        LayerNormLSTM(**{"input_size": 1, "hidden_size": 1, name: 0})
+    assert LayerNormLSTM(1, 1)(torch.zeros(2, 1, 1))[0].shape == (2, 1, 1)
 
 
 def test_empty_batch_computes():

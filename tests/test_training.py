@@ -110,6 +110,37 @@ def test_senseless_values_are_refused_by_name(field, value):
     assert "\n" not in str(error.value)
 
 
+LEAST = dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"), 1)
+LEAST |= {"eval_samples": 1, "lr_decay_every": 1}
+LEAST |= dict.fromkeys(("seed", "eval_every", "sample_every", "samples", "lr_decay_start"), 0)
+
+
+@pytest.mark.parametrize("field", LEAST)
+def test_least_and_largest_whole_numbers(field):
+    least, largest = LEAST[field], 2**53
+    assert getattr(TrainingConfig(**{field: least}), field) == least
+    with pytest.raises(ValueError, match=f"^{field} must be {least} or more, got {least - 1}$"):
+        TrainingConfig(**{field: least - 1})
+    others = {"batch_size": largest} if field == "accumulate" else {}
+    assert getattr(TrainingConfig(**{field: largest, **others}), field) == largest
+    with pytest.raises(ValueError, match=f"^{field} must be at most {largest}, got {largest + 1}$"):
+        TrainingConfig(**{field: largest + 1, **others})
+
+
+@pytest.mark.parametrize("field", ["lr_floor", "free_bits", "kl_floor", "kl_target"])
+def test_numbers_may_be_zero_and_not_less(field):
+    assert getattr(TrainingConfig(**{field: 0.0}), field) == 0
+    with pytest.raises(ValueError, match=f"^{field} must be 0 or more, got -1e-09$"):
+        TrainingConfig(**{field: -1e-9})
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "lr_decay", "clip_norm", "kl_nats"])
+def test_numbers_above_zero_may_be_small(field):
+    assert getattr(TrainingConfig(**{field: 1e-9}), field) == 1e-9
+    with pytest.raises(ValueError, match=f"^{field} must be above 0, got 0.0$"):
+        TrainingConfig(**{field: 0.0})
+
+
 def test_unknown_fields_are_refused_with_a_hint():
     with pytest.raises(ValueError, match=r"'step': did you mean steps\?"):
         TrainingConfig.from_dict({"step": 3})
