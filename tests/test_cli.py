@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastvae import _C, cli
+from fastvae import _C, cli, plots
 from fastvae.console import escape
 from fastvae.device import find_device
 from fastvae.info import ON_GPU, PERSISTENT_PROVED
 from fastvae.models import load
 from fastvae.models.hybrid import HybridVAE
-from fastvae.plots import learning_curves, read_metrics
+from fastvae.plots import compare_runs, learning_curves, read_metrics
 from fastvae.text import ByteVocabulary, CharVocabulary
 
 TEXT = "the cat sat on the mat.\na dog ran to the [/b] cat.\n" * 40
@@ -487,6 +487,97 @@ def test_learning_curves_need_rows(tmp_path):
     empty.write_text(json.dumps(row) + "\n")
     learning_curves(read_metrics(empty), tmp_path / "x.svg", entropy=1.25, title="one [/b] row")
     assert "</svg>" in (tmp_path / "x.svg").read_text()
+
+
+TITLES = {
+    "bound": "bound = reconstruction + KL, nats",
+    "bpc": "bits per character of the bound",
+    "reconstruction": "reconstruction, nats",
+    "kl": "KL, nats",
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Pictures are not written -> the figures that were drawn."""
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    yield figures
+    for figure in figures:
+        plots.pyplot().close(figure)
+
+
+def panels(figure):
+    """Term -> its panel; the lines of a panel by label."""
+    axes = {axis.get_title(): axis for axis in figure.axes}
+    found = {term: axes[title] for term, title in TITLES.items()}
+    lines = {
+        term: {x.get_label(): [*zip(*map(list, x.get_data()), strict=True)] for x in axis.lines}
+        for term, axis in found.items()
+    }
+    return found, lines
+
+
+def curve(split, shift=0.0, last=100):
+    """Records of every fifth step, whose terms are all different."""
+    terms = {"bound": 40, "bpc": 4, "reconstruction": 30, "kl": 10, "kl_weight": 1}
+    return [
+        {"step": step, "split": split} | {k: v + shift + v / step for k, v in terms.items()}
+        for step in range(5, last + 1, 5)
+    ]
+
+
+def test_learning_curves_show_every_term(drawn):
+    metrics = {"train": curve("train"), "valid": curve("valid", shift=0.5, last=50)}
+    metrics["valid"][1] |= {"kl": math.nan, "bpc": None}
+    learning_curves(metrics, "x.png", entropy=13.25, title="a $run$")
+    (figure,) = drawn
+    assert figure.get_suptitle() == r"a \$run\$"
+    axes, lines = panels(figure)
+    for term, axis in axes.items():
+        for split, rows in metrics.items():
+            points = [(r["step"], r[term]) for r in rows]
+            left_out = [points[1]] * (split == "valid" and term in ("kl", "bpc"))
+            assert lines[term][split] == [p for p in points if p not in left_out]
+        assert axis.get_xlabel() == "step"
+    assert lines["bound"].keys() == {"train", "valid", "entropy of the corpus, 13.2"}
+    assert {y for _, y in lines["bound"]["entropy of the corpus, 13.2"]} == {13.25}
+    assert all(lines[term].keys() == {"train", "valid"} for term in ("bpc", "reconstruction", "kl"))
+    (weight,) = [a for a in figure.axes if a not in axes.values()]
+    assert [*zip(*map(list, weight.lines[0].get_data()), strict=True)] == [
+        (r["step"], r["kl_weight"]) for r in metrics["train"]
+    ]
+    assert weight.get_ylim() == pytest.approx((0, 1.08 * 1.2))
+
+
+def test_frames_fit_what_follows_the_first_steps(drawn):
+    """Of 100 steps the first five; logarithmic where the rest spans more than a factor of ten."""
+    rows = curve("train")
+    for row in rows:
+        first = row["step"] == 5
+        row["bound"] = 1000.0 if first else 2.0
+        row["bpc"] = 1000.0 if first else 2.0
+        row["kl"] = 1e-3 if first else -1.0
+    rows[1] |= {"bound": 20.0, "bpc": 20.5, "kl": 3.0}
+    learning_curves({"train": rows, "valid": []}, "x.png")
+    axes, _ = panels(drawn[0])
+    assert axes["bound"].get_yscale() == axes["kl"].get_yscale() == "linear"
+    assert axes["bound"].get_ylim() == pytest.approx((0, 1.08 * 20))
+    assert axes["kl"].get_ylim() == pytest.approx((0, 1.08 * 3))
+    assert axes["bpc"].get_yscale() == "log"
+    assert axes["bpc"].get_ylim() == pytest.approx((2 / 1.3, 20.5 * 1.3))
+
+
+def test_runs_are_compared_by_their_validation_where_they_have_one(drawn):
+    one = {"train": curve("train"), "valid": curve("valid", 0.5)}
+    other = {"train": curve("train", 2.0), "valid": []}
+    compare_runs({"_one": one, "two": other}, "x.png")
+    _, lines = panels(drawn[0])
+    for term in TITLES:
+        assert lines[term] == {
+            " _one": [(r["step"], r[term]) for r in one["valid"]],
+            "two": [(r["step"], r[term]) for r in other["train"]],
+        }
 
 
 def test_a_run_leaves_its_learning_curve_and_runs_are_compared(fastvae, refused, run, tmp_path):

@@ -16,7 +16,15 @@ import torch
 from rich.console import Console
 
 from fastvae import cli
-from fastvae.experiments import EXPERIMENTS, NAMES, Options, experiment, runner, speed
+from fastvae.experiments import (
+    EXPERIMENTS,
+    NAMES,
+    Options,
+    experiment,
+    figures,
+    runner,
+    speed,
+)
 from fastvae.experiments.fig3 import EQUAL_SIZE
 from fastvae.experiments.grid import (
     BOTH,
@@ -350,6 +358,83 @@ def test_every_experiment_has_its_page_and_figure(name, text, tmp_path):
     empty = markdown(experiment, [], [], {}, None)
     assert all("not run" in line or "---" in line or "ours" in line
                for line in empty.splitlines() if line.startswith("|"))  # fmt: skip
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Pictures are not written -> the figures that were drawn."""
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    yield drawn
+    for figure in drawn:
+        figures.pyplot().close(figure)
+
+
+def lines_of(axis):
+    """x and y of each line, solid or dashed."""
+    return sorted((line.get_linestyle(), *map(list, line.get_data())) for line in axis.lines)
+
+
+def test_costs_are_drawn_for_each_comparison(drawn):
+    """Solid the bound, dashed the KL, in order of x; a band where there are seeds."""
+    points = [("a", 3, BOTH, 4.0), ("a", 2, BOTH, 8.0), ("b", 2, RELEASED, 1.0)]
+    points.append(("b", 2, MATCHED, 2.0))
+    results = [
+        fake(Configuration(series, x, "small", mode=mode), seed, kl + seed)
+        for series, x, mode, kl in points
+        for seed in (0, 1)
+    ]
+    figures.costs(rows_of(results), None, unit="byte", axis="layers")
+    panels = drawn[0].axes
+    assert [panel.get_title() for panel in panels] == [RELEASED, MATCHED]
+    assert panels[0].get_ylabel() == "bits per byte" and panels[1].get_xlabel() == "layers"
+    for panel, kl in zip(panels, (1.5, 2.5), strict=True):
+        drawn_lines = [lines for lines in lines_of(panel) if lines[1]]
+        assert [(style, xs) for style, xs, _ in drawn_lines] == [
+            ("-", [2]), ("-", [2, 3]), ("--", [2]), ("--", [2, 3])
+        ]  # fmt: skip
+        values = (30 + kl, 38.5, 34.5, kl, 8.5, 4.5)
+        assert [y for *_, ys in drawn_lines for y in ys] == pytest.approx([v / 40 for v in values])
+        assert list(panel.get_xticks()) == [2, 3] and panel.get_ylim()[0] == 0
+        bands = [band.get_paths()[0].vertices[:, 1] for band in panel.collections]
+        ends = [34, 39, 4, 9, 29.5 + kl, 30.5 + kl, kl - 0.5, kl + 0.5]
+        assert [40 * y for b in bands for y in (b.min(), b.max())] == pytest.approx(ends)
+    (legend,) = drawn[0].legends
+    assert [t.get_text() for t in legend.texts] == ["a", "b", "full cost", "KL"]
+
+
+def test_the_bound_is_drawn_at_its_kl(drawn):
+    points = [("a", 0.2, 9.0), ("a", 0.1, 3.0), ("b", 4, 5.0)]
+    results = [fake(Configuration(s, x, "small"), 0, kl) for s, x, kl in points]
+    figures.bound_at_kl(rows_of(results), None, unit="byte", axis="strength")
+    (panel,) = drawn[0].axes
+    assert [list(map(list, line.get_data())) for line in panel.lines] == [
+        [[3, 9], [33 / 40, 39 / 40]], [[5], [35 / 40]]
+    ]  # fmt: skip
+    assert [(t.get_text(), t.xy) for t in panel.texts] == [
+        ("0.1", (3, 33 / 40)), ("0.2", (9, 39 / 40)), ("4", (5, 35 / 40))
+    ]  # fmt: skip
+    assert panel.get_xlabel() == "KL, nats (labels: strength)"
+    assert panel.get_ylabel() == "bits per byte of the bound"
+
+
+def test_training_curves_are_of_the_reconstruction(drawn):
+    """A record's bits are those of its bound."""
+    configurations = [Configuration("a", 24, "small"), Configuration("a", 12, "small")]
+    configurations.append(Configuration("b", 12, "small", mode=MATCHED))
+    results = [fake(c, 0, kl) for c, kl in zip(configurations, (10.0, 2.0, 6.0), strict=True)]
+    figures.curves(rows_of(results), None, unit="byte", axis="length")
+    panels = drawn[0].axes
+    assert [panel.get_title() for panel in panels] == ["length 12", "length 24"]
+    for panel, kls in zip(panels, ((2, 6), (10,)), strict=True):
+        drawn_lines = [line for line in lines_of(panel) if line[1]]
+        assert drawn_lines == sorted(
+            (style, steps, [30 / (30 + kl)] * len(steps))
+            for kl in kls
+            for style, steps in (("-", [1, 2]), ("--", [1]))
+        )
+    (legend,) = drawn[0].legends
+    assert [t.get_text() for t in legend.texts] == ["a", "b, matched", "training", "held out"]
 
 
 def test_claims_tell_the_comparisons_and_series_apart():

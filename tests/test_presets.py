@@ -1,5 +1,5 @@
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -76,6 +76,53 @@ def test_every_preset_builds_a_model_and_a_config(name):
     assert (model.vocab_size, model.length) == (vocabulary.size, preset.length)
     assert (model.pad_id, model.end_id) == (vocabulary.pad_id, vocabulary.end_id)
     preset.config()
+
+
+HYBRID = {
+    "vocab_size": 259, "length": 128, "latent_size": 100, "feature_channels": 200,
+    "encoder_channels": (128, 256, 512, 512, 512), "decoder": "lstm", "hidden_size": 1000,
+    "conv_layers": 3, "conv_channels": 256, "carry": True, "aux_weight": 0.2, "word_dropout": 0.0,
+    "pad_id": None, "end_id": None, "mask_pad": False,
+}  # fmt: skip
+BASELINE = {
+    "vocab_size": 259, "length": 128, "latent_size": 100, "hidden_size": 1000, "word_dropout": 0.5,
+    "pad_id": None, "end_id": None, "mask_pad": False,
+}  # fmt: skip
+TRAINING = {
+    "steps": 100_000, "batch_size": 64, "learning_rate": 1e-3, "lr_decay": 1.0,
+    "lr_decay_every": 1000, "lr_decay_start": 0, "lr_floor": 0.0, "kl_floor": 0.0, "kl_start": 0,
+    "kl_end": 0, "kl_cycles": 1, "kl_rise": 1.0, "kl_target": 1.0, "kl_nats": None,
+    "free_bits": 0.0, "clip_norm": None, "precision": "fp32", "accumulate": 1, "seed": 0,
+    "log_every": 50, "eval_every": 1000, "eval_samples": 2000, "checkpoint_every": 1000,
+    "sample_every": 1000, "samples": 5,
+}  # fmt: skip
+
+
+def test_defaults_are_those_of_the_paper():
+    """And settings of a run that do not change it by themselves."""
+    assert fastvae.HybridVAE(259, 128, device="meta").config == HYBRID
+    assert fastvae.LSTMVAE(259, 128, device="meta").config == BASELINE
+    assert asdict(TrainingConfig()) == TRAINING
+
+
+def test_presets_for_any_text():
+    """What they change of the defaults; results in the docs were made with these."""
+    changed = {"latent_size", "encoder_channels", "feature_channels", "hidden_size"}
+    small, lines = PRESETS["small"], PRESETS["lines"]
+    assert small.length == 48 and lines.length is None
+    assert small.model_arguments.keys() == changed
+    assert [small.model_arguments[k] for k in sorted(changed)] == [(64, 128), 100, 200, 32]
+    assert (
+        lines.model_arguments.keys() == changed | {"mask_pad"} and lines.model_arguments["mask_pad"]
+    )
+    assert [lines.model_arguments[k] for k in sorted(changed)] == [(128, 256), 100, 320, 64]
+    assert asdict(small.config()) == {
+        **TRAINING, "steps": 3000, "batch_size": 32, "kl_floor": 0.001, "kl_end": 2000
+    }  # fmt: skip
+    assert asdict(lines.config()) == {
+        **TRAINING, "steps": 10_000, "kl_end": 7000, "kl_target": 0.85, "lr_decay": 0.8,
+        "lr_decay_start": 7000, "lr_decay_every": 300, "lr_floor": 1e-4,
+    }  # fmt: skip
 
 
 def test_overrides_reach_model_length_and_training():

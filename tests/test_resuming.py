@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -229,6 +230,24 @@ def test_resuming_something_else_is_refused(tmp_path, changes, name):
     with pytest.raises(ValueError, match=name):
         run(tmp_path, resume=True, **changes)
     assert before == {p: p.read_bytes() for p in tmp_path.glob("*") if p.is_file()}
+
+
+FREE = {"log_every": 1, "eval_every": 1, "eval_samples": 3, "checkpoint_every": 1}
+FREE |= {"sample_every": 1, "samples": 2, "steps": 3}
+FIXED = {"batch_size": 8, "learning_rate": 2e-3, "lr_decay": 0.8, "lr_decay_every": 6}
+FIXED |= {"lr_decay_start": 1, "lr_floor": 1e-5, "kl_floor": 0.1, "kl_start": 1, "kl_end": 13}
+FIXED |= {"kl_cycles": 2, "kl_rise": 0.5, "kl_target": 0.9, "kl_nats": 1.0, "free_bits": 0.1}
+FIXED |= {"clip_norm": 2.0, "precision": "bf16", "accumulate": 2, "seed": 1}
+
+
+def test_what_may_change_on_resume_and_what_may_not(tmp_path):
+    assert FREE.keys() | FIXED.keys() == {f.name for f in fields(fastvae.TrainingConfig)}
+    run(tmp_path, steps=2)
+    for name, value in FIXED.items():
+        wrong = rf"was started with {name} = [^,]+, got {value}: resume with the same"
+        with pytest.raises(ValueError, match=wrong):
+            run(tmp_path, resume=True, **{"steps": 2, name: value})
+    assert run(tmp_path, resume=True, **FREE)[1]["step"] == 3
 
 
 def test_resuming_nothing_begins_a_run(tmp_path):

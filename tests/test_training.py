@@ -226,6 +226,40 @@ def test_records_are_means_of_the_steps_terms(tmp_path, free_bits):
         torch.testing.assert_close(load(tmp_path)[0].state_dict()[name], value)
 
 
+def test_records_of_lines_count_what_the_loss_counts(tmp_path, monkeypatch):
+    """And the seconds of steps alone, by a clock that the batches move on."""
+    now = [0.0]
+
+    class Padded(Letters):
+        def batch(self, count, generator):
+            now[0] += 0.25
+            return super().batch(count, generator)
+
+        def _samples(self, index):
+            ends = 3 + index.view(-1, 1) % 5
+            return super()._samples(index).masked_fill(torch.arange(8) >= ends, 10)
+
+    def slow(*arguments, **options):
+        now[0] += 7.0
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(recorder, "evaluate", slow)
+    corpus, pads = Padded(), {"mask_pad": True, "dtype": torch.float64}
+    run(tmp_path, make_model(**pads), corpus, validation=corpus, steps=9, eval_every=2, seed=2)
+    written = [r for r in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())]
+    written = [r for r in written if r["split"] == "train"]
+    assert [r["step"] for r in written] == [3, 6, 9]
+    for record in written:
+        steps = range(record["step"] - 3, record["step"])
+        tokens = torch.cat([Padded().batch(4, seeded_generator(2, n)) for n in steps])
+        characters = (tokens != 10).sum().item() / 12
+        assert record["bound"] == pytest.approx(record["reconstruction"] + record["kl"])
+        assert record["bpc"] == pytest.approx(record["bound"] / (characters * math.log(2)))
+        assert record["steps_per_second"] == 4
+        assert record["characters_per_second"] == 4 * 4 * 8
+
+
 def test_looking_on_changes_nothing(tmp_path):
     torch.manual_seed(7)
     run(tmp_path / "a", eval_every=2, sample_every=2, log_every=1, checkpoint_every=3)
