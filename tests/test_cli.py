@@ -21,7 +21,7 @@ from fastvae.info import ON_GPU, PERSISTENT_PROVED
 from fastvae.models import load
 from fastvae.models.hybrid import HybridVAE
 from fastvae.plots import compare_runs, learning_curves, read_metrics
-from fastvae.text import ByteVocabulary, CharVocabulary
+from fastvae.text import ByteVocabulary, CharVocabulary, SyntheticCorpus
 
 TEXT = "the cat sat on the mat.\na dog ran to the [/b] cat.\n" * 40
 TINY = [
@@ -464,11 +464,36 @@ def test_a_full_disk_keeps_the_old_file(refused, fastvae, run, text, tmp_path):
 
 def test_demo(fastvae, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, out, _ = fastvae("demo", "--steps", 2)
+    status, out, _ = fastvae("demo", "--steps", 5, "--seed", 3)
     assert status == 0
     for part in ("Samples", "reconstruction", "seven points", "Speed", "13.39"):
         assert part in out
     folder = tmp_path / "fastvae-demo"
+    settings = json.loads((folder / "training.json").read_text())["config"]
+    wanted = {"steps": 5, "seed": 3, "kl_floor": 0.05, "kl_end": 2, "learning_rate": 3e-3}
+    wanted |= {"lr_decay": 0.5, "lr_decay_every": 1, "lr_decay_start": 3, "log_every": 1}
+    assert {name: settings[name] for name in wanted} == wanted
+    corpus, (trained, _) = SyntheticCorpus(48), load(folder)
+    shown = [line.split() for line in out.splitlines() if "━" in line]
+    assert [row[0] for row in shown] == ["1", "2", "3", "4", "5"]
+    for row, record in zip(shown, read_metrics(folder / "metrics.jsonl")["valid"], strict=True):
+        bound = record["bound"]
+        values = [record["reconstruction"], record["kl"], bound, bound - corpus.entropy]
+        assert [float(cell) for cell in row[1:5]] == pytest.approx(values, abs=0.0051)
+        assert row[5] == "━" * min(30, max(1, round(values[3] / 3)))
+    samples = trained.sample(200, generator=torch.Generator().manual_seed(3))
+    right = [corpus.describe(line) for line in corpus.vocabulary.batch_decode(samples)]
+    assert f"✓ a line of the grammar: {200 - right.count(None)} of 200\n" in out
+    fresh = corpus.batch(200, torch.Generator().manual_seed(5))
+    lines, copies = map(
+        corpus.vocabulary.batch_decode, (fresh, trained.generate(trained.encode(fresh)))
+    )
+    pairs = [
+        (corpus.describe(a), corpus.describe(b) or {}) for a, b in zip(lines, copies, strict=True)
+    ]
+    shares = [f"{n} {sum(a[n] == b.get(n) for a, b in pairs) / 2:.0f} %" for n in corpus.factors]
+    assert f"kept in 200 of them: {', '.join(shares)}\n" in out
+    assert f"    {lines[0]}\n  → {escape(copies[0])}" in out
     png = (folder / "learning-curve.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
     assert (folder / "metrics.jsonl").exists()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 
 from fastvae import cli
+from fastvae.evaluation import measure
 from fastvae.experiments import (
     EXPERIMENTS,
     NAMES,
@@ -25,6 +27,8 @@ from fastvae.experiments import (
     runner,
     speed,
 )
+from fastvae.experiments.configuration import Job
+from fastvae.experiments.configuration import run as run_job
 from fastvae.experiments.fig3 import EQUAL_SIZE
 from fastvae.experiments.grid import (
     BOTH,
@@ -39,8 +43,10 @@ from fastvae.experiments.grid import (
 )
 from fastvae.experiments.report import LONG, code, facts, in_mode, markdown, rows_of
 from fastvae.experiments.runner import _last_step
+from fastvae.metrics import variety
+from fastvae.models import load
 from fastvae.presets import PRESETS, build_model
-from fastvae.text import ByteVocabulary, CharVocabulary
+from fastvae.text import ByteVocabulary, CharVocabulary, WindowCorpus
 from fastvae.training.config import TrainingConfig
 
 PTB = CharVocabulary("".join(map(chr, range(33, 83))))  # 50 characters, as in the paper
@@ -218,6 +224,31 @@ def test_shorter_runs_keep_the_annealing_and_shrink_the_decay():
         assert {constant.learning_rate_at(n) for n in range(300)} == {1e-3}
     unchanged = TrainingConfig(**shortened(preset, 100_000).training)
     assert (unchanged.lr_decay_start, unchanged.lr_decay_every) == (20_000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("steps", "log", "evaluation"), [(20_000, 100, 1000), (399, 1, 19), (19, 1, 1)]
+)
+def test_runs_of_a_grid_look_on_in_proportion(steps, log, evaluation):
+    found = shortened(PRESETS["ptb-lstm"], steps).config()
+    assert (found.steps, found.log_every, found.eval_every) == (steps, log, evaluation)
+    assert (found.eval_samples, found.sample_every) == (512, 0)
+
+
+def test_ways_to_keep_the_kl():
+    """Each alone: without the auxiliary loss, but where that is the way."""
+    found = [
+        (p.x, c.aux_weight, c.free_bits, c.kl_cycles, c.kl_rise)
+        for p in configurations("equal-kl")
+        for c in [SimpleNamespace(**p.settings.model_arguments, **vars(config(p)))]
+    ]
+    assert found == [
+        (0.0, 0.0, 0.0, 1, 1.0), (0.1, 0.1, 0.0, 1, 1.0), (0.2, 0.2, 0.0, 1, 1.0),
+        (0.5, 0.5, 0.0, 1, 1.0), (0.1, 0.0, 0.1, 1, 1.0), (0.2, 0.0, 0.2, 1, 1.0),
+        (0.4, 0.0, 0.4, 1, 1.0), (0.8, 0.0, 0.8, 1, 1.0), (2, 0.0, 0.0, 2, 0.5),
+        (4, 0.0, 0.0, 4, 0.5), (8, 0.0, 0.0, 8, 0.5),
+    ]  # fmt: skip
+    assert {p.settings.length for p in configurations("equal-kl")} == {48}
 
 
 def test_every_point_of_a_comparison_decays_alike():
@@ -477,6 +508,128 @@ def fastvae(capsys):
         return end.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Paths of three files by split."""
+    for n, split in enumerate(("train", "valid", "test")):
+        lines = (f"line {7 * k + n} of train, valid and test\n" for k in range(60))
+        (tmp_path / f"{split}.txt").write_text("".join(lines))
+    return {split: tmp_path / f"{split}.txt" for split in ("train", "valid", "test")}
+
+
+def test_options_of_the_command(fastvae, texts, tmp_path, monkeypatch):
+    asked, result = [], {"written": ["a page"], "failed": {}, "left": 3, "interrupted": False}
+    monkeypatch.setattr(
+        "fastvae.cli.training.run_experiment", lambda *given: asked.append(given[:2]) or result
+    )
+    files = [f"--{k if k != 'train' else 'data'}={path}" for k, path in texts.items()]
+    options = "--text=tweets", "--steps=7", "--points=a,b", "--seeds=2", "--jobs=3", "--limit=5"
+    more = "--device=cpu", "--hidden-size", "9", "--kl_end=4"
+    assert fastvae("experiment", "fig4", *files, *options, *more, "--out", tmp_path / "o")[:2] == (
+        0, "a page\nruns of the grid not finished: 3\n"
+    )  # fmt: skip
+    given = {"text": "tweets", "steps": 7, "points": "a,b", "seeds": 2, "jobs": 3, "limit": 5}
+    overrides = {"hidden_size": "9", "kl_end": "4"}
+    wanted = Options(tmp_path / "o", texts, **given, device="cpu", overrides=overrides)
+    assert asked.pop() == ("fig4", wanted)
+    assert fastvae("experiment", "fig4", "--paper")[0] == 0
+    assert asked.pop()[1] == Options(Path("experiments"), steps=100_000)
+    result["interrupted"] = True
+    assert fastvae("experiment", "fig4")[0] == 130
+    result |= {"interrupted": False, "failed": {"one": "no memory", "two": "no disk"}}
+    status, _, err = fastvae("experiment", "fig4")
+    assert status == 2 and "2 runs failed, the first one: no memory" in err
+    for wrong, said in (
+        (("--valid", texts["valid"]), "give --data and --valid together"),
+        (("--test", texts["test"]), "give --data and --valid together"),
+        (("stray",), "unexpected argument 'stray'"),
+        (("--kl-end",), "--kl-end needs a value"),
+    ):
+        status, _, err = fastvae("experiment", "fig4", *wrong)
+        assert status == 2 and said in err
+
+
+def test_a_job_reaches_its_process_whole(tmp_path):
+    (found,) = runs(configurations("fig6")[:1], 50, 1, TINY)
+    files = {"train": "a", "valid": "b", "test": "c"}
+    job = Job(found.preset, tmp_path, files, "cache", device="cpu", threads=3, limit=7)
+    again = Job.from_json(job.to_json())
+    assert json.loads(again.to_json()) == json.loads(job.to_json())
+    assert (again.folder, again.files, again.cache) == (tmp_path, files, "cache")
+    assert (again.device, again.threads, again.limit) == ("cpu", 3, 7)
+    assert again.preset.config() == found.preset.config()
+
+
+def test_a_grid_measures_each_of_its_runs_once(texts, tmp_path, monkeypatch):
+    """Runs one after the other in this process; their values are measured again here."""
+    began, at_once = [], []
+
+    def run_jobs(jobs, most, device, console):
+        began.extend(job.folder.name for job in jobs)
+        at_once.append(most)
+        for job in jobs:
+            assert run_job(replace(job, threads=None))
+        return {}, False
+
+    monkeypatch.setattr("fastvae.experiments.run_jobs", run_jobs)
+    out, console = tmp_path / "out", Console(file=io.StringIO())
+    options = Options(
+        out, texts, steps=4, points="1", jobs=5, limit=20, device="cpu", overrides=TINY
+    )
+    result = experiment("fig6", options, console)
+    grid = configurations("fig6")
+    assert result == {
+        "written": [str(out / f"fig6.{kind}") for kind in ("json", "md", "png")],
+        "failed": {}, "left": len(grid) - 1, "interrupted": False,
+    }  # fmt: skip
+    (found,) = json.loads((out / "fig6.json").read_text())["results"]
+    folder = out / "runs" / began[0]
+    whole = json.loads((folder / "result.json").read_text())
+    model, vocabulary = load(folder)
+    assert (found["series"], found["x"], found["mode"], found["seed"]) == ("α = 0", 1, BOTH, 0)
+    assert found["run"] == began[0] and not found.keys() & set(LONG)
+    for split in ("valid", "test"):
+        corpus = WindowCorpus(texts[split], model.length, vocabulary=vocabulary)
+        assert whole[split] == pytest.approx(measure(model, corpus, limit=20, nll_texts=256))
+        assert whole["text"][split] == corpus.counts()
+    assert whole["variety"]["texts"] == 1000 and len(whole["samples"]) == 20
+    generator = torch.Generator().manual_seed(0)
+    samples = [model.sample(100, generator=generator) for _ in range(10)]
+    samples = vocabulary.batch_decode(torch.cat(samples))
+    assert whole["samples"] == samples[:20]
+    assert whole["variety"] == {**variety(samples), "texts": 1000}
+    held_out = WindowCorpus(texts["valid"], model.length, vocabulary=vocabulary)
+    held_out = vocabulary.batch_decode(list(held_out))
+    assert whole["variety_of_held_out"] == {**variety(held_out), "texts": len(held_out)}
+    assert [len(line) for line in whole["interpolations"]] == [7, 7, 7]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    terms = ("step", "reconstruction", "kl", "bound", "bpc")
+    for split in ("train", "valid"):
+        rows = [r for r in records if r["split"] == split]
+        assert whole["curves"][split] == [{k: r[k] for k in terms} for r in rows]
+    trained = [r for r in records if r["split"] == "train"]
+    assert whole["kl_weight"] == trained[-1]["kl_weight"] == 0.001
+    speeds = sorted(r["steps_per_second"] for r in trained)
+    assert whole["steps_per_second"] == pytest.approx((speeds[1] + speeds[2]) / 2)
+    assert whole["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (whole["unit"], whole["vocabulary"]) == ("character", vocabulary.size)
+    assert (whole["device"], whole["threads"]) == ("cpu", torch.get_num_threads())
+    page = (out / "fig6.md").read_text()
+    assert "- 4 of the paper's 100,000 steps\n- data: train.txt, valid.txt, test.txt\n" in page
+    assert "- changed from the paper's settings: encoder_channels = 8,8, latent_size = 4," in page
+    assert "some runs end before their annealing does" in page
+
+    # Again nothing is trained; another seed is trained alone; other settings are another run.
+    experiment("fig6", options, console)
+    assert len(began) == 1
+    result = experiment("fig6", replace(options, seeds=2), console)
+    assert result["left"] == 2 * len(grid) - 2 and len(began) == 2
+    assert began[1] == began[0].replace("seed-0", "seed-1") and at_once == [5, 5]
+    texts["test"].write_text("line 2 of train, valid and test\n" * 9)
+    experiment("fig6", options, console)
+    assert began[2] == began[0]
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ import pytest
 import torch
 from test_cli import PROGRAM
 
+from fastvae.cli.plan import plan_training
 from fastvae.models import load
+from fastvae.names import counted
 from fastvae.presets import PRESETS
 from fastvae.text import (
     ByteVocabulary,
@@ -28,7 +30,8 @@ from fastvae.text import (
     survey,
 )
 from fastvae.text.files import unchanged
-from fastvae.text.lines import part_of, text_hash
+from fastvae.text.lines import LineCounts, part_of, text_hash
+from fastvae.text.survey import Survey, looks_like_lines
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 NAMES = [
@@ -150,6 +153,38 @@ def test_survey_counts(tmp_path):
     assert sum(map(Counter, in_bytes.lengths.values()), Counter()) == {2: 2, 3: 1, 8: 1}
     in_tokens = survey(path, tokens="[a-c]+|.")
     assert in_tokens.vocabulary.tokens == ("ab", "b", "é", "abc", "d", "e", "f", "g", "h")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "empty", "too_long", "whether"),
+    [
+        ({3: 2}, 0, 0, True),
+        ({3: 1}, 0, 0, False),  # a single line
+        ({3: 19}, 1, 0, False),  # 5 % are empty
+        ({3: 20}, 1, 0, True),
+        ({3: 20}, 0, 1, False),
+        ({7: 2}, 0, 0, True),  # 8 tokens with its end
+        ({8: 2}, 0, 0, False),
+        ({3: 99, 8: 1}, 0, 0, True),  # 1 % may be longer
+        ({3: 98, 8: 2}, 0, 0, False),
+        ({}, 2, 0, False),
+    ],
+)
+def test_when_a_file_is_lines(lengths, empty, too_long, whether):
+    count = sum(lengths.values()) + empty + too_long
+    found = Survey(
+        LineCounts(lines=count, empty=empty, too_long=too_long),
+        repeated=0,
+        lengths={"train": lengths, "valid": {}},
+        vocabulary=ByteVocabulary() if lengths else None,
+    )
+    assert looks_like_lines(found, 8) == whether
+
+
+def test_counted_things():
+    assert [counted(n, "line") for n in (0, 1, 2, 2000)] == [
+        "0 lines", "1 line", "2 lines", "2,000 lines"
+    ]  # fmt: skip
 
 
 def test_survey_of_wrong_arguments(names):
@@ -589,6 +624,39 @@ def test_what_train_warns_of(tmp_path, fastvae):
     status, _, err = fastvae("train", "--data", path, "--valid", path, "--out", out, *TINY)
     assert status == 0 and "1,102 different characters make training slow" in err
     assert f"{path} is the training file" in err
+
+
+@pytest.mark.parametrize(
+    ("size", "overrides", "kind", "length"),
+    [
+        (127, {}, "lines", 128),
+        (128, {}, "windows", 48),
+        (200, {"length": "201"}, "lines", 201),
+        (200, {"length": "200"}, "windows", 200),
+        (20, {"encoder_channels": "4,4,4"}, "lines", 24),
+        (20, {"encoder_channels": "4"}, "lines", 22),
+    ],
+)
+def test_lengths_that_train_chooses(tmp_path, size, overrides, kind, length):
+    path = tmp_path / "text"
+    path.write_text("".join(f"{n:0{size}}\n" for n in range(100)))
+    plan = plan_training(path, tmp_path / "run", overrides)
+    assert (plan.corpus.reading.kind, plan.corpus.length) == (kind, length)
+    assert plan.preset.length == length and (plan.validation is None) == (kind == "windows")
+    said = " ".join(plan.notes)
+    assert f"read as {kind} (" in said and f", length {length} characters" in said
+    assert ("No validation without --valid." in said) == (kind == "windows")
+    assert "To choose otherwise: --text," in said
+
+
+@pytest.mark.parametrize(("characters", "told"), [(1022, False), (1023, True)])
+def test_large_vocabularies_are_told(tmp_path, characters, told):
+    """Pad and end are tokens too: more than 1,024 together."""
+    path = tmp_path / "characters.txt"
+    path.write_text("".join(f"{chr(0x4E00 + n)}\n" for n in range(characters)), encoding="utf-8")
+    plan = plan_training(path, tmp_path / "run", {})
+    assert plan.corpus.vocabulary.size == characters + 2
+    assert any("make training slow" in note for note in plan.notes) == told
 
 
 def test_standard_input_is_read_once(tmp_path, fastvae):

@@ -137,6 +137,10 @@ def test_variety():
     assert metrics.distinct_n(["abab", "ba"], 2, unit="character") == pytest.approx(2 / 4)
     assert metrics.unique_share(texts) == pytest.approx(3 / 4)
     assert metrics.most_common_share(texts) == pytest.approx(2 / 4)
+    assert metrics.variety(texts) == pytest.approx({
+        "distinct_1": 3 / 9, "distinct_2": 2 / 5, "distinct_3": 1.0,
+        "unique_share": 3 / 4, "most_common_share": 2 / 4,
+    })  # fmt: skip
     with pytest.raises(ValueError, match="unit"):
         metrics.distinct_n(texts, 1, unit="letter")
 
@@ -194,6 +198,7 @@ def test_int8_loss_is_what_other_likelihoods_cost(mask_pad):
     model = small(decoder="lstm", dtype=torch.float64, mask_pad=mask_pad).eval()
     with torch.no_grad():
         model.decoder.classifier.weight.mul_(30)
+        model.deconvolution.linear.weight.mul_(50)  # so that texts differ
     tokens = torch.randint(11, (40, 8))
     found = metrics.int8_loss(model, tokens.split(16), seed=2)
 
@@ -215,7 +220,11 @@ def test_int8_loss_is_what_other_likelihoods_cost(mask_pad):
     assert found["bpc_loss"] == pytest.approx(loss / math.log(2))
     agree = (full.argmax(-1) == rounded.argmax(-1))[kept].double().mean().item()
     assert found["token_agreement"] == pytest.approx(agree) and agree < 1
-    assert 0 < found["greedy_agreement"] <= 1 and found["texts"] == 40
+    written, other = (model.generate(z, quantization=w) for w in (None, "int8"))
+    assert ((written == 10) != (other == 10)).any()
+    equal = (written == other)[(written != 10) | (other != 10)].double().mean().item()
+    assert found["greedy_agreement"] == pytest.approx(equal) and 0 < equal < 1
+    assert found["texts"] == 40
 
 
 def test_int8_loss_of_weights_that_say_nothing():
@@ -314,6 +323,21 @@ def test_measures_of_no_texts_are_left_out():
     ):
         assert measure(small(), texts, **{**none, name: 1})[result] == 1
     assert measure(small(), texts, **none | {"reconstruct_texts": 2})["reconstruction_texts"] == 2
+
+
+def test_progress_of_each_measure_is_in_its_batches():
+    told = []
+
+    def track(values, description, total):
+        values = list(values)
+        told.append((description, total, len(values)))
+        return values
+
+    sizes = {"nll_texts": 17, "nll_samples": 1, "reconstruct_texts": 9}
+    measure(small(), Texts(torch.randint(10, (21, 8))), **sizes, batch_size=4, track=track)
+    assert told == [
+        ("bound", 6, 6), ("importance-weighted NLL", 3, 3), ("greedy reconstruction", 3, 3)
+    ]  # fmt: skip
 
 
 def test_texts_of_each_measure_by_default():

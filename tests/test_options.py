@@ -1,13 +1,18 @@
 """Every option of a command changes what it says, seen in what the command prints."""
 
+import inspect
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_cli import TEXT, TINY, run  # noqa: F401  a fixture
 
+from fastvae.cli import models as commands
+from fastvae.cli import training
 from fastvae.models import load
 from fastvae.models.text_vae import TextVAE
 
@@ -142,6 +147,108 @@ def test_encode(fastvae, run, text, tmp_path):  # noqa: F811
 
     assert len(out("--limit", 4)) == 4 < len(out())
     np.testing.assert_allclose(out("--batch-size", 3), out(), rtol=0, atol=1e-5)
+
+
+DEFAULTS = {
+    commands.evaluate: {
+        "limit": None, "nll_texts": 64, "nll_samples": 64, "mi_texts": 4096,
+        "reconstruct_texts": 1000, "int8_texts": 0, "batch_size": 64, "seed": 0,
+    },
+    commands.sample: {"n": 20, "temperature": 0.0, "batch_size": 256, "seed": 0},
+    commands.reconstruct: {"data": None, "n": 10, "temperature": 0.0, "batch_size": 256, "seed": 0},
+    commands.interpolate: {"steps": 7},
+    commands.encode: {"data": None, "limit": None, "batch_size": 256},
+    training.demo: {"out": None, "steps": 1000, "seed": 0},
+    training.fields: {"preset": "lines"},
+    training.experiment: {
+        "data": None, "valid": None, "test": None, "out": Path("experiments"), "text": None,
+        "steps": None, "points": None, "seeds": 1, "jobs": None, "limit": None,
+    },
+}  # fmt: skip
+OFF = {"device": None, "threads": None, "read": None, "normalize": None, "column": None}
+OFF |= {"field": None} | dict.fromkeys(
+    ("best", "int8", "held_out", "raw", "as_json", "paper"), False
+)
+
+
+@pytest.mark.parametrize("command", DEFAULTS, ids=lambda command: command.__name__)
+def test_options_that_are_not_given(command):
+    parameters = inspect.signature(command).parameters.values()
+    found = {p.name: p.default for p in parameters if p.default is not p.empty}
+    expected = {name: OFF[name] for name in found if name in OFF} | DEFAULTS[command]
+    assert found == expected
+
+
+def test_least_and_largest_values(fastvae, run):  # noqa: F811
+    ends = "interpolate", run, "the cat", "a dog", "--steps"
+    assert "--steps" in fastvae(*ends, 1)[2] and len(printed(fastvae, *ends, 2)) == 2
+    sample = "sample", run, "-n", 1, "--seed"
+    for seed in (-(2**63), 2**63 - 1):
+        assert fastvae(*sample, seed)[0] == 0
+    for seed in (-(2**63) - 1, 2**63):
+        assert f"a seed has 64 bits at most, got {seed}" in fastvae(*sample, seed)[2]
+
+
+MEASURES = {
+    "reconstruction": "reconstruction",
+    "KL": "kl",
+    "bound (reconstruction + KL)": "bound",
+    "bits per character": "bpc",
+    "auxiliary": "auxiliary",
+    "active units": "active_units",
+    "mutual information of x and z": "mutual_information",
+    "importance-weighted NLL": "importance_weighted_nll",
+    "exact reconstruction": "exact_reconstruction",
+    "shuffled control": "shuffled_reconstruction",
+    "token accuracy": "token_accuracy",
+    "bits per character lost to int8": "int8_bpc_loss",
+    "int8 token agreement": "int8_token_agreement",
+    "int8 greedy agreement": "int8_greedy_agreement",
+    "texts": "samples",
+}
+
+
+def test_the_table_of_evaluate_is_its_json(fastvae, run, text, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("COLUMNS", "200")
+    command = "evaluate", run, "--data", text, "--limit", 60, "--int8-texts", 50
+    command += "--nll-texts", 9, "--nll-samples", 3, "--mi-texts", 40, "--reconstruct-texts", 30
+    values = printed(fastvae, *command)
+    shown = fastvae(*command)[1].splitlines()
+    rows = [re.split(r" {2,}", line.strip()) for line in shown[1 : 1 + len(MEASURES)]]
+    assert [row[0] for row in rows] == list(MEASURES)
+    for label, number, *_ in rows:
+        value = values[MEASURES[label]]
+        assert float(number.replace(",", "")) == pytest.approx(value, rel=1e-3, abs=5e-3), label
+        assert abs(value) >= 10 or float(number) == pytest.approx(value, rel=1e-3), label
+    notes = {row[0]: row[2] for row in rows if len(row) > 2}
+    assert notes["active units"] == "of 3"
+    assert notes["mutual information of x and z"] == "nats, from 40 texts"
+    assert notes["importance-weighted NLL"] == "nats per text, first 9 texts, 3 samples each"
+    assert notes["exact reconstruction"].startswith("of 30 texts, greedy")
+    assert notes["bits per character lost to int8"] == "of the bound, first 50 texts"
+
+
+def test_what_latents_keep():
+    result = {"exact_reconstruction": 0.5, "shuffled_reconstruction": 0.125, "kl": 3.21}
+    assert commands.what_latents_keep(result).startswith(
+        "The latent returns 50.0 % of the texts exactly (12.5 % from shuffled latents), for 3.2 na"
+    )
+
+
+def test_the_table_of_train_is_its_last_records(fastvae, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    command = "train", "--data", text, "--valid", text, "--out", tmp_path / "run", *TINY
+    shown = fastvae(*command)[1].splitlines()
+    names = ["step", "reconstruction", "KL", "KL weight", "bound", "bpc"]
+    assert re.split(r" {2,}", shown[0].strip()) == names
+    records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    last = {record["split"]: record for record in records}
+    for line in shown[1:3]:
+        split, *numbers = line.split()
+        keys = ("step", "reconstruction", "kl", "kl_weight", "bound", "bpc")
+        for number, key in zip(numbers, keys, strict=True):
+            value = last[split][key]
+            assert float(number) == pytest.approx(value, rel=1e-3, abs=5e-3 * (value > 10)), key
 
 
 def test_train_reads_every_option(fastvae, text, tmp_path):

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -113,6 +114,91 @@ def test_what_does_not_belong_together_is_refused(vocabulary, tmp_path):
 def test_patterns_that_javascript_lacks_are_refused(pattern):
     with pytest.raises(ValueError, match="JavaScript has no"):
         to_javascript(pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "source", "flags"),
+    [
+        ("Cl|Br|.", "(?:Cl|Br|[^])", ""),
+        ("[^a-c]", "[^a-c]", ""),
+        ("[^a]é", r"[^a]\u{e9}", ""),
+        (r"\d-", r"[\p{Nd}]\u{2d}", ""),
+        (r"\D", r"[\P{Nd}]", ""),
+        (r"\S", r"(?:[^\s\x1c-\x1f\x85])", ""),
+        (r"[\Wab]", r"(?:[ab]|[^\p{L}\p{N}_])", ""),
+        (r"[^\Wa]", r"(?:(?![a]|[^\p{L}\p{N}_])[^])", ""),
+        ("a{2,3}?", "(?:a){2,3}?", ""),
+        ("a+b*c?", "(?:a){1,}(?:b){0,}(?:c){0,1}", ""),
+        (r"(a)(?:bc)\1", r"(a)(?:bc)(?:\1)".replace("(?:bc)", "bc"), ""),
+        ("(?<=a)b(?!c)", "(?<=a)b(?!c)", ""),
+        ("(?<!a)b(?=c)", "(?<!a)b(?=c)", ""),
+        ("^a$", r"^a(?=\n?(?![^]))", ""),
+        ("(?m)^a$", "^a$", "m"),
+        ("(?i)a", "a", "i"),
+        (r"\Aa\Z", "(?<![^])a(?![^])", ""),
+    ],
+)
+def test_patterns_as_javascript(pattern, source, flags):
+    assert to_javascript(pattern) == (source, "gsu" + flags)
+
+
+def manifest_of(model, vocabulary, folder, **options):
+    written = package.export_page(model, vocabulary, folder / "page.html", **options)
+    return json.loads(block(written.path.read_text(), "manifest"))
+
+
+def test_the_page_is_told_what_the_model_is(vocabulary, tmp_path):
+    """Lines have room for their end, windows are full."""
+    found = manifest_of(small(vocabulary), vocabulary, tmp_path, texts=["abc", "d", "abc"])
+    parameters = sum(p.numel() for p in small(vocabulary).parameters())
+    told = {"kind": "character", "characters": "abcdefgh"}
+    assert found["vocabulary"] == told and found["unit"] == "character"
+    assert (found["length"], found["latent"], found["pad"], found["end"]) == (8, 4, 8, 9)
+    assert found["lines"] is True and found["normalization"] == "none" and found["known"] is True
+    assert found["facts"] == [
+        ["Model", f"HybridVAE, {parameters / 1e6:.2g} million parameters"],
+        ["Latent space", "4 dimensions"],
+        ["Texts", "up to 7 characters, of 8 different"],
+        ["Known texts", "2"],
+        ["Made with", f"fastvae {package.__version__}"],
+    ]
+    # The decoder at 8 positions; deconvolutions of 3 taps from 4 to 4 channels at 2, then at 4.
+    decoder = sum(p.numel() for p in small(vocabulary).decoder.parameters())
+    assert found["work"] == 8 * decoder + 2 * 3 * 16 + 4 * 3 * 16
+
+    characters = text.CharVocabulary("abcdefgh")
+    model = small(characters, reading="windows")
+    found = manifest_of(model, characters, tmp_path, card="Mine.", prompt="Go.")
+    assert found["lines"] is False and found["end"] is None and found["known"] is False
+    assert (found["card"], found["prompt"]) == ("Mine.", "Go.")
+    assert found["facts"][2] == ["Texts", "up to 8 characters, of 8 different"]
+    assert not any(name == "Known texts" for name, _ in found["facts"])
+    for reading, lines in ((None, False), (text.Reading("Mine"), False)):
+        model.reading = reading
+        assert manifest_of(model, characters, tmp_path)["lines"] is lines
+    model = small(vocabulary)
+    model.reading = None
+    found = manifest_of(model, vocabulary, tmp_path)
+    assert found["lines"] is True and "a space of 4 dimensions" in found["card"]
+    model.reading = text.Reading("lines", "tweets")
+    assert manifest_of(model, vocabulary, tmp_path)["normalization"] == "tweets"
+
+
+def test_directions_keep_their_own(vocabulary, tmp_path):
+    given = {"x": torch.tensor([1.0, -0.5, 0.0, 0.25]), "y": torch.tensor([0.0, 0.0, 0.0, -3.0])}
+    found = manifest_of(small(vocabulary), vocabulary, tmp_path, directions=given)["directions"]
+    values = [[name, list(np.frombuffer(base64.b64decode(v), np.int8))] for name, v in found]
+    assert values == [["x", [47, -24, 0, 12]], ["y", [0, 0, 0, -47]]]
+
+
+def test_up_to_three_examples(vocabulary, tmp_path):
+    given = ["abc", "de", "f", "g"]
+    assert (
+        manifest_of(small(vocabulary), vocabulary, tmp_path, examples=given)["examples"]
+        == given[:3]
+    )
+    found = manifest_of(small(vocabulary), vocabulary, tmp_path, examples=given[:2])["examples"]
+    assert found[:2] == given[:2] and len(found) == 3
 
 
 def test_sources_are_short_and_the_script_is_one():

@@ -125,6 +125,27 @@ def test_presets_for_any_text():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "length", "text", "changed"),
+    [
+        ("ptb-lstm", 48, "windows", {"hidden_size": 500}),
+        ("ptb-bytenet", 56, "windows", {"decoder": "bytenet", "conv_layers": 3}),
+        ("ptb-conv", 52, "windows", {"latent_size": 100, "decoder": "none", "aux_weight": 0.0}),
+        ("ptb-lstm-vae", 48, "windows", {"hidden_size": 500, "word_dropout": 0.5}),
+        ("tweets", 128, "tweets", {}),
+        ("tweets-lstm-vae", 128, "tweets", {"hidden_size": 1000, "word_dropout": 0.5}),
+    ],
+)
+def test_sizes_of_the_paper(name, length, text, changed):
+    preset, vocabulary = PRESETS[name], CharVocabulary("ab", end=True)
+    with torch.device("meta"):
+        found = preset.model_for(vocabulary).config
+    ids = {"vocab_size": 4, "length": length, "pad_id": 2, "end_id": 3}
+    characters = {"latent_size": 50, "encoder_channels": (128, 256)} if "ptb" in name else {}
+    expected = {**HYBRID, **characters} if "vae" not in name else BASELINE
+    assert found == {**expected, **ids, **changed} and preset.text == text
+
+
 def test_overrides_reach_model_length_and_training():
     preset = configure(
         "ptb-lstm",

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from fastvae.metrics import evaluate
 from fastvae.models import load
 from fastvae.training import TrainingConfig, recorder, train
+from fastvae.training.progress import TrainingDisplay
 from fastvae.training.step import seeded_generator
 
 WORKER = Path(__file__).with_name("training_worker.py")
@@ -258,6 +259,43 @@ def test_records_of_lines_count_what_the_loss_counts(tmp_path, monkeypatch):
         assert record["bpc"] == pytest.approx(record["bound"] / (characters * math.log(2)))
         assert record["steps_per_second"] == 4
         assert record["characters_per_second"] == 4 * 4 * 8
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_models_mode_stays(tmp_path, mode):
+    model, _ = run(tmp_path, make_model().train(mode), steps=1)
+    assert model.training == mode
+
+
+def test_a_run_without_validation_data_evaluates_nothing(tmp_path):
+    result = train(make_model(), Letters(), config(steps=6), tmp_path, console=quiet())
+    assert result["valid"] is None and result["best"] is None and result["train"]["step"] == 6
+    assert {r["split"] for r in records(tmp_path)} == {"train"}
+    assert not (tmp_path / "best.safetensors").exists()
+
+
+def test_progress_without_a_terminal(monkeypatch):
+    """A line after more than ten seconds, and at the end."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    console = quiet()
+    display = TrainingDisplay(console, 100, 0.5)
+    record = {"reconstruction": 12.345, "kl": 2.5, "kl_weight": 0.25, "bpc": 1.23456}
+    record |= {"steps_per_second": 7.06, "characters_per_second": 1234.4}
+    for step, at, weight in ((1, 1, 0.25), (2, 10, 0.25), (3, 10.5, 0.25), (4, 20.5, 0.5)):
+        now[0] = at
+        display.update(step, {**record, "kl_weight": weight})
+    display.update(98, None)
+    now[0] = 21
+    display.update(99, {**record, "kl_weight": 0.5})
+    display.update(100, {**record, "kl_weight": 0.5})
+    display.update(100, None)
+    speed = "7.1 steps/s  1,234 characters/s"
+    assert console.file.getvalue().splitlines() == [
+        f"step 3 of 100  rec 12.35  KL 2.50 (weight 0.25)  {speed}",
+        f"step 99 of 100  rec 12.35  KL 2.50  bpc 1.235  {speed}",
+        f"step 100 of 100  rec 12.35  KL 2.50  bpc 1.235  {speed}",
+    ]
 
 
 def test_looking_on_changes_nothing(tmp_path):
