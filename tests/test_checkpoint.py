@@ -15,6 +15,7 @@ from fastvae import load
 from fastvae.atomic_files import DamagedFileError, write_bytes, write_tensors
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
+from fastvae.models.pretrained import signatures
 from fastvae.text.reading import Reading, load_reading
 from fastvae.text.vocabulary import ByteVocabulary, CharVocabulary
 from fastvae.training import checkpoint
@@ -314,6 +315,7 @@ def test_pushing_to_the_hub_uploads_the_folder_and_a_card(monkeypatch):
             return SimpleNamespace(repo_id=f"somebody/{repo_id}")
 
         def upload_folder(self, *, repo_id, folder_path, revision, commit_message):
+            assert commit_message == "Better"
             for path in Path(folder_path).iterdir():
                 uploaded[path.name] = path.read_bytes()
             return f"{repo_id}@{revision}"
@@ -321,12 +323,19 @@ def test_pushing_to_the_hub_uploads_the_folder_and_a_card(monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     model = hybrid()
     model.reading = Reading("lines")
-    assert model.push_to_hub("m", VOCABULARY, private=True, token="secret", branch="b") == (
-        "somebody/m@b"
-    )
+    options = {"private": True, "token": "secret", "branch": "b", "commit_message": "Better"}
+    assert model.push_to_hub("m", VOCABULARY, **options) == "somebody/m@b"
     names = ["README.md", "config.json", "model.safetensors", "text.json", "vocabulary.json"]
     assert sorted(uploaded) == names
     assert b'fastvae.HybridVAE.from_pretrained("somebody/m")' in uploaded["README.md"]
+
+
+def test_one_dtype_is_saved(tmp_path):
+    model = hybrid()
+    model.head.double()
+    with pytest.raises(ValueError, match=r"mixes dtypes \['torch.float32', 'torch.float64'\]"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_folder_that_cannot_be_made(tmp_path):
@@ -397,6 +406,28 @@ def test_every_flipped_byte_and_every_truncation_is_noticed(tmp_path):
         with pytest.raises(DamagedFileError, match="damaged"):
             checkpoint.load_checkpoint(path, model, optimizer)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_checkpoint_of_another_version(tmp_path, monkeypatch):
+    path = tmp_path / "last.safetensors"
+    checkpoint.save_checkpoint(path, *trained(), STATE)
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    model, optimizer = trained(1)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"last.safetensors was written by another version"):
+        checkpoint.load_checkpoint(path, model, optimizer)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_checkpoint_of_another_config(tmp_path):
+    """Of the same sizes: the folder's files are those that the checkpoint was signed with."""
+    path = tmp_path / "last.safetensors"
+    hybrid().save_pretrained(tmp_path, VOCABULARY)
+    checkpoint.save_checkpoint(path, *trained(), STATE, signed=signatures(tmp_path))
+    assert checkpoint.load_checkpoint(path, *trained(1)) == STATE
+    edit_config(tmp_path, arguments={"aux_weight": 0.7})
+    with pytest.raises(ValueError, match=r"belongs to a run with another config\.json"):
+        checkpoint.load_checkpoint(path, *trained(1))
 
 
 def test_checkpoint_of_another_model(tmp_path):

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from fastvae import _C, cli, plots
-from fastvae.console import escape
+from fastvae.console import escape, one_line, table
 from fastvae.device import find_device
 from fastvae.info import ON_GPU, PERSISTENT_PROVED
 from fastvae.models import load
@@ -313,6 +315,34 @@ def test_escape():
     assert (
         escape("a\nb\t\x1b[1m\x7f\x85\u202e[/b]é😀") == "a⏎b\\x09\\x1b[1m\\x7f\\x85\\u202e[/b]é😀"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("first\nsecond"), "first"),
+        (ValueError("  a [/b]\x1b "), "a [/b]\\x1b"),
+        (ValueError(), "ValueError"),
+        (FileNotFoundError(2, "No such file or directory", "x"), "x: No such file or directory"),
+        (OSError("cannot write x"), "cannot write x"),
+    ],
+)
+def test_an_error_is_one_line(error, line):
+    assert one_line(error) == line
+
+
+def test_cells_of_a_table():
+    """Numbers to four digits below ten, else to hundredths; columns of numbers to the right."""
+    out = Console(file=io.StringIO(), width=60)
+    rows = [("a", 0.123456, 1234567, True), ("[/b]", -1234.567, 8, False), ("c", 10.0, 0, None)]
+    out.print(table(("name", "x", "n", "is"), rows, title="T"))
+    assert [line.rstrip() for line in out.file.getvalue().splitlines()] == [
+        "T",
+        " name          x          n  is",
+        " a        0.1235  1,234,567  True",
+        " [/b]  -1,234.57          8  False",
+        " c         10.00          0  None",
+    ]
 
 
 def test_generated_control_characters_and_markup_come_out_escaped(fastvae, hostile):

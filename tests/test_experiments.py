@@ -659,6 +659,48 @@ def test_smoke(fastvae, tmp_path):
     assert len(json.loads((tmp_path / "fig6.json").read_text())["results"]) == 2
 
 
+def test_runs_at_a_time(monkeypatch):
+    """One a core, at most eight; on a named device one, on its GPUs one each."""
+    for cores, most in ((1, 1), (7, 7), (8, 8), (9, 8)):
+        monkeypatch.setattr(runner, "_cores", lambda cores=cores: cores)
+        assert runner.default_jobs("cpu") == runner.default_jobs(None) == most
+    assert runner.default_jobs("cuda:1") == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert runner.default_jobs(None) == 3
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [runner._visible_gpu(slot) for slot in range(4)] == ["0", "1", "2", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert [runner._visible_gpu(slot) for slot in range(3)] == ["4", "7", "4"]
+
+
+def test_what_becomes_of_each_run_is_told(tmp_path, monkeypatch):
+    """At most two at a time share four cores; one fails without and one with a word."""
+    preset = shortened(PRESETS["small"], 10)
+    jobs = [Job(preset, tmp_path / name, {}, "cache") for name in ("well", "silent", "loud")]
+    running, threads = [], []
+
+    def start(job, slot, device, bars):
+        job.folder.mkdir()
+        (job.folder / "log.txt").write_text("at first\nno memory\n\n" * (job.folder.name == "loud"))
+        (job.folder / "metrics.jsonl").write_text('{"step": 10}\n')
+        running[:] = [p for p in running if p.poll() is None]
+        ends = f"import time; time.sleep(0.3); raise SystemExit({3 * (job.folder.name != 'well')})"
+        running.append(subprocess.Popen([sys.executable, "-c", ends]))
+        threads.append((job.threads, device))
+        assert len(running) <= 2
+        return runner._Worker(job, running[-1], bars.add_task("run", total=10), slot)
+
+    monkeypatch.setattr(runner, "_start", start)
+    monkeypatch.setattr(runner, "_cores", lambda: 4)
+    console = Console(file=io.StringIO(), width=200)
+    failed, interrupted = runner.run_jobs(jobs, 2, "cpu", console)
+    assert failed == {"silent": "ended with status 3", "loud": "no memory"} and not interrupted
+    assert threads == [(2, "cpu")] * 3
+    said = sorted(console.file.getvalue().split("\n"))
+    assert said == ["", "done: well", "failed: loud", "failed: silent"]
+
+
 WAITS = """
 import pathlib, signal, sys, time
 folder, seen = pathlib.Path(sys.argv[1]), []

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_models import END, NAMES, PAD, RECURRENT, L, Z, make
+from test_models import END, NAMES, PAD, RECURRENT, L, V, Z, make
 
 
 @pytest.mark.parametrize("word_dropout", [0.0, 0.5, 1.0])
@@ -102,6 +102,15 @@ def test_temperature_samples_the_softmax(name):
     chi_square = ((counts - expected).square() / expected).sum().item()
     degrees = len(every) - 1
     assert chi_square < degrees + 5 * math.sqrt(2 * degrees)
+
+
+def test_temperatures_at_their_limits():
+    """Greedy at the least, and noise alone at the largest."""
+    model, z = make("lstm").eval(), torch.randn(64, Z)
+    assert torch.equal(model.generate(z, temperature=0), model.generate(z))
+    hot = model.generate(z, temperature=1e37, generator=torch.Generator().manual_seed(1))
+    shares = hot.flatten().bincount(minlength=V) / hot.numel()
+    assert (shares - 1 / V).abs().max() < 5 * math.sqrt(1 / V / hot.numel())
 
 
 def test_temperature_sharpens():

@@ -16,6 +16,7 @@ import torch
 from test_cli import PROGRAM
 
 from fastvae.cli.plan import plan_training
+from fastvae.metrics import evaluate
 from fastvae.models import load
 from fastvae.names import counted
 from fastvae.presets import PRESETS
@@ -564,6 +565,21 @@ def test_the_end_of_train_says_what_the_latent_keeps(names, tmp_path, fastvae):
     arguments = "evaluate", out, "--data", names, "--held-out", "--nll-texts=0", "--mi-texts=0"
     assert status == 0 and said in fastvae(*arguments)[1].splitlines()
     assert "% from shuffled latents), for " in said and "--kl-nats" in said
+
+
+def test_the_end_of_train_measures_the_first_texts(tmp_path, fastvae):
+    path, valid, out = tmp_path / "text", tmp_path / "valid", tmp_path / "run"
+    path.write_text("".join(f"{n}\n" for n in range(300)))
+    for texts, measured in ((257, 256), (2, 2), (1, None)):
+        valid.write_text("".join(f"{n}\n" for n in range(texts)))
+        command = "train", "--data", path, "--valid", valid, "--out", out / str(texts), *TINY
+        latent = json.loads(fastvae(*command, "--json")[1])["latent"]
+        assert (latent and latent["reconstruction_texts"]) == measured
+        if latent:
+            model, vocabulary = load(out / str(texts))
+            corpus = LineCorpus(valid, model.length, vocabulary=vocabulary)
+            few = evaluate(model, corpus.batches(64, measured))
+            assert latent["kl"] == pytest.approx(few["kl"])
 
 
 def test_resuming_keeps_the_split(names, tmp_path, fastvae):

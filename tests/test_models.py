@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -505,6 +506,22 @@ def test_data_parallel_waits_for_nothing(name, tmp_path):
         torch.distributed.destroy_process_group()
 
 
+def test_processes_that_share_nothing_are_told(monkeypatch):
+    """While they train, unless a group was given."""
+    model, (tokens, step) = make("lstm"), batch()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for world, mode, group, told in (
+        (2, True, None, 1), (1, True, None, 0), (2, False, None, 0), (2, False, "a group", 0)
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda world=world: world)
+        model.train(mode).process_group = group
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model(tokens, **step)
+        said = [w for w in caught if "call fastvae.nn.set_process_group" in str(w.message)]
+        assert len(said) == told and all(w.filename.endswith("module.py") for w in said)
+
+
 def tiny(decoder: str = "lstm", **arguments):
     sizes = {"latent_size": 4, "encoder_channels": (8, 8), "feature_channels": 8}
     sizes |= {"hidden_size": 16, "conv_layers": 2, "conv_channels": 8}
@@ -559,6 +576,7 @@ def test_numpy_scalars_are_sizes(tmp_path):
     sizes |= {"hidden_size": np.int32(16), "aux_weight": np.float32(0.5)}
     model = fastvae.HybridVAE(np.int64(20), np.int16(16), pad_id=np.int64(0), **sizes)
     assert model.sample(np.int64(3)).shape == (3, 16)
+    assert type(model.config["vocab_size"]) is type(model.config["pad_id"]) is int
     model.save_pretrained(tmp_path)
     assert fastvae.load(tmp_path)[0].config["aux_weight"] == 0.5
 

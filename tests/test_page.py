@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import fastvae as package
 from fastvae import HybridVAE, text
+from fastvae.atomic_files import write_tensors
 from fastvae.page.document import joined
 from fastvae.page.pattern import to_javascript
 from fastvae.page.weights import pack
@@ -233,6 +234,27 @@ def test_command(fastvae, vocabulary, tmp_path):
     assert [name for name, _ in manifest["directions"]] == ["more h", "a little"]  # longest first
     known = gzip.decompress(base64.b64decode(block(content, "known"))).decode().split("\n")
     assert known == ["abc", "fade"]
+
+
+def test_options_of_the_command(fastvae, vocabulary, tmp_path):
+    """Its own title, the best weights, and texts in a field."""
+    run, path = tmp_path / "run", tmp_path / "page.html"
+    small(vocabulary).save_pretrained(run, vocabulary)
+    best = small(vocabulary)
+    tensors = {f"model.{name}": t for name, t in best.state_dict().items()}
+    write_tensors(run / "best.safetensors", tensors, {})
+    (tmp_path / "known.jsonl").write_text('{"t": "abc"}\n{"t": "hgf"}\n')
+    texts = "--texts", tmp_path / "known.jsonl", "--field", "t"
+    assert fastvae("export", run, path, "--title", "Mine & <yours>", "--best", *texts)[0] == 0
+    content = path.read_text()
+    assert "<title>Mine &amp; &lt;yours></title>" in content
+    assert gzip.decompress(base64.b64decode(block(content, "weights"))) == pack(best)
+    known = gzip.decompress(base64.b64decode(block(content, "known"))).decode()
+    assert known.split("\n") == ["abc", "hgf"]
+    manifest = json.loads(block(content, "manifest"))
+    assert manifest["prompt"] == "Type over either text."
+    assert fastvae("export", run, path)[0] == 0
+    assert gzip.decompress(base64.b64decode(block(path.read_text(), "weights"))) != pack(best)
 
 
 @pytest.mark.parametrize("found", [True, False])

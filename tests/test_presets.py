@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import fastvae
+from fastvae.cli.fields import shown
 from fastvae.presets import PRESETS, build_model, configure, open_corpus
 from fastvae.text import ByteVocabulary, CharVocabulary, LineCorpus, WindowCorpus
 from fastvae.training import TrainingConfig
@@ -183,6 +184,31 @@ def test_overrides_reach_model_length_and_training():
 def test_wrong_names_and_values_are_named(name, overrides, message):
     with pytest.raises(ValueError, match=message):
         configure(name, overrides)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("encoder_channels", "(32, 64)", (32, 64)),
+        ("encoder_channels", "[8]", (8,)),
+        ("encoder_channels", "8,", (8,)),
+        ("carry", "TRUE", True),
+        ("mask_pad", "false", False),
+        ("steps", " 12 ", 12),
+        ("learning_rate", "1e-3", 0.001),
+        ("clip_norm", "None", None),
+        ("eval_samples", "none", None),
+        ("eval_samples", "7", 7),
+        ("kl_nats", "6", 6.0),
+        ("decoder", "none", "none"),
+        ("length", "56", 56),
+    ],
+)
+def test_values_as_text(field, text, value):
+    preset = configure("ptb-bytenet", {field: text})
+    found = {"length": preset.length, **preset.model_arguments, **preset.training}[field]
+    assert found == value and type(found) is type(value)
+    assert configure("ptb-bytenet", {field: shown(value)}) == preset
 
 
 def test_windows_and_tweets_become_their_corpora(tmp_path):
