@@ -627,9 +627,15 @@ def test_a_grid_measures_each_of_its_runs_once(texts, tmp_path, monkeypatch):
     result = experiment("fig6", replace(options, seeds=2), console)
     assert result["left"] == 2 * len(grid) - 2 and len(began) == 2
     assert began[1] == began[0].replace("seed-0", "seed-1") and at_once == [5, 5]
+    other = json.loads((out / "runs" / began[1] / "result.json").read_text())
+    model, vocabulary = load(out / "runs" / began[1])
+    corpus = WindowCorpus(texts["test"], model.length, vocabulary=vocabulary)
+    assert other["test"] == pytest.approx(measure(model, corpus, limit=20, nll_texts=256, seed=1))
+    experiment("fig6", replace(options, limit=19), console)
+    assert began[2:] == began[:1]
     texts["test"].write_text("line 2 of train, valid and test\n" * 9)
-    experiment("fig6", options, console)
-    assert began[2] == began[0]
+    experiment("fig6", replace(options, limit=19), console)
+    assert began[3:] == began[:1]
 
 
 @pytest.mark.slow
@@ -677,7 +683,10 @@ def test_runs_at_a_time(monkeypatch):
 def test_what_becomes_of_each_run_is_told(tmp_path, monkeypatch):
     """At most two at a time share four cores; one fails without and one with a word."""
     preset = shortened(PRESETS["small"], 10)
-    jobs = [Job(preset, tmp_path / name, {}, "cache") for name in ("well", "silent", "loud")]
+    jobs = [
+        Job(preset, tmp_path / name, {}, "cache")
+        for name in ("well", "silent", "loud", "fine", "last")
+    ]
     running, threads = [], []
 
     def start(job, slot, device, bars):
@@ -685,7 +694,8 @@ def test_what_becomes_of_each_run_is_told(tmp_path, monkeypatch):
         (job.folder / "log.txt").write_text("at first\nno memory\n\n" * (job.folder.name == "loud"))
         (job.folder / "metrics.jsonl").write_text('{"step": 10}\n')
         running[:] = [p for p in running if p.poll() is None]
-        ends = f"import time; time.sleep(0.3); raise SystemExit({3 * (job.folder.name != 'well')})"
+        status = 3 if job.folder.name in ("silent", "loud") else 0
+        ends = f"import time; time.sleep(0.3); raise SystemExit({status})"
         running.append(subprocess.Popen([sys.executable, "-c", ends]))
         threads.append((job.threads, device))
         assert len(running) <= 2
@@ -696,9 +706,14 @@ def test_what_becomes_of_each_run_is_told(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=200)
     failed, interrupted = runner.run_jobs(jobs, 2, "cpu", console)
     assert failed == {"silent": "ended with status 3", "loud": "no memory"} and not interrupted
-    assert threads == [(2, "cpu")] * 3
+    assert threads == [(2, "cpu")] * 5
     said = sorted(console.file.getvalue().split("\n"))
-    assert said == ["", "done: well", "failed: loud", "failed: silent"]
+    assert said == [
+        "",
+        *(f"done: {name}" for name in ("fine", "last", "well")),
+        "failed: loud",
+        "failed: silent",
+    ]
 
 
 WAITS = """

@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,6 +35,7 @@ from test_training import (
 import fastvae
 from fastvae.text import CharVocabulary
 from fastvae.training import recorder
+from fastvae.training.step import TrainingStep
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 
@@ -436,3 +439,55 @@ def test_a_second_signal_waits_only_among_several_processes(patient):
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_command_leaves_by_a_signal_as_by_an_exit(number, status):
+    """Unless it is ignored; and as before when the command is over."""
+    from fastvae.signals import orderly_exit
+
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as end, orderly_exit():
+            os.kill(os.getpid(), number)
+        assert end.value.code == status and signal.getsignal(number) == signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)
+        with orderly_exit():
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_signals_in_a_thread_are_the_main_ones():
+    from fastvae.signals import stop_signals
+
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def look():
+        with stop_signals(patient=False) as stop:
+            found.append((stop.is_set(), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [(False, before)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "processes", "fits"),
+    [(12, 2, 3, True), (12, 2, 4, False), (12, 1, 4, True), (4, 1, 3, False)],
+)
+def test_a_batch_is_divided_among_processes(batch, accumulate, processes, fits):
+    """Each row once, micro-batch by micro-batch."""
+    config = fastvae.TrainingConfig(batch_size=batch, accumulate=accumulate)
+    groups = [SimpleNamespace(rank=lambda r=r: r, size=lambda: processes) for r in range(processes)]
+    model, told = make_model(), f"{processes} processes times accumulate {accumulate}"
+    if not fits:
+        with pytest.raises(ValueError, match=f"batch_size {batch} is not divisible by {told}"):
+            TrainingStep(model, model, config, groups[0])
+        return
+    steps = [TrainingStep(model, model, config, group) for group in groups]
+    rows = [range(batch)[step._own_rows(n)] for n in range(accumulate) for step in steps]
+    assert [row for part in rows for row in part] == list(range(batch))
+    assert len({len(part) for part in rows}) == 1

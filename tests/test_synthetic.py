@@ -144,3 +144,5 @@ def test_known_lines_on_every_machine():
 def test_bad_arguments(arguments):
     with pytest.raises(ValueError, match="must be at least"):
         SyntheticCorpus(**arguments)
+    least = SyntheticCorpus(47, samples=1)
+    assert len(least) == 1 and least[0].shape == (47,)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastvae.atomic_files import read_limited
 from fastvae.text import ByteVocabulary, CharVocabulary, Vocabulary, normalize_tweet
 
 
@@ -133,6 +134,17 @@ def test_a_senseless_vocabulary_is_refused(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"vocabulary\.json: "):
         Vocabulary.load(path)
+
+
+def test_a_file_may_have_16_mib(tmp_path):
+    for size, fits in ((1 << 24, True), ((1 << 24) + 1, False)):
+        with open(tmp_path / "file", "wb") as file:
+            file.truncate(size)
+        if fits:
+            assert len(read_limited(tmp_path / "file")) == size
+            continue
+        with pytest.raises(ValueError, match=r"file is too large: it may have 16 MiB"):
+            read_limited(tmp_path / "file")
 
 
 def test_an_endless_vocabulary_is_read_to_a_limit():
