@@ -631,6 +631,8 @@ def test_a_grid_measures_each_of_its_runs_once(texts, tmp_path, monkeypatch):
     model, vocabulary = load(out / "runs" / began[1])
     corpus = WindowCorpus(texts["test"], model.length, vocabulary=vocabulary)
     assert other["test"] == pytest.approx(measure(model, corpus, limit=20, nll_texts=256, seed=1))
+    samples = model.sample(100, generator=torch.Generator().manual_seed(1))
+    assert other["samples"] == vocabulary.batch_decode(samples)[:20]
     experiment("fig6", replace(options, limit=19), console)
     assert began[2:] == began[:1]
     texts["test"].write_text("line 2 of train, valid and test\n" * 9)
