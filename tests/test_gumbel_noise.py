@@ -22,6 +22,21 @@ def test_generator_gives_the_published_words():
 
 
 @pytest.mark.parametrize("value", SEEDS)
+@pytest.mark.parametrize("counter", [0, 1, 2**35 + 7, 2**62 + 3])
+def test_generator_by_hand(counter, value):
+    """Philox4x32-10 in Python's whole numbers: Salmon et al. 2011, figure 4."""
+    c = [counter % 2**32, counter // 2**32, 0, 0]
+    key = [value % 2**64 % 2**32, value % 2**64 // 2**32]
+    for _ in range(10):
+        high, low = divmod(0xD2511F53 * c[0], 2**32)
+        other_high, other_low = divmod(0xCD9E8D57 * c[2], 2**32)
+        c = [other_high ^ c[1] ^ key[0], other_low, high ^ c[3] ^ key[1], low]
+        key = [(key[0] + 0x9E3779B9) % 2**32, (key[1] + 0xBB67AE85) % 2**32]
+    (words,) = torch.stack(_philox(torch.tensor([counter]), seed(value)), 1).tolist()
+    assert words == c
+
+
+@pytest.mark.parametrize("value", SEEDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_kernel(shape, value, isa, threads):
     found = gumbel_noise(seed(value), *shape, 0.7)

@@ -16,6 +16,7 @@ import fastvae as package
 from fastvae import HybridVAE, text
 from fastvae.atomic_files import write_tensors
 from fastvae.page.document import joined
+from fastvae.page.export import _find_examples
 from fastvae.page.pattern import to_javascript
 from fastvae.page.weights import pack
 
@@ -190,6 +191,53 @@ def test_directions_keep_their_own(vocabulary, tmp_path):
     found = manifest_of(small(vocabulary), vocabulary, tmp_path, directions=given)["directions"]
     values = [[name, list(np.frombuffer(base64.b64decode(v), np.int8))] for name, v in found]
     assert values == [["x", [47, -24, 0, 12]], ["y", [0, 0, 0, -47]]]
+
+
+class Copier:
+    """Gives back every text but its b's and, in texts of seven, its first token."""
+
+    length, end_id = 16, 9
+
+    def encode(self, tokens):
+        self.tokens = tokens
+        return tokens.double()
+
+    def generate(self, z):
+        tokens = z.long().masked_fill(z == 1, 2)
+        tokens[(z < 8).sum(1) == 7, 0] = 5
+        return tokens
+
+    def sample(self, count, generator):
+        assert generator.initial_seed() == 0
+        ids = torch.full((count, 16), 8)
+        ids[1:, 0], ids[:, 1] = 3, 9
+        return ids
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "expected"),
+    [
+        # Those that come back, of about ten characters first; then those of fewer errors.
+        ([], ["aba", "aaa", "c" * 12, "c" * 9, "xyz"], ["c" * 9, "c" * 12, "aaa"]),
+        ([], ["bbb", "aaaaaaa", "abb", "aba"], ["aaaaaaa", "aba", "abb"]),
+        (["aaa"], ["aaa", "cc", "cc", "d"], ["aaa", "cc", "d"]),
+        ([], ["e" * 20], ["e" * 20, "a", "a"]),  # its first 15
+        ([], ["xyz"], ["a", "a", "a"]),
+        ([], [], ["d", "a", "a"]),  # sampled; a blank one is none
+        (["a", "b", "c"], ["d"], ["a", "b", "c"]),
+    ],
+)
+def test_examples_that_come_back_go_first(vocabulary, given, known, expected):
+    assert _find_examples(Copier(), vocabulary, given, known, 15) == expected
+
+
+def test_examples_are_looked_for_among_a_few(vocabulary):
+    known = [a + b + c for a in "abcdefgh" for b in "abcdefgh" for c in "abcde"]
+    for count, step in ((320, 2), (128, 1), (255, 1), (256, 2)):
+        model = Copier()
+        _find_examples(model, vocabulary, [], known[:count], 15)
+        texts = vocabulary.batch_decode(model.tokens.tolist())
+        assert texts == known[:count:step][:128]
 
 
 def test_up_to_three_examples(vocabulary, tmp_path):
