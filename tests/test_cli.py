@@ -359,6 +359,27 @@ def test_generated_control_characters_and_markup_come_out_escaped(fastvae, hosti
     assert all(part in sampled for part in ("⏎", "\\x1b", "\\x07", "\\u202e", "["))
 
 
+def test_a_terminal_of_few_characters(tmp_path, monkeypatch):
+    """What it lacks is shown by its code: texts as well as errors."""
+    vocabulary = CharVocabulary("é☃")
+    sizes = {"latent_size": 2, "encoder_channels": (4,), "feature_channels": 4, "hidden_size": 4}
+    model = HybridVAE(vocabulary.size, 16, pad_id=vocabulary.pad_id, **sizes)
+    model.save_pretrained(tmp_path / "model", vocabulary)
+    said = {}
+    for name, status in (("model", 0), ("é", 2)):
+        streams = [io.BytesIO(), io.BytesIO()]
+        for stream, content in zip(("stdout", "stderr"), streams, strict=True):
+            monkeypatch.setattr(sys, stream, io.TextIOWrapper(content, "ascii"))
+        with pytest.raises(SystemExit) as end:
+            cli.main(["sample", str(tmp_path / name), "-t", "2"])
+        assert end.value.code == status
+        said[name] = [content.getvalue().decode("ascii") for content in streams]
+    out, err = said["model"]
+    assert err == "" and {*out.replace("\\xe9", "1").replace("\\u2603", "2")} == {"1", "2", "\n"}
+    out, err = said["é"]
+    assert out == "" and err.startswith(f"fastvae: {tmp_path}/\\xe9 is not a folder")
+
+
 def test_a_closed_pipe_is_quiet(run):
     command = f"{PROGRAM} sample {run} -n 20000 -t 1 | head -1"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)

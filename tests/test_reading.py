@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +28,13 @@ from fastvae.text import (
     WindowCorpus,
     normalize_tweet,
 )
-from fastvae.text.reading import Reading, load_reading
+from fastvae.text.reading import (
+    Reading,
+    check_reading,
+    load_reading,
+    normalization_name,
+    save_reading,
+)
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 SIZES = {"latent_size": 3, "encoder_channels": (4,), "feature_channels": 4, "hidden_size": 4}
@@ -511,3 +519,40 @@ def test_a_record_that_no_run_writes_is_refused(tmp_path):
     (tmp_path / "text.json").write_text('{"kind": "windows", "normalization": "tweets"}')
     with pytest.raises(ValueError, match=r"text.json: windows are read as they are: .*tweets"):
         load_reading(tmp_path)
+
+
+@pytest.mark.parametrize("given", [{"column": "1"}, {"field": "t"}, {"part": "train"}], ids=str)
+def test_windows_have_no_columns_fields_or_parts(given):
+    assert Reading("lines", **given).to_dict() == {"kind": "lines", "normalization": "none"} | given
+    with pytest.raises(ValueError, match="windows are read as they are: columns and parts are for"):
+        Reading("windows", **given)
+
+
+def test_names_of_normalizations():
+    class Shout:
+        def __call__(self, text):
+            return text.upper()
+
+    functions = None, normalize_tweet, str.lower, partial(str.replace), shout, Shout()
+    assert [normalization_name(function) for function in functions] == [
+        *("none", "tweets", "builtins.str.lower", "functools.partial", f"{__name__}.shout"),
+        f"{__name__}.test_names_of_normalizations.<locals>.Shout",
+    ]
+
+
+def test_a_run_keeps_what_it_recorded(tmp_path):
+    """Readings of other classes are not compared; without a record the corpus tells."""
+    lines, own = Reading("lines", "tweets"), Reading("Own")
+    assert check_reading(tmp_path, SimpleNamespace(reading=lines)) == lines
+    assert check_reading(tmp_path, SimpleNamespace()) == Reading("SimpleNamespace")
+    save_reading(tmp_path, lines)
+    assert load_reading(tmp_path) == lines
+    for reading in (lines, own, Reading("lines", "mine.normalize")):
+        assert check_reading(tmp_path, SimpleNamespace(reading=reading)) == lines
+    for reading in (Reading("lines"), Reading("windows"), Reading("lines", "tweets", part="train")):
+        with pytest.raises(
+            ValueError, match=r'with text read as {"kind": "lines", .*, got {"kind"'
+        ):
+            check_reading(tmp_path, SimpleNamespace(reading=reading))
+    save_reading(tmp_path, own)
+    assert check_reading(tmp_path, SimpleNamespace(reading=lines)) == own
