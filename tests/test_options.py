@@ -59,6 +59,33 @@ def test_int8(fastvae, run, text):  # noqa: F811
         ("reconstruct", run, "--data", text, "-n", 2000, "-t", 1.0),
     ):
         assert printed(fastvae, *command) != printed(fastvae, *command, "--int8")
+    model, vocabulary = load(run)
+    for options, quantization in ((), None), (("--int8",), "int8"):
+        generator = torch.Generator().manual_seed(3)
+        how = {"temperature": 1.0, "generator": generator, "quantization": quantization}
+        command = "sample", run, "-n", 2000, "-t", 1.0, "--batch-size", 2000, "--seed", 3
+        expected = vocabulary.batch_decode(model.sample(2000, **how))
+        assert printed(fastvae, *command, *options) == expected
+
+
+def test_texts_of_the_command_are_those_of_the_model(fastvae, run):  # noqa: F811
+    """With rounded weights too: each end, and a point between them."""
+    model, vocabulary = load(run)
+    ends = "the cat sat on t", "a dog ran to the"
+    means = model.encode(torch.tensor([vocabulary.encode(text) for text in ends]))
+    for options, quantization in ((), None), (("--int8",), "int8"):
+        expected = model.interpolate(*means, 3, quantization=quantization)
+        expected = vocabulary.batch_decode(expected)
+        assert printed(fastvae, "interpolate", run, *ends, "--steps", 3, *options) == expected
+        generator = torch.Generator().manual_seed(4)
+        how = {"temperature": 2.0, "generator": generator, "quantization": quantization}
+        expected = vocabulary.batch_decode(model.generate(means, **how))
+        stdin = "\n".join(ends).encode()
+        command = "reconstruct", run, "--json", "-t", 2.0, "--seed", 4, *options
+        pairs = json.loads(fastvae(*command, stdin=stdin)[1])
+        assert [(pair["text"], pair["reconstruction"]) for pair in pairs] == [
+            *zip(ends, expected, strict=True)
+        ]
 
 
 @pytest.mark.parametrize("command", ["sample", "reconstruct", "interpolate", "evaluate", "encode"])

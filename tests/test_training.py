@@ -191,6 +191,7 @@ def test_a_target_that_no_text_has_is_refused(tmp_path):
     most = 8 * math.log(11)
     with pytest.raises(ValueError, match=rf"kl_nats must be at most {most:.1f}, .*, got 20"):
         run(tmp_path, kl_nats=20.0)
+    assert run(tmp_path / "most", kl_nats=most, steps=1)[1]["step"] == 1
     for target in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="kl_nats must be"):
             TrainingConfig(kl_nats=target)
