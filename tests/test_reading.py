@@ -451,13 +451,15 @@ def test_control_characters_are_escaped(code):
     assert escape(chr(code)) == f"\\x{code:02x}"
 
 
-@pytest.mark.parametrize("character", "\u202a\u202e\u2066\u2067\u2069\u2028\u2029\ud800")
+@pytest.mark.parametrize(
+    "character", "\u202a\u202e\u2066\u2067\u2069\u2028\u2029\ud800\udc7f\udd00"
+)
 def test_what_breaks_or_reorders_a_line_is_escaped(character):
     assert escape(character) == f"\\u{ord(character):04x}"
 
 
 def test_bytes_are_escaped_as_bytes():
-    assert escape(b"a\xf1\x80".decode("utf-8", "surrogateescape")) == r"a\xf1\x80"
+    assert escape(b"a\xf1\x80\xff".decode("utf-8", "surrogateescape")) == r"a\xf1\x80\xff"
 
 
 # What a run says
