@@ -63,6 +63,14 @@ def test_what_is_not_alike(fn, message):
         assert_accurate(fn, lambda x: x, X)
 
 
+def test_non_finite_values_hide_no_error():
+    values = torch.tensor([1.0, math.inf, 0.5])
+    assert_accurate(off(0.019), off(0.01), values)
+    with pytest.raises(AssertionError, match="output 0: error 0.03"):
+        assert_accurate(off(0.03), off(0.01), values)
+    assert_accurate(off(0.03), off(0.01), values[1:2])
+
+
 @pytest.mark.parametrize(("size", "calls"), [(3, 8), (49_999, 8), (50_000, 1)])
 def test_small_inputs_are_tried_at_several_scales(size, calls):
     largest = []
