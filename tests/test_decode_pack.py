@@ -85,6 +85,24 @@ def test_int8_equals_the_reference(op, isa, shape, dtype):
         assert torch.equal(tokens, op.reference(*inputs, **how, packed=packed, int8=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("half", [0.5, 1.5, 2.5, -0.5, -1.5, -2.5])
+@pytest.mark.parametrize("where", ["features", "weight"])
+def test_int8_rounds_halves_to_even(isa, where, half, dtype):
+    """A row with 127 has the scale 1; the embedding takes away what is right, and no more."""
+    row, ones = torch.tensor([127.0, half]), torch.tensor([0.0, 127.0])
+    if where == "features":
+        features, weight = row, torch.stack([ones, torch.tensor([1.0, 0.0])])
+    else:
+        features, weight = ones, torch.stack([row, ones])
+    taken = torch.tensor([-127.0 * round(half), 0])
+    inputs = [features.view(1, 1, 2), weight, taken.expand(4, 2), torch.zeros(0, 3, 1, 2)]
+    inputs += [torch.zeros(0, 3), torch.tensor([[0.0], [1], [-1]]), torch.tensor([0.5, 0, 0])]
+    inputs = [t.to(dtype) for t in inputs]
+    assert ops.decode_bytenet(*inputs, int8=True).item() == 0
+    assert decode_bytenet_reference(*inputs, int8=True).item() == 0
+
+
 def test_int8_long_sums(isa):
     """More than 2^24, the first integer that float32 lacks."""
     op = OPS["lstm"]

@@ -203,6 +203,17 @@ def test_keys(fake, monkeypatch):
         lambda: torch.set_float32_matmul_precision("high"),
     ]
     precision = torch.get_float32_matmul_precision()
+    settings = SimpleNamespace(
+        fp32_precision="ieee",
+        allow_fp16_reduced_precision_reduction=True,
+        allow_bf16_reduced_precision_reduction=True,
+        allow_fp16_accumulation=False,
+    )
+    changes.append(lambda: monkeypatch.setattr(torch.backends.cuda, "matmul", settings))
+    changes += [
+        lambda name=name: setattr(settings, name, not getattr(settings, name))
+        for name in vars(settings)
+    ]
     try:
         for n, change in enumerate(changes, 1):
             change()

@@ -45,6 +45,16 @@ def test_kernel(shape, value, isa, threads):
     torch.testing.assert_close(found, expected, rtol=5e-7, atol=5e-7)
 
 
+def test_values_are_within_a_few_ulps(isa):
+    """Two logarithms, each of a few roundings; the worst is near 0, between the two."""
+    count = 1 << 18
+    found = gumbel_noise(seed(5), 1, 1, count, 1.0).flatten().double()
+    words = torch.stack(_philox(torch.arange(count // 4), seed(5)), 1).flatten().double()
+    exact = -(-torch.log1p(-(words + 0.5) / 2**32)).log()
+    ulp = torch.finfo(torch.float32).eps * exact.abs().clamp(min=1)
+    assert ((found - exact).abs() / ulp).max() < 3
+
+
 @pytest.mark.parametrize("temperature", [math.inf, -math.inf, math.nan, 1e38])
 def test_infinite_noise_is_refused(temperature):
     with pytest.raises(RuntimeError, match="temperature must be at most 1e\\+37"):
@@ -95,7 +105,10 @@ def test_nothing_is_drawn_for_nothing():
     [
         ((torch.zeros(2, dtype=torch.int64), 1, 1, 1), r"seed must have shape \[1\].*, got \[2\]"),
         ((torch.zeros(1), 1, 1, 1), "seed must have dtype int64, got float32"),
-        ((seed(1), -1, 1, 1), r"must be 0 or more, got \[-1, 1, 1\]"),
+        *(
+            ((seed(1), *sizes), rf"must be 0 or more, got \{sizes}")
+            for sizes in ([-1, 1, 1], [1, -1, 1], [1, 1, -1], [-1, -1, 1])
+        ),
         ((seed(1), 2**40, 2**40, 2**40), "at most 2.40 elements"),
         ((seed(1), 2**20, 2**18, 1), "sizes too large"),
     ],
@@ -104,6 +117,14 @@ def test_nothing_is_drawn_for_nothing():
 def test_refuses(arguments, message):
     with pytest.raises(RuntimeError, match=message):
         gumbel_noise(*arguments, 1.0)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", "float32", "float64", "int32", "uint8", "bool"]
+)
+def test_a_wrong_dtype_is_named(dtype):
+    with pytest.raises(RuntimeError, match=f"seed must have dtype int64, got {dtype}$"):
+        gumbel_noise(torch.zeros(1, dtype=getattr(torch, dtype)), 1, 1, 1, 1.0)
 
 
 def test_fake_has_the_shape_of_the_kernel():

@@ -10,8 +10,8 @@ kernels = pytest.importorskip("fastvae.kernels.highway_conv")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def triton_op(op):
-    """The kernels as `both` of an op."""
+def triton_op(op, given=lambda t: t):
+    """The kernels as `both` of an op, the gradients of whose outputs are given(each)."""
     carry = () if op == "project" else (not op.endswith("no-carry"),)
 
     def run(*inputs):
@@ -20,7 +20,7 @@ def triton_op(op):
         outputs = getattr(kernels, name)(*inputs, *carry)
         saved = (*inputs[:2], *outputs[:2]) if op == "project" else (*inputs, *carry)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        cotangents = [torch.linspace(-1, 1, y.numel()).to(y).view_as(y) for y in outputs]
+        cotangents = [given(torch.linspace(-1, 1, y.numel()).to(y).view_as(y)) for y in outputs]
         grads = getattr(kernels, f"{name}_backward")(*cotangents, *saved)
         assert all(t.is_contiguous() for t in (*outputs, *grads))
         return tuple(t.cpu() for t in (*outputs, *grads))
@@ -68,11 +68,18 @@ def test_triton_statistics(offset, monkeypatch):
     assert_accurate(project, OPS["project"][1], x, weight, bias + offset)
 
 
-def test_triton_takes_any_strides():
-    def strided(*inputs):
-        return triton_op("gate")(*(torch.stack([t, t.neg()], -1)[..., 0] for t in inputs))
+def every_other(t):
+    return torch.stack([t, t.neg()], -1)[..., 0]
 
-    assert_accurate(strided, both(OPS["gate"][1]), *make("gate", (3, 2, 5)))
+
+@pytest.mark.parametrize("op", ["project", "gate"])
+def test_triton_takes_any_strides(op):
+    """Of inputs, and of the gradients of outputs."""
+
+    def strided(*inputs):
+        return triton_op(op, every_other)(*map(every_other, inputs))
+
+    assert_accurate(strided, both(OPS[op][1]), *make(op, (3, 2, 5)))
 
 
 @pytest.mark.parametrize("op, name", EVERY_ARGUMENT)

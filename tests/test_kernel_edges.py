@@ -76,19 +76,19 @@ def test_eps_in_triton_decoding():
 # One sequence that goes on alone
 
 
-def of_cpu(make):
+def of_cpu(make, end_id=2, pad_id=1):
     if make is lstm:
-        return lambda inputs, noise: decode_lstm(*inputs, noise, 1e-4, 2, 1)
-    return lambda inputs, noise: decode_bytenet(*inputs, noise, True, 2, 1)
+        return lambda inputs, noise: decode_lstm(*inputs, noise, 1e-4, end_id, pad_id)
+    return lambda inputs, noise: decode_bytenet(*inputs, noise, True, end_id, pad_id)
 
 
-def of_triton(make):
+def of_triton(make, end_id=2, pad_id=1):
     kernels = triton_of("decode_lstm" if make is lstm else "decode_bytenet")
     decode = kernels.decode_lstm if make is lstm else kernels.decode_bytenet
     setting = 1e-4 if make is lstm else True
 
     def run(inputs, noise):
-        return decode(*(t.to(DEVICE) for t in (*inputs, noise)), setting, 2, 1).cpu()
+        return decode(*(t.to(DEVICE) for t in (*inputs, noise)), setting, end_id, pad_id).cpu()
 
     return run
 
@@ -109,6 +109,38 @@ def test_the_last_sequence_goes_on(make, B, path, threads):
     assert torch.equal(tokens[-1], free[-1]) and (tokens[-1] != 2).all()
     assert torch.equal(tokens[:-1, :2], free[:-1, :2])
     assert (tokens[:-1, 1] == 2).all() and (tokens[:-1, 2:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "ids, message",
+    [
+        ((5, 0), "end_id must be from 0 to 4, got 5"),
+        ((-1, 0), "end_id must be from 0 to 4, got -1"),
+        ((2, None), "pad_id must be 0 or more where end_id is given, got None"),
+        ((2, -1), "pad_id must be 0 or more where end_id is given, got -1"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("make", [lstm, bytenet], ids=["lstm", "bytenet"])
+def test_ids_out_of_range_are_refused(make, ids, message):
+    decode = decode_lstm if make is lstm else decode_bytenet
+    inputs = make.make((3, 2, 4, 9, 5, *[2][: make is bytenet]))
+    with pytest.raises(RuntimeError, match=rf"^{message}$"):
+        decode(*inputs, end_id=ids[0], pad_id=ids[1])
+
+
+@pytest.mark.parametrize("path", [of_cpu, of_triton])
+@pytest.mark.parametrize("end", [0, 4])
+@pytest.mark.parametrize("make", [lstm, bytenet], ids=["lstm", "bytenet"])
+def test_the_first_and_the_last_token_may_end(make, end, path):
+    """And what fills a sequence need not be in the vocabulary."""
+    shape = (4, 3, 4, 9, 5, *[2][: make is bytenet])
+    inputs, noise = make.make(shape), make.gumbel(shape)
+    noise[..., end] = -1e4
+    noise[1, :2, end] = 1e4
+    tokens, free = path(make, end, 7)(inputs, noise), REFERENCES[make](*inputs, noise)
+    assert torch.equal(tokens[:, :2], free[:, :2]) and torch.equal(tokens[2], free[2])
+    assert (tokens[:2, 1] == end).all() and (tokens[:2, 2:] == 7).all()
 
 
 # Choice
@@ -262,6 +294,27 @@ def check_small_gates(run):
         assert (got[shown] != 0).all()
 
 
+@pytest.mark.parametrize("gate, low, high", [(0, -80, 10), (2, -10, 10), (2, -1e-3, 1e-3)])
+def test_gates_are_within_a_few_ulps(isa, gate, low, high):
+    """Of their own value: the other gate is 1, and no input is rounded on its way."""
+    C = 4096
+    a = torch.full((1, 1, 3 * C), 100.0)
+    values = torch.linspace(low, high, C)
+    a[0, 0, gate * C : (gate + 1) * C] = values
+    a.requires_grad_()
+    norm = torch.zeros(3 * C), torch.ones(3 * C), torch.zeros(3 * C)
+    y = ops.highway_conv_gate(a, torch.ones(1, 1, C), *norm, carry=False)
+    (slopes,) = torch.autograd.grad(y.sum(), a)
+    exact = values.double()
+    wanted = exact.tanh() if gate else exact.sigmoid()
+    slope = 1 / exact.cosh().square() if gate else wanted * (-exact).sigmoid()
+    found = y.detach().flatten(), slopes.flatten()[gate * C : (gate + 1) * C]
+    for got, want in zip(found, (wanted, slope), strict=True):
+        shown = want.abs() > 1e-37  # below it float32 has fewer digits
+        error = ((got.double() - want) / want)[shown].abs().max()
+        assert error < 3 * torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize("large", [80.0, 90.0, 1e4, 1e30, torch.inf])
 def test_gates_far_from_zero(isa, large):
     """σ(±large) is 1 or 0, tanh(±large) is 1 or −1."""
@@ -303,6 +356,25 @@ def test_bf16_is_rounded_to_nearest_even(isa, N):
     expected = (weight.T.float() + bias.float()).bfloat16()
     found = linear(None, weight, bias, tokens)
     assert torch.equal(found.view(torch.int16), expected.view(torch.int16))
+
+
+def test_bf16_keeps_numbers_below_the_normal_ones(isa):
+    """A weight's rows are copied where the bias is zero."""
+    bits = torch.randint(-(2**15), 2**15, (37, 400)).short() & -32641  # signs and fractions alone
+    weight, bias = bits.view(torch.bfloat16), torch.zeros(37, dtype=torch.bfloat16)
+    assert weight.any() and (weight.abs() < torch.finfo(torch.bfloat16).tiny).all()
+    assert torch.equal(linear(None, weight, bias, torch.arange(400)), weight.T)
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7FC00000, 0x7FFF8000])
+def test_bf16_keeps_nan_of_any_bits(isa, bits):
+    """Rounding as if it were a number would carry into the exponent, or the sign."""
+    C = 19
+    a, x = torch.randn(2, 3, 3 * C).bfloat16(), torch.randn(2, 3, C).bfloat16()
+    shift = torch.zeros(3 * C)
+    shift.view(torch.int32)[5] = bits
+    y = ops.highway_conv_gate(a, x, torch.zeros(3 * C), torch.ones(3 * C), shift)
+    assert torch.equal(y.isnan(), torch.arange(C).expand(2, 3, C) == 5)
 
 
 @pytest.mark.parametrize("op", [linear, linear_reference])

@@ -187,6 +187,15 @@ def vjp_of_lengths(inputs, lengths, nan):
     return torch.autograd.grad((h, c_n), inputs, cotangents)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_what_is_saved_of_pads_is_zero(dtype):
+    lengths = torch.tensor([2, 4, 0, 3])
+    h, _, *saved = OP(*make((4, 4, 17), dtype), 1e-4, True, lengths)
+    pads = torch.arange(4).unsqueeze(1) >= lengths
+    for rows in (h, *saved):
+        assert not rows[pads].any() and rows[~pads].all()
+
+
 def test_full_lengths_change_nothing():
     inputs = make((5, 6, 17))
     full = torch.full((6,), 5)
@@ -289,6 +298,9 @@ def test_triton_with_lengths(name):
         inputs = [t.to(device) for t in inputs]
         h, c_n, *saved = kernels.layer_norm_lstm(*inputs, 1e-4, True, there)
         assert torch.equal(kernels.layer_norm_lstm(*inputs, 1e-4, False, there)[0], h)
+        if not packed:
+            pads = torch.arange(T, device=device).unsqueeze(1) >= there
+            assert not any(rows[pads].any() for rows in (h, *saved[1:]))
         cotangents = [torch.linspace(-1, 1, y.numel()).to(y).view_as(y) for y in (h, c_n)]
         grads = kernels.layer_norm_lstm_backward(*cotangents, *inputs[1:], h, *saved, there)
         return tuple(t.cpu() for t in (h, c_n, *grads))
@@ -325,6 +337,24 @@ def test_triton(shape):
         return tuple(t.cpu() for t in (h, c_n, *grads))
 
     assert_accurate(both_triton, both_reference, *make(shape))
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 1]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_triton_writes_to_its_own_memory_alone(dtype, lengths):
+    """And each output has some of its own, or writing to one would change another."""
+    kernels = pytest.importorskip("fastvae.kernels.layer_norm_lstm")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs = [t.to(device) for t in make((3, 2, 5), dtype)]
+    rest = [] if lengths is None else [torch.tensor(lengths, device=device)]
+    h, c_n, *saved = kernels.layer_norm_lstm(*inputs, 1e-4, True, *rest)
+    given = [torch.randn_like(h), torch.randn_like(c_n), *inputs, h, *saved, *rest]
+    before = [t.clone() for t in given]
+    arguments = *given[:2], *inputs[1:], h, *saved, *rest
+    grads = kernels.layer_norm_lstm_backward(*arguments)
+    assert all(map(torch.equal, given, before))
+    memory = [t.untyped_storage().data_ptr() for t in (*given, c_n, *grads)]
+    assert len(set(memory)) == len(memory)
 
 
 def test_triton_sums_over_many_rows():

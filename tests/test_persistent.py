@@ -86,6 +86,25 @@ def test_decode_lstm(simulator, shape, groups, units, dtype, columns, noisy):
         assert torch.equal(tokens, decode_lstm_reference(*inputs, noise))
 
 
+@pytest.mark.parametrize("threads", [32, 96, 256])
+@pytest.mark.parametrize("dtype, columns", [(torch.bfloat16, 8), (torch.float32, 8)], ids=str)
+def test_any_number_of_warps(simulator, threads, dtype, columns):
+    """One, whose sums nobody adds to; an odd number; as many as a launch has by default."""
+    plan = Plan(1, 12, columns, threads)
+    if dtype in persistent.DTYPES["layer_norm_lstm"]:
+        inputs = lstm.make((3, 11, 30), dtype)
+        op = lambda *t: persistent.layer_norm_lstm(*t, 1e-4, True, plan=plan)  # noqa: E731
+        assert_accurate(op, lambda *t: layer_norm_lstm_loop(*t, 1e-4, True), *inputs)
+    shape = (4, 11, 3, 30, 19)
+    inputs, noise = decode.make(shape, dtype), decode.gumbel(shape)
+    tokens = persistent.decode_lstm(*inputs, noise, 1e-4, None, None, plan)
+    decode.assert_best(tokens, noise, inputs)
+    inputs = bytenet.make((*shape, 2), dtype)
+    net = NetPlan(1, 12, 2, columns, threads)
+    tokens = persistent.decode_bytenet(*inputs, noise, True, None, None, net)
+    bytenet.assert_best(tokens, noise, inputs)
+
+
 @pytest.mark.parametrize(
     "B, groups", [(10, 1), (3, 1), (19, 2)], ids=["owners", "direct", "groups"]
 )
@@ -220,16 +239,115 @@ def test_batches_of_a_launch(simulator, monkeypatch, groups):
     """The last may have fewer sequences than the plan has groups."""
     plan = Plan(groups, 8, 8, THREADS)
     inputs, candidates = lstm.make((3, 7, 9), torch.bfloat16), decode.make((4, 7, 3, 9, 7))
-    nets = bytenet.make((4, 7, 3, 9, 7, 2))
+    nets, noise = bytenet.make((4, 7, 3, 9, 7, 2)), decode.gumbel((4, 7, 3, 9, 7))
     outputs = []
     for batch in (8, 3):
         monkeypatch.setattr(persistent, "BATCH", batch)
         net = NetPlan(groups, 8, 2, 8, THREADS)
-        tokens = persistent.decode_lstm(*candidates, None, 1e-4, None, None, plan)
-        others = persistent.decode_bytenet(*nets, None, True, None, None, net)
+        tokens = persistent.decode_lstm(*candidates, noise, 1e-4, None, None, plan)
+        others = persistent.decode_bytenet(*nets, noise, True, None, None, net)
         states = persistent.layer_norm_lstm(*inputs, 1e-4, True, plan=plan)
-        outputs.append((tokens, others, *states))
+        plain = persistent.layer_norm_lstm(*inputs, 1e-4, False, plan=plan)
+        outputs.append((tokens, others, *states, *plain))
     assert all(map(torch.equal, *outputs))
+
+
+def launches(dtype=torch.bfloat16):
+    """Each op: its name, its arguments as they are launched, and the names of its tensors."""
+    inputs, plan = lstm.make((2, 3, 8), dtype), Plan(1, 8, 8, 32)
+    names = "x weight_hh norm_weight norm_bias h0 c0"
+    yield "layer_norm_lstm", (*inputs, 1e-4, True, *plan), names.split()
+    d, weight, rows, weight_hh, gain, bias, classifier, logit_bias, h0, c0 = decode.make(
+        (2, 3, 2, 8, 5), dtype
+    )
+    tables = persistent.lstm_tables(weight, rows, weight_hh)
+    cross, start = torch.randn(2, 3, 5), torch.randn(3)
+    tensors = d @ weight.T, cross, start, rows, tables.means, weight_hh, gain, bias, classifier
+    tensors = *tensors, logit_bias, tables.by_state, h0, c0, decode.gumbel((2, 3, 2, 8, 5))
+    names = "projected projected_cross start_cross token_embeddings row_means weight_hh norm_weight"
+    names += " norm_bias classifier_weight classifier_bias cross_weight h0 c0 noise"
+    yield "decode_lstm", (*tensors, 1e-4, 2, 1, *plan), names.split()
+    d, weight, rows, conv_weight, conv_bias, classifier, logit_bias = bytenet.make(
+        (2, 3, 2, 8, 5, 2), dtype
+    )
+    taps = conv_weight.permute(0, 3, 1, 2).contiguous()
+    tensors = d @ weight.T, rows, taps, conv_bias, classifier, logit_bias
+    tensors = *tensors, decode.gumbel((2, 3, 2, 8, 5))
+    names = "projected token_embeddings conv_weight conv_bias classifier_weight classifier_bias"
+    arguments = *tensors, True, 2, 1, *NetPlan(1, 8, 2, 8, 32)
+    yield "decode_bytenet", arguments, [*names.split(), "noise"]
+
+
+def launched(op, arguments):
+    found = getattr(torch.ops.fastvae, f"{op}_persistent")(*arguments)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def test_every_tensor_is_checked(simulator):
+    """Its shape, its dtype, and that it is there."""
+    for op, arguments, names in launches():
+        launched(op, arguments)
+        for n, name in enumerate(names):
+            t = arguments[n]
+            for wrong in (t[..., :-1], t.unsqueeze(0), t.double(), t.to(torch.complex64)):
+                # What sets a size for others is not blamed for its length itself.
+                shape = wrong.shape != t.shape and name not in ("noise", "start_cross")
+                blamed = r"\w+" if shape or n == 0 else name
+                with pytest.raises(RuntimeError, match=rf"^({blamed} must have|no persistent)"):
+                    launched(op, (*arguments[:n], wrong, *arguments[n + 1 :]))
+
+
+def test_tensors_of_any_strides_and_places(simulator):
+    """Such as begin at an odd address, where nothing can be read four numbers at a time."""
+    for op, arguments, names in launches():
+        want = launched(op, arguments)
+        strided, moved = list(arguments), list(arguments)
+        for n, _ in enumerate(names):
+            t = arguments[n]
+            strided[n] = torch.stack([t, -t], -1)[..., 0]
+            moved[n] = torch.cat([t.flatten()[:1], t.flatten()])[1:].view_as(t)
+            for one in (strided, moved):
+                alone = *arguments[:n], one[n], *arguments[n + 1 :]
+                assert all(map(torch.equal, launched(op, alone), want))
+        assert all(map(torch.equal, launched(op, strided), want))
+        assert all(map(torch.equal, launched(op, moved), want))
+
+
+PLANS = {  # of decode_bytenet and of decode_lstm: the argument, what it is, what is said
+    "decode_bytenet": [
+        ("classifier_blocks", 0, "classifier_blocks must be from 1 to 32 .*, got 0"),
+        ("classifier_blocks", 6, "classifier_blocks must be .* leave each block a token, got 6"),
+        ("classifier_blocks", 33, "classifier_blocks must be from 1 to 32 .*, got 33"),
+        ("columns", 12, "columns must be 8, 16 or 32"),
+        ("threads", 288, "threads must be a multiple of 32 up to 256, got 288"),
+        ("units", 0, "units must be a positive multiple of 4 up to 11, got 0"),
+        ("end_id", 5, "end_id must be from 0 to 4, got 5"),
+        ("pad_id", -1, "pad_id must be 0 or more where end_id is given, got -1"),
+    ],
+    "decode_lstm": [
+        ("columns", 32, "columns must be at most 16 to decode, got 32"),
+        ("threads", 0, "threads must be a multiple of 32 up to 256, got 0"),
+        ("groups", 0, "groups must be positive, got 0"),
+        ("end_id", 5, "end_id must be from 0 to 4, got 5"),
+        ("pad_id", None, "pad_id must be 0 or more where end_id is given, got None"),
+    ],
+}
+
+
+@pytest.mark.parametrize("op", PLANS)
+def test_wrong_plans_are_named(simulator, op):
+    (arguments,) = (given for name, given, _ in launches() if name == op)
+    schema = getattr(torch.ops.fastvae, f"{op}_persistent").default._schema.arguments
+    for name, value, message in PLANS[op]:
+        n = [argument.name for argument in schema].index(name)
+        with pytest.raises(RuntimeError, match=rf"^{message}"):
+            launched(op, (*arguments[:n], value, *arguments[n + 1 :]))
+
+
+def test_a_step_of_more_blocks_than_a_group_has(simulator):
+    inputs = lstm.make((1, 1, 161 * 4), torch.bfloat16)
+    with pytest.raises(RuntimeError, match="units must be larger: 161 blocks would share a step"):
+        persistent.layer_norm_lstm(*inputs, 1e-4, False, plan=Plan(1, 4, 8, 32))
 
 
 WRONG = {

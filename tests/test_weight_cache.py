@@ -330,6 +330,19 @@ def test_checksum_tells_places():
     assert _C.checksum(words.data_ptr(), words.nbytes) != before
 
 
+@pytest.mark.parametrize("size", [1, 4, 255, 256, 257, 262_144, 262_147])
+def test_checksum_tells_sizes_and_every_last_byte(size):
+    content = torch.zeros(size + 4, dtype=torch.uint8)
+    found = [_C.checksum(content.data_ptr(), size + more) for more in range(4)]
+    for place in {0, size - 1, size // 2}:
+        content[place] = 1
+        found.append(_C.checksum(content.data_ptr(), size))
+        content[place] = 0
+    assert len(set(found)) == len(found)
+    content[size] = 1  # behind it
+    assert _C.checksum(content.data_ptr(), size) == found[0]
+
+
 @pytest.mark.parametrize("size", [4, 7, 4001])
 def test_checksum_of_other_devices_tells_places(size):
     """The one that needs no kernel, here on the CPU."""
