@@ -90,13 +90,16 @@ class NativeEngine(Engine):
 
     @classmethod
     def build(cls, folder: Path):
+        cls.library = folder / "engine.so"
+        cls.compile(SOURCE / "engine.c", cls.library)
+
+    @staticmethod
+    def compile(source: Path, library: Path, *flags: str):
         compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
         if compiler is None:
             pytest.skip("no C compiler")
-        cls.library = folder / "engine.so"
-        flags = ["-O2", "-std=c11", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-psabi"]
-        command = [compiler, *flags, SOURCE / "engine.c", "-o", cls.library]
-        subprocess.run(command, check=True)
+        flags = ["-O2", "-std=c11", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-psabi", *flags]
+        subprocess.run([compiler, *flags, source, "-o", library], check=True)
 
     def load(self, file, capacity):
         # A copy for each engine: the library holds one model.

@@ -159,12 +159,13 @@ def test_triton_choice(kernels):
     """Ties go to the first, −0 equals 0, NaN is largest, and minus infinity can be chosen."""
     inf, nan = float("inf"), float("nan")
     rows = [[0.0, 1, 3, 3], [-0.0, 0, -1, -2], [1, nan, inf, nan], [-inf] * 4, [-3, -2, -9, -2]]
+    rows += [[0, nan, nan, 1], [0, 3, 3, 0], [nan, 0, 0, nan], [nan] * 4, [inf, 0, inf, inf]]
     inputs = make((len(rows), 1, 2, 3, 4))
     inputs[6].zero_()
     inputs[7].zero_()
     inputs[7] -= 0.0
     noise = torch.tensor(rows).unsqueeze(1)
-    assert triton_decode(kernels, inputs, noise).tolist() == [[2, 0, 1, 0, 1]]
+    assert triton_decode(kernels, inputs, noise).tolist() == [[2, 0, 1, 0, 1, 1, 1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "noise"])

@@ -181,6 +181,12 @@ def test_linear_over_several_slices(shape, dtype, isa, threads):
     dense.check(linear, linear_reference, dense.make(shape, dtype))
 
 
+@pytest.mark.parametrize("N", [8, 16, 32])
+def test_linear_of_whole_vectors_that_are_no_whole_panel(N, isa):
+    """What lies behind the last rows of a product, few of them, is what tokens add up to."""
+    dense.check(linear, linear_reference, dense.make((19, 13, 5, N)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("make", [lstm, bytenet], ids=["lstm", "bytenet"])
 def test_decoding_over_several_slices(make, dtype, isa):

@@ -694,3 +694,13 @@ def test_a_variance_that_overflows_is_nan(size):
     one, zero, state = torch.ones(32), torch.zeros(32), torch.zeros(2, 8)
     h, c = layer_norm_lstm(x, w, one, zero, state, state)
     assert h.isnan().all() and c.isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value")
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_triton_variance_that_overflows_is_nan(size):
+    kernels = pytest.importorskip("fastvae.kernels.layer_norm_lstm")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs = [t.to(device) for t in make((1, 2, 5))]
+    h, c_n, *_ = kernels.layer_norm_lstm(inputs[0] * size, *inputs[1:], 1e-4, False)
+    assert h.isnan().all() and c_n.isnan().all()

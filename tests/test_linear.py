@@ -120,6 +120,12 @@ def test_sums_over_rows_keep_their_accuracy(rows):
     check(linear, linear_reference, make((rows, 8, 0, 29)))
 
 
+def test_sums_over_tokens_keep_their_accuracy():
+    """The same where every row has a token of its own."""
+    _, weight, bias, _ = make((1, 0, 8192, 3))
+    check(linear, linear_reference, (None, weight, bias, torch.arange(8192)))
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
     "name, wrong",

@@ -1,5 +1,6 @@
 """The page's engine against Python: random models of every kind, as WebAssembly and natively."""
 
+import ctypes
 import importlib.util
 import os
 from pathlib import Path
@@ -169,6 +170,73 @@ def test_a_file_that_is_cut_or_another_is_refused():
     lying = bytearray(file)
     lying[28:32] = (4000).to_bytes(4, "little")  # hidden size
     assert WasmEngine(bytes(lying)).status != 0
+
+
+FIELDS = {"magic": 0, "version": 4, "layers": 36, "blocks": 64}  # where they are in the header
+
+
+@pytest.mark.parametrize(
+    "field, value", [("magic", 0), ("version", 2), ("layers", 1025), ("blocks", 17), ("blocks", -1)]
+)
+def test_a_header_of_another_kind_is_told(field, value):
+    """Not that a size is wrong: the file is none that this engine reads."""
+    file, place = pack(LSTMVAE(9, 4, latent_size=2, hidden_size=3)), FIELDS[field]
+    lying = file[:place] + value.to_bytes(4, "little", signed=True) + file[place + 4 :]
+    assert WasmEngine(lying).status == NativeEngine(lying).status == 1
+    assert WasmEngine(file, capacity=0).status == NativeEngine(file, capacity=0).status == 1
+
+
+def test_ties_go_to_the_first():
+    model = LSTMVAE(9, 4, latent_size=2, hidden_size=3)
+    with torch.no_grad():
+        model.decoder.classifier.weight.zero_()
+        model.decoder.classifier.bias.zero_()[[2, 5]] = 1.0
+    z = torch.randn(3, 2)
+    for engine in (WasmEngine(pack(model)), NativeEngine(pack(model))):
+        assert (engine.decode(z) == 2).all()
+
+
+FUNCTIONS = """
+#include "simd.h"
+void exponentials(const float *x, float *y, int n) {
+  for (int k = 0; k < n; k += 4) store(y + k, exponential(load(x + k)));
+}
+void sigmoids(const float *x, float *y, int n) {
+  for (int k = 0; k < n; k += 4) store(y + k, sigmoid(load(x + k)));
+}
+void tangents(const float *x, float *y, int n) {
+  for (int k = 0; k < n; k += 4) store(y + k, tangent(load(x + k)));
+}
+void logarithms(const double *x, double *y, int n) {
+  for (int k = 0; k < n; ++k) y[k] = logarithm(x[k]);
+}
+"""
+
+
+def test_functions_are_within_a_few_ulps(tmp_path):
+    """exp and σ of their own value, tanh of 1, log of double precision."""
+    (tmp_path / "functions.c").write_text(FUNCTIONS)
+    NativeEngine.compile(tmp_path / "functions.c", tmp_path / "functions.so", f"-I{SOURCE}")
+    library = ctypes.CDLL(str(tmp_path / "functions.so"))
+
+    def computed(name, x):
+        x, y = np.concatenate([x[:0], x]), np.empty_like(x)
+        getattr(library, name)(
+            x.ctypes.data_as(ctypes.c_void_p), y.ctypes.data_as(ctypes.c_void_p), len(x)
+        )
+        return y.astype(np.float64)
+
+    eps = np.finfo(np.float32).eps
+    x = np.linspace(-80, 80, 1 << 16, dtype=np.float32)
+    exact = x.astype(np.float64)
+    relative = computed("exponentials", x) / np.exp(exact) - 1
+    assert np.abs(relative).max() < 2 * eps
+    assert np.abs(computed("sigmoids", x) * (1 + np.exp(-exact)) - 1).max() < 4 * eps
+    assert np.abs(computed("tangents", x) - np.tanh(exact)).max() < 2 * eps
+    far = np.array([-1e30, -200, 200, 1e30], np.float32)
+    assert np.abs(computed("sigmoids", far) - [0, 0, 1, 1]).max() < eps
+    numbers = np.exp(np.linspace(-23, 23, 1 << 16))
+    assert np.abs(computed("logarithms", numbers) - np.log(numbers)).max() < 1e-14
 
 
 def test_weights_that_are_no_numbers_are_refused():

@@ -205,15 +205,16 @@ def test_ties_and_nan(simulator):
     """As torch.argmax: NaN before all, the first of the largest."""
     inf, nan = float("inf"), float("nan")
     rows = [[0.0, 1, 3, 3], [-0.0, 0, -1, -2], [1, nan, inf, nan], [-inf] * 4, [-3, -2, -9, -2]]
+    rows += [[0, nan, nan, 1], [0, 3, 3, 0], [nan, 0, 0, nan], [nan] * 4, [inf, 0, inf, inf]]
     noise = torch.tensor(rows).unsqueeze(1)
     inputs = decode.make((len(rows), 1, 2, 33, 4))
     inputs[6].zero_()
     inputs[7].zero_()
-    assert lstm_tokens(inputs, noise).tolist() == [[2, 0, 1, 0, 1]]
+    assert lstm_tokens(inputs, noise).tolist() == [[2, 0, 1, 0, 1, 1, 1, 0, 0, 0]]
     inputs = bytenet.make((len(rows), 1, 2, 17, 4, 2))
     inputs[5].zero_()
     inputs[6].zero_()
-    assert bytenet_tokens(inputs, noise).tolist() == [[2, 0, 1, 0, 1]]
+    assert bytenet_tokens(inputs, noise).tolist() == [[2, 0, 1, 0, 1, 1, 1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -232,6 +233,16 @@ def test_non_finite_values_stay_in_their_sequence(simulator, value):
     want = bytenet_tokens(candidates)
     candidates[0][0, 1] = value
     assert torch.equal(bytenet_tokens(candidates)[0], want[0])
+
+
+@pytest.mark.parametrize("H", [16, 17])
+def test_a_variance_that_overflows_is_nan(simulator, H):
+    """As on a CPU, whether all threads have cells or not: zeros would look like numbers."""
+    inputs = lstm.make((2, 3, H), torch.bfloat16)
+    inputs[0] *= 1e20
+    plan = Plan(1, 8, 8, THREADS)
+    h, c_n, *_ = persistent.layer_norm_lstm(*inputs, 1e-4, False, plan=plan)
+    assert h.isnan().all() and c_n.isnan().all()
 
 
 @pytest.mark.parametrize("groups", [1, 3])

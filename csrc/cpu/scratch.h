@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -31,22 +32,36 @@ class Buffer {
  public:
   explicit Buffer(int64_t n) {
     check_memory(n, sizeof(S));
-    const size_t bytes = n * sizeof(S);
-    alignment_ = std::align_val_t{bytes < 2 * HUGE_PAGE ? 64 : HUGE_PAGE};
-    data_ = static_cast<S*>(::operator new(bytes, alignment_));
+    bytes_ = n * sizeof(S);
+    alignment_ = std::align_val_t{bytes_ < 2 * HUGE_PAGE ? 64 : HUGE_PAGE};
     static const bool fill = std::getenv("FASTVAE_FILL_SCRATCH") != nullptr;
-    if (fill) std::memset(static_cast<void*>(data_), 0xff, bytes);  // NaN: tests see what is read before it is written
+    guard_ = fill ? GUARD : 0;
+    data_ = static_cast<S*>(::operator new(bytes_ + guard_, alignment_));
+    // NaN: tests see what is read before it is written, and what is written past the end.
+    if (fill) std::memset(static_cast<void*>(data_), 0xff, bytes_ + guard_);
 #if defined(MADV_HUGEPAGE)
-    if (bytes >= 2 * HUGE_PAGE) madvise(data_, bytes, MADV_HUGEPAGE);  // a weight spans thousands of small ones
+    if (bytes_ >= 2 * HUGE_PAGE) madvise(data_, bytes_, MADV_HUGEPAGE);  // a weight spans thousands of small ones
 #endif
   }
-  ~Buffer() { ::operator delete(data_, alignment_); }
-  Buffer(Buffer&& other) : alignment_(other.alignment_), data_(std::exchange(other.data_, nullptr)) {}
+  ~Buffer() {
+    const uint8_t* const end = reinterpret_cast<const uint8_t*>(data_) + bytes_;
+    if (data_ && !std::all_of(end, end + guard_, [](uint8_t byte) { return byte == 0xff; })) {
+      std::fputs("fastvae: a kernel wrote past its scratch memory\n", stderr);
+      std::abort();
+    }
+    ::operator delete(data_, alignment_);
+  }
+  Buffer(Buffer&& other)
+      : bytes_(other.bytes_),
+        guard_(other.guard_),
+        alignment_(other.alignment_),
+        data_(std::exchange(other.data_, nullptr)) {}
   Buffer& operator=(Buffer&&) = delete;
   operator S*() const { return data_; }
 
  private:
-  static constexpr size_t HUGE_PAGE = 2 << 20;
+  static constexpr size_t HUGE_PAGE = 2 << 20, GUARD = 4096;
+  size_t bytes_, guard_;
   std::align_val_t alignment_;
   S* data_;
 };
