@@ -89,18 +89,21 @@ def test_decode_lstm(simulator, shape, groups, units, dtype, columns, noisy):
 @pytest.mark.parametrize("threads", [32, 96, 256])
 @pytest.mark.parametrize("dtype, columns", [(torch.bfloat16, 8), (torch.float32, 8)], ids=str)
 def test_any_number_of_warps(simulator, threads, dtype, columns):
-    """One, whose sums nobody adds to; an odd number; as many as a launch has by default."""
-    plan = Plan(1, 12, columns, threads)
+    """One, whose sums nobody adds to; an odd number; as many as a launch has by default.
+
+    The depth is enough for most of them, and for one to take more than it loads at once.
+    """
+    H, plan = 135, Plan(1, 72, columns, threads)
     if dtype in persistent.DTYPES["layer_norm_lstm"]:
-        inputs = lstm.make((3, 11, 30), dtype)
+        inputs = lstm.make((2, 3, H), dtype)
         op = lambda *t: persistent.layer_norm_lstm(*t, 1e-4, True, plan=plan)  # noqa: E731
         assert_accurate(op, lambda *t: layer_norm_lstm_loop(*t, 1e-4, True), *inputs)
-    shape = (4, 11, 3, 30, 19)
+    shape = (3, 3, 3, H, 19)
     inputs, noise = decode.make(shape, dtype), decode.gumbel(shape)
     tokens = persistent.decode_lstm(*inputs, noise, 1e-4, None, None, plan)
     decode.assert_best(tokens, noise, inputs)
-    inputs = bytenet.make((*shape, 2), dtype)
-    net = NetPlan(1, 12, 2, columns, threads)
+    inputs = bytenet.make((*shape, 1), dtype)
+    net = NetPlan(1, 72, 2, columns, threads)
     tokens = persistent.decode_bytenet(*inputs, noise, True, None, None, net)
     bytenet.assert_best(tokens, noise, inputs)
 
@@ -137,6 +140,17 @@ def test_decode_lstm_of_tokens_that_cancel_the_state(simulator):
     plan = Plan(1, 8, 8, THREADS)
     tokens = persistent.decode_lstm(*inputs, None, 1e-4, None, None, plan)
     decode.assert_best(tokens, None, inputs)
+
+
+def test_decode_lstm_of_tokens_that_cancel_everything(simulator):
+    """No variance is left, or by rounding less than none: the norm's bias alone decides."""
+    for _ in range(8):
+        inputs = decode.make((2, 2, 3, 8, 9))
+        inputs[0][:], inputs[1][:] = torch.randint(-50, 50, (3,)), torch.randint(-50, 50, (32, 3))
+        inputs[2][:] = -(inputs[0][0, 0] @ inputs[1].T)
+        inputs[3].zero_()
+        inputs[7][0] -= 100  # what NaN would choose
+        assert torch.equal(lstm_tokens(inputs), decode_lstm_reference(*inputs))
 
 
 @pytest.mark.parametrize("carry", [True, False], ids=["carry", "no-carry"])
@@ -235,11 +249,37 @@ def test_non_finite_values_stay_in_their_sequence(simulator, value):
     assert torch.equal(bytenet_tokens(candidates)[0], want[0])
 
 
-@pytest.mark.parametrize("H", [16, 17])
-def test_a_variance_that_overflows_is_nan(simulator, H):
-    """As on a CPU, whether all threads have cells or not: zeros would look like numbers."""
-    inputs = lstm.make((2, 3, H), torch.bfloat16)
-    inputs[0] *= 1e20
+@pytest.mark.parametrize("dtype, columns", COLUMNS, ids=str)
+def test_nan_of_a_weight_stays_in_its_row(simulator, dtype, columns):
+    """It begins the row after one of an odd length."""
+    inputs, nets = decode.make((2, 3, 4, 9, 5), dtype), bytenet.make((2, 3, 4, 9, 5, 1), dtype)
+    inputs[6][3, 0] = nets[5][3, 0] = float("nan")
+    plan, net = Plan(1, 12, columns, THREADS), NetPlan(1, 12, 1, columns, THREADS)
+    assert (persistent.decode_lstm(*inputs, None, 1e-4, None, None, plan) == 3).all()
+    assert (persistent.decode_bytenet(*nets, None, True, None, None, net) == 3).all()
+
+
+def test_nan_of_all_ones_is_no_reason_to_wait(simulator):
+    """Nor in float32, in a state and in a logit, which are published as they are."""
+    inputs, noise = decode.make((3, 2, 4, 9, 5)), decode.gumbel((3, 2, 4, 9, 5))
+    want = lstm_tokens(inputs, noise)
+    noise.view(torch.int32)[0, 1, 3] = -1
+    assert lstm_tokens(inputs, noise)[1, 0] == 3
+    inputs[8].view(torch.int32)[1] = -1
+    tokens = lstm_tokens(inputs, noise)
+    assert torch.equal(tokens[0], want[0]) and not tokens[1, 1:].any()
+    inputs, noise = bytenet.make((3, 2, 4, 9, 5, 2)), bytenet.gumbel((3, 2, 4, 9, 5, 2))
+    noise.view(torch.int32)[0, 1, 3] = -1
+    assert bytenet_tokens(inputs, noise)[1, 0] == 3
+    inputs[0].view(torch.int32)[1, 1] = -1
+    assert not bytenet_tokens(inputs, noise)[1, 1:].any()
+
+
+@pytest.mark.parametrize("size", [1e19, 1e20, 1e30])
+def test_a_variance_that_overflows_is_nan(simulator, size):
+    """As on a CPU, where the sum overflows and where each square does: zeros look like numbers."""
+    inputs = lstm.make((2, 3, 17), torch.bfloat16)
+    inputs[0] *= size
     plan = Plan(1, 8, 8, THREADS)
     h, c_n, *_ = persistent.layer_norm_lstm(*inputs, 1e-4, False, plan=plan)
     assert h.isnan().all() and c_n.isnan().all()
