@@ -29,16 +29,18 @@ ORDERS = range(10)  # each way that words travel, with two draws of the threads'
 SHORT = [torch.bfloat16, torch.float16]
 COLUMNS = [(torch.float32, 1), (torch.float32, 8), (torch.bfloat16, 8), (torch.bfloat16, 16)]
 # (T, B, H), groups, units: one block; several; a last one with little; groups; slices; all of them;
-# more words of a slice than threads; more rows than sums in registers
+# more words of a slice than threads; more rows than sums in registers; a last one that publishes
+# more words than it has cells
 LSTM = [((1, 1, 1), 1, 4), ((4, 3, 7), 1, 4), ((2, 2, 49), 1, 16), ((3, 5, 16), 2, 8)]
 LSTM += [((3, 19, 20), 1, 8), ((4, 11, 26), 3, 12), ((3, 9, 73), 1, 20), ((3, 3, 49), 1, 52)]
+LSTM += [((3, 2, 17), 1, 4)]
 # (T, B, D, H, V), groups, units; blocks without a token too
 DECODE_LSTM = [((1, 1, 1, 1, 1), 1, 4), ((5, 2, 3, 15, 17), 1, 4), ((4, 5, 13, 17, 3), 2, 8)]
-DECODE_LSTM += [((4, 11, 0, 26, 51), 1, 8)]
+DECODE_LSTM += [((4, 11, 0, 26, 51), 1, 8), ((3, 2, 3, 17, 5), 1, 4)]
 # (T, B, D, C, V, N), groups, units, classifier_blocks
 DECODE_BYTENET = [((1, 1, 1, 1, 1, 1), 1, 4, 1), ((5, 2, 4, 15, 17, 2), 1, 8, 2)]
 DECODE_BYTENET += [((4, 5, 0, 24, 51, 2), 1, 12, 4), ((3, 11, 13, 17, 15, 3), 2, 8, 3)]
-DECODE_BYTENET += [((3, 9, 2, 73, 5, 1), 1, 20, 1)]
+DECODE_BYTENET += [((3, 9, 2, 73, 5, 1), 1, 20, 1), ((3, 2, 3, 17, 5, 1), 1, 4, 1)]
 
 
 def in_every_order(simulator, run):
