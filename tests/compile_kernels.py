@@ -1,10 +1,11 @@
 """Compiles every GPU kernel, in every configuration its launcher can choose, for every target.
 
-    python tests/compile_kernels.py [--extremes | --lstm] [TARGET ...]
+    python tests/compile_kernels.py [--extremes | --lstm | --smallest] [TARGET ...]
 
 where TRITON_INTERPRET is not set; no GPU is needed. `--extremes` is each kernel's smallest, middle
-and largest configuration, `--lstm` are those of the LSTM's kernels. Prints one JSON object a line:
-kernel, types, target, what the machine code needs and has, and `wrong` where that must not be.
+and largest configuration, `--lstm` are those of the LSTM's kernels, `--smallest` is each kernel's
+smallest in float32. Prints one JSON object a line: kernel, types, target, what the machine code
+needs and has, and `wrong` where that must not be.
 Fails if anything is.
 """
 
@@ -53,6 +54,7 @@ WIDE = {
     "amdgcn": r"(?:global|buffer)_(?:load|store)_dwordx[24]",
 }
 MATRIX = r"mma\.sync|wgmma|tcgen05\.mma|v_mfma"
+FAST_EXP = r"ex2\.approx|v_exp_f32"  # a few ulps off: not where results are float32
 
 
 class Configuration(NamedTuple):
@@ -211,11 +213,22 @@ def extremes(target: str) -> Iterator[Configuration]:
         yield from (several[0], several[len(several) // 2], several[-1])
 
 
+def smallest(target: str) -> Iterator[Configuration]:
+    """Each kernel's smallest in float32."""
+    kernels: dict[str, Configuration] = {}
+    for c in configurations(target):
+        if next(iter(c.types.values())) == "*fp32":
+            least = kernels.setdefault(c.kernel.__name__, c)
+            kernels[c.kernel.__name__] = min(least, c, key=Configuration.size)
+    yield from kernels.values()
+
+
 def needs(compiled) -> dict[str, Any]:
     """Bytes of memory for what registers do not hold, shared memory, and the matrix units' use."""
     kind = "amdgcn" if "amdgcn" in compiled.asm else "ptx"
     text = compiled.asm[kind]
     found = {"shared": compiled.metadata.shared, "matrix": bool(re.search(MATRIX, text))}
+    found |= {"fast_exp": bool(re.search(FAST_EXP, text))}
     found |= {"narrow": len(re.findall(NARROW[kind], text))}
     found |= {"wide": len(re.findall(WIDE[kind], text))}
     if "amdgcn" in compiled.asm:
@@ -243,6 +256,8 @@ def compile_one(c: Configuration, target: str) -> dict[str, Any]:
     matrix = c.kernel is decode_bytenet.sequence_kernel and "*fp32" not in str(c)
     if found["spilled"] or found["shared"] > SHARED[target] or found["matrix"] != matrix:
         found["wrong"] = True
+    if found["fast_exp"] and next(iter(c.types.values())) == "*fp32":
+        found["wrong"] = True
     return found
 
 
@@ -254,6 +269,7 @@ def main(*arguments: str) -> int:
     targets = [a for a in arguments if a in TARGETS] or list(TARGETS)
     listing = extremes if "--extremes" in arguments else configurations
     listing = lstm if "--lstm" in arguments else listing
+    listing = smallest if "--smallest" in arguments else listing
     jobs = [(listing, t, n) for t in targets for n, _ in enumerate(listing(t))]
     wrong = 0
     with ProcessPoolExecutor(2, get_context("fork")) as pool:

@@ -111,6 +111,13 @@ def test_triton_packed(triton_decode):
     assert torch.equal(tokens, decode_bytenet_reference(*inputs, int8=True))
 
 
+def test_triton_leaves_float64_to_pytorch(triton_decode):
+    shape = (5, 3, 3, 7, 4, 2)
+    inputs, noise = make(shape, torch.float64), gumbel(shape, torch.float64)
+    want = decode_bytenet_reference(*inputs, noise, True, 2, 1)
+    assert torch.equal(triton_decode(inputs, noise, True, 2, 1), want)
+
+
 def test_triton_launch(kernels):
     """Which shapes one program can serve, and what it takes at once."""
     for dtype, largest in ((torch.float32, 64), (torch.bfloat16, 256), (torch.float16, 256)):

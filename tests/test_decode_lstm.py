@@ -128,6 +128,9 @@ def test_triton_packed(kernels, shape, tables, monkeypatch):
     if tables:
         again = kernels.persistent.lstm_tables(*(inputs[n].to(device) for n in (1, 2, 3)))
         assert all(torch.equal(a, b) for a, b in zip(found[1:], again, strict=True))
+        monkeypatch.setattr(kernels.persistent, "serving", lambda *_: machine)
+        alone = kernels.decode_lstm_pack(*(inputs[n].to(device) for n in (1, 3, 6)))
+        assert len(kernels._unpack(alone, D, H, V, inputs[0].to(device))) == 1
 
 
 def test_triton_packed_is_checked(kernels):
@@ -177,6 +180,18 @@ def test_triton_rejects_wrong_shape(kernels, name):
     inputs[n] = wrong.get(name, inputs[n][:-1])
     with pytest.raises(RuntimeError, match=rf"\b{name} must have"):
         kernels.decode_lstm(*inputs, 1e-4, None, None)
+
+
+@pytest.mark.parametrize("dtype, largest", [(torch.float64, 9), (torch.float32, 6)], ids=str)
+@pytest.mark.parametrize("H, V", [(5, 7), (7, 5)])
+def test_triton_leaves_what_it_cannot_hold_to_pytorch(kernels, H, V, dtype, largest, monkeypatch):
+    monkeypatch.setattr(kernels, "LARGEST", largest)
+    monkeypatch.setattr(kernels, "step_kernel", None)
+    shape = (5, 3, 4, H, V)
+    inputs, noise = make(shape, dtype), gumbel(shape, dtype)
+    assert not pack(kernels, inputs).numel()
+    tokens = triton_decode(kernels, inputs, noise, 2, 1)
+    assert torch.equal(tokens, decode_lstm_reference(*inputs, noise, 1e-4, 2, 1))
 
 
 def test_triton_chunks():

@@ -221,6 +221,8 @@ def test_keys(fake, monkeypatch):
             assert fake.captures == n + 1
             assert_right(*make())
             assert fake.captures == n + 1
+        device = torch.zeros(()).device  # whose streams may be called as those of another
+        assert all(device in key for key in graphs._graphs)
     finally:
         torch.set_float32_matmul_precision(precision)
 

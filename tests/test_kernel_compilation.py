@@ -16,6 +16,16 @@ PROGRAM = Path(__file__).with_name("compile_kernels.py")
 KERNELS = Path(__file__).parents[1] / "kernels"
 
 
+def compiled(target, extent, folder):
+    """The program's run, and what it found of each kernel."""
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(folder)
+    command = [sys.executable, PROGRAM, target, *extent.split()]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return run, [json.loads(line) for line in run.stdout.splitlines()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "target, extent",
@@ -28,12 +38,7 @@ KERNELS = Path(__file__).parents[1] / "kernels"
     ],
 )
 def test_compiles(target, extent, tmp_path):
-    pytest.importorskip("triton")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, PROGRAM, target, *extent.split()]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    kernels = [json.loads(line) for line in run.stdout.splitlines()]
+    run, kernels = compiled(target, extent, tmp_path)
     assert not [k for k in kernels if "wrong" in k]
     assert run.returncode == 0, run.stderr
     assert len(kernels) > 20 and {k["target"] for k in kernels} == {target}
@@ -44,6 +49,13 @@ def test_compiles(target, extent, tmp_path):
     if extent != "--extremes":
         counted = [k for k in kernels if counts_accesses(k)]
         assert len(counted) > 30
+
+
+def test_float32_has_exact_exponentials(tmp_path):
+    """The interpreter's are exact, whichever function a kernel calls."""
+    run, kernels = compiled("sm_90", "--smallest", tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert len(kernels) >= 10 and not [k for k in kernels if k["fast_exp"]]
 
 
 def counts_accesses(found) -> bool:

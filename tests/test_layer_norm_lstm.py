@@ -357,6 +357,25 @@ def test_triton_writes_to_its_own_memory_alone(dtype, lengths):
     assert len(set(memory)) == len(memory)
 
 
+@pytest.mark.parametrize("case", ["large", "float64", "packed"])
+def test_triton_leaves_what_it_cannot_hold_to_pytorch(case, monkeypatch):
+    kernels = pytest.importorskip("fastvae.kernels.layer_norm_lstm")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    monkeypatch.setattr(kernels, "LARGEST", 4 if case == "large" else 5)
+    monkeypatch.setattr(kernels, "forward_kernel", None)
+    monkeypatch.setattr(kernels, "backward_kernel", None)
+    lengths = [torch.tensor([3, 1], device=device)] if case == "packed" else []
+    inputs = make_packed(lengths[0], 5) if lengths else make((3, 2, 5))
+    inputs = [t.to(device, torch.float64 if case == "float64" else None) for t in inputs]
+    h, c_n, *saved = kernels.layer_norm_lstm(*inputs, 1e-4, True, *lengths)
+    grads = kernels.layer_norm_lstm_backward(h, c_n, *inputs[1:], h, *saved, *lengths)
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    want = layer_norm_lstm_reference(*leaves, 1e-4, *lengths)
+    torch.testing.assert_close((h, c_n), want)
+    wanted = torch.autograd.grad(want, leaves, (h, c_n))
+    torch.testing.assert_close(grads, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_triton_sums_over_many_rows():
     """More rows than one program, or one product, adds up: gradients over a whole sequence."""
     kernels = pytest.importorskip("fastvae.kernels.layer_norm_lstm")
