@@ -269,6 +269,22 @@ def test_rejects_more_elements_than_any_memory_has():
         highway_conv_project(x, weight, bias)
 
 
+def test_refuses_copies_larger_than_memory():
+    """Of a repeated element, which would have to be written out: 1.4 TB."""
+    _, weight, bias = make("project")
+    x = torch.zeros(()).expand(2**18, 2**18, 5)
+    for op in (highway_conv_project, highway_conv):
+        with pytest.raises(RuntimeError, match=r"^sizes too large: \d+ GB are needed at once"):
+            op(x, weight, bias)
+
+
+@pytest.mark.parametrize("op", ["project", "gate"])
+def test_sums_over_rows_keep_their_accuracy(op):
+    """The cotangent rises from −1 to 1, so that a running sum grows long before it cancels."""
+    fn, reference = OPS[op]
+    assert_accurate(gradients(fn), gradients(reference), *make(op, (5000, 8, 2)))
+
+
 @pytest.mark.parametrize("op, name", [pair for pair in EVERY_ARGUMENT if pair[1] != "x"])
 def test_rejects_wrong_dtype(op, name):
     inputs, n = make(op), NAMES[op].index(name)
