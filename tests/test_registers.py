@@ -13,7 +13,7 @@ from fastvae import _C
 # That of this machine's instructions goes first: Python may be emulated.
 OBJDUMP = shutil.which(f"{platform.machine()}-linux-gnu-objdump") or shutil.which("objdump")
 MULTIPLY = re.compile(
-    r"\b(vfn?m(add|sub)\d+p[sd]|vdpbf16ps|vpdpbusd|vpmaddwd|pmaddwd|mulp[sd]|fmla|mla|bfdot|sdot)\b"
+    r"\b(vfn?m(add|sub)\d+p[sd]|vdpbf16ps|vpdpbusd|vpmaddwd|pmaddwd|mulp[sd]|fmla|mla|smull2?|bfdot|sdot)\b"
 )
 VECTOR = r"(%[xyz]mm\d|\b[qdv]\d+\b)"
 STACK = re.compile(rf"{VECTOR}.*(\(%r[sb]p|\[sp|\[x29)|\(%r[sb]p.*{VECTOR}")

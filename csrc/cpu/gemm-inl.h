@@ -277,7 +277,10 @@ INLINE f32 multiply_add(f32 sum, f32 a, f32 b) { return (f32)_mm512_dpbf16_ps((_
 #else
 constexpr int32_t INT8_OFFSET = 0;
 INLINE i32 multiply_add(i32 sum, i32 a, i32 b) {
-#if !defined(__x86_64__)
+#if defined(__aarch64__)
+  const int32x4_t low = vmull_s16(vget_low_s16((int16x8_t)b), vget_low_s16((int16x8_t)a));
+  return sum + (i32)vpaddq_s32(low, vmull_high_s16((int16x8_t)b, (int16x8_t)a));
+#elif !defined(__x86_64__)
   return sum + (b << 16 >> 16) * (a << 16 >> 16) + (b >> 16) * (a >> 16);
 #elif VECTOR_BYTES == 64
   return sum + (i32)_mm512_madd_epi16((__m512i)b, (__m512i)a);
