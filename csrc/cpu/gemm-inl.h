@@ -51,11 +51,12 @@ template <class P>
 constexpr int64_t NR = 3 * LANES<opmath_type<P>>;
 
 // Whether registers are left for three vectors of B. SSE multiplies into a copy; so do integers but for VNNI.
-#if VECTOR_BYTES == 64 || defined(__aarch64__)
 template <class P>
+#if VECTOR_BYTES == 64
 constexpr bool HOLD_COLUMNS = true;
+#elif defined(__aarch64__)
+constexpr bool HOLD_COLUMNS = !std::is_same_v<P, int16_t>;
 #else
-template <class P>
 constexpr bool HOLD_COLUMNS = VECTOR_BYTES == 32 && !std::is_integral_v<P>;
 #endif
 #if defined(__x86_64__)
