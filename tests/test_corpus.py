@@ -681,6 +681,10 @@ def test_line_ends(content, expected, size):
     assert list(text_files.lines(chunks)) == expected
 
 
+def test_a_first_chunk_may_end_within_a_line_end():
+    assert list(text_files.lines([b"ab\r", b"\ncd\r\n", b"e"])) == [b"ab", b"cd", b"e"]
+
+
 @given(st.lists(st.binary(max_size=6), min_size=1), st.integers(1, 4))
 def test_lines_do_not_depend_on_the_chunks(parts, size):
     content = b"\n" + b"".join(parts)

@@ -34,7 +34,14 @@ def triton_decode(request, kernels, monkeypatch):
 
 # More sequences than a program takes; channels that are padded, several passes over the tokens.
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 1, 1, 1), (5, 17, 3, 7, 4, 2), (3, 2, 0, 17, 65, 1), (3, 2, 4, 5, 6, 0)]
+    "shape",
+    [
+        (1, 1, 1, 1, 1, 1),
+        (5, 17, 3, 7, 4, 2),
+        (3, 2, 0, 17, 65, 1),
+        (3, 2, 4, 5, 6, 0),
+        (9, 4, 0, 31, 65, 1),
+    ],
 )
 @pytest.mark.parametrize("noisy", [False, True], ids=["greedy", "noise"])
 def test_triton(triton_decode, shape, noisy):

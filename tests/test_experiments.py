@@ -545,6 +545,7 @@ def test_options_of_the_command(fastvae, texts, tmp_path, monkeypatch):
         (("--valid", texts["valid"]), "give --data and --valid together"),
         (("--test", texts["test"]), "give --data and --valid together"),
         (("stray",), "unexpected argument 'stray'"),
+        (("--kl-end=", "stray"), "unexpected argument 'stray'"),
         (("--kl-end",), "--kl-end needs a value"),
     ):
         status, _, err = fastvae("experiment", "fig4", *wrong)

@@ -211,6 +211,13 @@ def test_two_processes_are_one(tmp_path, kind):
         assert [b[k] for k in numbers] == pytest.approx([a[k] for k in numbers])
 
 
+def test_processes_stop_together_where_one_is_asked_to(tmp_path):
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    output = spawn(*launch, str(WORKER), "stopped_by_one", str(tmp_path))
+    ends = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert ends == 2 * [{"step": 5, "interrupted": True}]
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [

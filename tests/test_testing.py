@@ -71,6 +71,18 @@ def test_non_finite_values_hide_no_error():
     assert_accurate(off(0.03), off(0.01), values[1:2])
 
 
+def test_an_overflow_of_plain_pytorch_hides_no_error():
+    """In float64 the root is finite everywhere."""
+
+    def root(error):
+        return lambda x: off(error)(x.square().sqrt())
+
+    values = torch.tensor([1.0, 1e30, 0.5])
+    assert_accurate(root(0.019), root(0.01), values)
+    with pytest.raises(AssertionError, match=r"output 0: error 0\.03"):
+        assert_accurate(root(0.03), root(0.01), values)
+
+
 @pytest.mark.parametrize(("size", "calls"), [(3, 8), (49_999, 8), (50_000, 1)])
 def test_small_inputs_are_tried_at_several_scales(size, calls):
     largest = []

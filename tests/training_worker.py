@@ -82,6 +82,24 @@ def shared_at_a_held_kl(folder: Path) -> None:
     shared(folder, kl_nats=1.0)
 
 
+class StopsOneProcess(Letters):
+    """Asks the second process to stop while its fifth batch is drawn."""
+
+    drawn = 0
+
+    def batch(self, count, generator):
+        self.drawn += 1
+        if self.drawn == 5 and int(os.environ["RANK"]) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().batch(count, generator)
+
+
+def stopped_by_one(folder: Path) -> None:
+    config = TrainingConfig(**{**SHARED, "accumulate": 1})
+    result = train(make_model(), StopsOneProcess(), config, folder)
+    print(json.dumps({name: result[name] for name in ("step", "interrupted")}), flush=True)
+
+
 def forked(run) -> int:
     """Runs `run` in a fork -> its process id."""
     child = os.fork()
