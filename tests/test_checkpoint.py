@@ -419,6 +419,17 @@ def test_checkpoint_of_another_version(tmp_path, monkeypatch):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_checkpoint_without_a_version(tmp_path):
+    path = tmp_path / "last.safetensors"
+    checkpoint.save_checkpoint(path, *trained(), STATE)
+    with checkpoint.open_tensors(path) as file:
+        tensors, metadata = checkpoint.read_tensors(path, file)
+    state = {k: v for k, v in json.loads(metadata["fastvae"]).items() if k != "format"}
+    checkpoint.write_tensors(path, tensors, {"fastvae": json.dumps(state)})
+    with pytest.raises(ValueError, match=r"last\.safetensors: its state .*format"):
+        checkpoint.load_checkpoint(path, *trained(1))
+
+
 def test_checkpoint_of_another_config(tmp_path):
     """Of the same sizes: the folder's files are those that the checkpoint was signed with."""
     path = tmp_path / "last.safetensors"

@@ -809,6 +809,7 @@ def test_speed_compares_steps_in_turns(tmp_path):
     assert found["ratios"]["fastvae"] == pytest.approx(
         found["rows"][2]["seconds_per_step"] / found["rows"][0]["seconds_per_step"]
     )
+    assert all(r["parameters"] < 5000 for r in found["rows"])  # of the tiny sizes, not the paper's
     assert "2x faster" in (tmp_path / "speed-characters.md").read_text()
     assert len(result["written"]) == 2
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from test_models import END, NAMES, PAD, RECURRENT, L, V, Z, make
 
+from fastvae import reference
+
 
 @pytest.mark.parametrize("word_dropout", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("weights", [None, "int8"])
@@ -44,6 +46,18 @@ def test_greedy_is_step_by_step_argmax(name, word_dropout):
         tokens[:, t] = logits[t].argmax(-1)
     assert torch.equal(model.generate(z), tokens)
     assert tokens.unique().numel() > 1
+
+
+def test_bytenet_without_carry_generates_as_the_reference():
+    model = make("bytenet", carry=False).double().eval()
+    plain = reference.HybridVAE(**model.config).double().eval()
+    plain.load_state_dict(model.state_dict())
+    z = 4 * torch.randn(20, Z, dtype=torch.float64)
+    tokens = model.generate(z)
+    assert torch.equal(tokens, plain.generate(z))
+    carrying = make("bytenet").double().eval()
+    carrying.load_state_dict(model.state_dict())
+    assert not torch.equal(tokens, carrying.generate(z))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -345,6 +345,8 @@ def test_texts_of_each_measure_by_default():
     names = ("mutual_information_texts", "reconstruction_texts", "importance_weighted_nll_texts")
     assert [found[name] for name in names] == [4096, 1000, 64]
     assert (found["samples"], found["importance_weighted_nll_samples"]) == (4097, 64)
+    few = measure(small(), Texts(torch.randint(10, (21, 8))), nll_samples=1)
+    assert [few[name] for name in names] == [21, 21, 21]
 
 
 PADS = torch.full((2, 8), 5)
