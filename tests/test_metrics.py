@@ -349,6 +349,12 @@ def test_texts_of_each_measure_by_default():
     assert [few[name] for name in names] == [21, 21, 21]
 
 
+def test_the_loss_counts_the_whole_kl_by_default():
+    found = metrics.evaluate(small(aux_weight=0.5), [torch.randint(10, (6, 8))])
+    terms = found["reconstruction"] + found["kl"] + 0.5 * found["auxiliary"]
+    assert found["loss"] == pytest.approx(terms) and found["kl"] > 1e-3
+
+
 PADS = torch.full((2, 8), 5)
 
 
