@@ -153,6 +153,7 @@ def test_survey_counts(tmp_path):
     assert in_bytes.vocabulary == ByteVocabulary()
     assert sum(map(Counter, in_bytes.lengths.values()), Counter()) == {2: 2, 3: 1, 8: 1}
     in_tokens = survey(path, tokens="[a-c]+|.")
+    assert survey(path, unit="token", tokens="[a-c]+|.") == in_tokens
     assert in_tokens.vocabulary.tokens == ("ab", "b", "é", "abc", "d", "e", "f", "g", "h")
 
 

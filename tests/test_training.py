@@ -165,6 +165,7 @@ def test_schedules():
 def test_a_run_learns_and_leaves_a_model(tmp_path):
     model, result = run(tmp_path, steps=100, eval_every=50, learning_rate=1e-2)
     assert result["step"] == 100 and not result["interrupted"]
+    assert all(parameter.grad is None for parameter in model.parameters())  # they are released
     assert result["valid"]["bound"] < 8 * math.log(10)  # what the letters' frequencies alone give
     loaded, vocabulary = load(tmp_path)
     assert vocabulary == Letters.vocabulary
