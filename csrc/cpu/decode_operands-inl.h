@@ -172,7 +172,7 @@ void multiply_panel(const Rows<T, Q>& a, int64_t t0, int64_t t1, const Panels<T,
       const int64_t here = std::min(KC<P>, a.k - k0);
       for (int64_t t = t0; t < t1; ++t)
         multiply(a.tile(t, k0), panel, here, c + (t - t0) * MR * ldc, ldc, rows(t), n, add || k0 > 0, a.tile_rows(),
-                 behind(panel, here, t - t0, t1 - t0));
+                 share_ahead(panel + here * W, here, t - t0, t1 - t0));
     }
   }
 }

@@ -43,7 +43,12 @@ constexpr int64_t ROW_STEP = STEP<P>;
 // Products run in slices of k this deep: a slice of a panel stays in the L2 cache.
 template <class P>
 constexpr int64_t KC = SLICE * STEP<P>;
-constexpr int64_t L2_BYTES = 1 << 19;  // of packed A that stay in the L2 cache while panels pass
+// Of packed A that stay in the L2 cache while panels pass: CPUs without AVX-512 have as little as 512 KB.
+#if VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int64_t L2_BYTES = 1 << 19;
+#else
+constexpr int64_t L2_BYTES = 1 << 18;
+#endif
 // So many steps of k are summed in a register before the sum joins the others: this bounds the rounding of long sums.
 constexpr int64_t SUMMED = 256;
 constexpr int64_t LINE = 64;  // bytes of a cache line
@@ -297,13 +302,17 @@ INLINE V multiply_add(V sum, V a, V b) {
 }
 #endif
 
+// Memory that is fetched into the L2 cache while a product runs: `stride` bytes further on with every step of k.
+struct Ahead {
+  const char* p = nullptr;
+  int64_t stride = 0;
+};
+
 // c [M, V vectors] (+)= tile · the first V vectors of a panel, a tile of `rows` rows. Few rows or columns leave
 // registers free: they hold several partial sums over k, which hides the latency of the multiply-add and rounds less.
-// Beside it a line of `ahead` a step is fetched into the L2 cache, where not null.
 // A function of its own and without special cases: compilers then keep all sums in registers.
 template <class P, int M, int V, class S>
-NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, bool add, int64_t rows,
-                            const char* ahead) {
+NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, bool add, int64_t rows, Ahead ahead) {
 #if defined(__clang__)  // loads the columns of the next part early
   constexpr int ROOM = 3 * VECTOR_MR - 1;
 #else
@@ -312,12 +321,11 @@ NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc
   constexpr int PARTS = M * V * 4 <= ROOM ? 4 : M * V * 2 <= ROOM ? 2 : 1;
   constexpr int64_t W = LANES<S>;
   vec<S> acc[PARTS][M][V] = {};
-  const int64_t stride = ahead ? LINE : 0;
-  if (!ahead) ahead = reinterpret_cast<const char*>(a);
+  if (!ahead.p) ahead.p = reinterpret_cast<const char*>(a);
   const auto step = [&](int part) __attribute__((always_inline)) {
     vec<P> columns[V];
-    __builtin_prefetch(ahead, 0, 2);
-    ahead += stride;
+    __builtin_prefetch(ahead.p, 0, 2);
+    ahead.p += ahead.stride;
     const auto load_columns = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 3
       for (int v = 0; v < V; ++v) columns[v] = load_panel(b + v * W * STEP<P>);
@@ -369,12 +377,14 @@ NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc
 // multiply_rows for m <= MR_BY_VECTORS rows and so many whole vectors that n columns fit, in sums of bounded length.
 template <class P, class S>
 INLINE void multiply_vectors(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n,
-                             bool add, int64_t rows, const char* ahead) {
+                             bool add, int64_t rows, Ahead ahead) {
   constexpr int64_t length = SUMMED * STEP<P>;
   const auto run = [&]<int M, int V = 3>() {
-    for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += length)
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += length) {
       multiply_rows<P, M, V>(tile + k0 * rows, panel + k0 * NR<P>, std::min(length, k - k0), c, ldc, add || k0 > 0,
-                             rows, ahead ? ahead + k0 / STEP<P> * LINE : nullptr);
+                             rows, ahead);
+      ahead.p += SUMMED * ahead.stride;
+    }
   };
   if constexpr (MR_BY_VECTORS == MR) {
     if (m == MR && n <= LANES<S>) return run.template operator()<MR, 1>();
@@ -470,11 +480,10 @@ INLINE void multiply_amx(const P* tile, const P* panel, int64_t k, S* c, int64_t
 }
 #endif
 
-// c [m, n] (+)= tile · panel, m <= MR, n <= NR; the tile has `rows` rows. Fetches a line of `ahead` for each step
-// of k, where not null.
+// c [m, n] (+)= tile · panel, m <= MR, n <= NR; the tile has `rows` rows.
 template <class P, class S = Sum<P>>
 void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
-              int64_t rows = MR, const char* ahead = nullptr) {
+              int64_t rows = MR, Ahead ahead = {}) {
   constexpr int64_t W = NR<P>;
 #ifdef AMX
   if (rows > 1) return multiply_amx(tile, panel, k, c, ldc, m, n, add, rows);
@@ -493,32 +502,35 @@ class Upcoming {
   void add(const T* p, int64_t n) {
     if (p) pieces_[count_++] = {reinterpret_cast<const char*>(p), (n * int64_t(sizeof(T)) + LINE - 1) / LINE};
   }
-  // So many lines, or what is left of a piece and a little of what lies behind it; null once all is fetched.
-  const char* next(int64_t lines) {
+  // A line a step, or what is left of a piece and a little of what lies behind it; nothing once all is fetched.
+  Ahead next(int64_t steps) {
     for (; now_ < count_; ++now_) {
       auto& [p, left] = pieces_[now_];
       if (left <= 0) continue;
-      left -= lines;
-      p += lines * LINE;
-      return p - lines * LINE;
+      left -= steps;
+      p += steps * LINE;
+      return {p - steps * LINE, LINE};
     }
-    return nullptr;
+    return {};
   }
+  bool left() const { return now_ + 1 < count_ || (now_ < count_ && pieces_[now_].second > 0); }
 
  private:
   std::pair<const char*, int64_t> pieces_[4];
   int count_ = 0, now_ = 0;
 };
 
-// What the i-th product with k steps of a panel fetches, so that what lies behind them, more of it or the next one, has
-// come from far away once the last product is done; and once that is fetched, `upcoming`. So few that they cannot fetch
-// it all leave it to the machine.
+// What the i-th of so many products with k steps of a panel fetches: an even share of as many steps at `next`, so that
+// they have come from far away once the last product is done. Or, while `upcoming` has something left, as few products
+// as can fetch them all at a line a step, and the others that.
 template <class P>
-INLINE const char* behind(const P* panel, int64_t k, int64_t i, int64_t products, Upcoming* upcoming = nullptr) {
-  constexpr int64_t LINES = NR<P> * STEP<P> * int64_t(sizeof(P)) / LINE;  // a step
-  if (products < LINES) return nullptr;
-  if (i >= LINES) return upcoming ? upcoming->next(k / STEP<P>) : nullptr;
-  return reinterpret_cast<const char*>(panel + k * NR<P>) + i * (k / STEP<P>)*LINE;
+INLINE Ahead share_ahead(const P* next, int64_t k, int64_t i, int64_t products, Upcoming* upcoming = nullptr) {
+  constexpr int64_t STEP_BYTES = NR<P> * STEP<P> * int64_t(sizeof(P)), LEAST = (STEP_BYTES + LINE - 1) / LINE;
+  if (products < LEAST) return {};  // left to the machine
+  const int64_t fetching = upcoming && upcoming->left() ? LEAST : products;
+  if (i >= fetching) return upcoming->next(k / STEP<P>);
+  return {reinterpret_cast<const char*>(next) + i * (k / STEP<P> * STEP_BYTES / fetching),
+          (STEP_BYTES + fetching - 1) / fetching};
 }
 
 // A matrix in memory, element (i, j) at p[i · si + j · sj].
@@ -538,24 +550,30 @@ void pack_panels(const Team& team, Strided<T> b, int64_t k, int64_t n, P* out) {
 }
 
 // c [m, n] (+)= tiles · panels: this thread's share of the (panel, tile) pairs; the caller waits. `depth`: how deep
-// tiles and panels are, where k is only a part of that.
+// tiles and panels are, where k is only a part of that. All panels pass for each slice of k where the tiles are too
+// many for the L2 cache.
 template <class P>
 void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, opmath_type<P>* c, int64_t ldc, int64_t m,
                      int64_t n, bool add = false, int64_t depth = 0, Upcoming* upcoming = nullptr) {
   const int64_t rows = num_tiles(m);
   if (!depth) depth = packed_depth<P>(k);
   const auto [i0, i1] = team.share(num_panels<P>(n) * rows);
-  for (int64_t i = i0; i < i1;) {
-    const int64_t p = i / rows, t0 = i % rows, t1 = std::min(rows, t0 + i1 - i);
-    for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += KC<P>) {
-      const P* const panel = b + (p * depth + k0) * NR<P>;
-      const int64_t here = std::min(KC<P>, k - k0);
-      for (int64_t t = t0; t < t1; ++t)
-        multiply(a + (t * depth + k0) * MR, panel, here, c + t * MR * ldc + p * NR<P>, ldc, std::min(MR, m - t * MR),
-                 std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR, behind(panel, here, t - t0, t1 - t0, upcoming));
+  const int64_t own_rows = std::min(rows, i1 - i0) * MR;
+  const int64_t together = own_rows * k * int64_t(sizeof(P)) > L2_BYTES ? KC<P> : std::max<int64_t>(k, 1);
+  for (int64_t first = 0; first < std::max<int64_t>(k, 1); first += together)
+    for (int64_t i = i0; i < i1;) {
+      const int64_t p = i / rows, t0 = i % rows, t1 = std::min(rows, t0 + i1 - i), last = std::min(k, first + together);
+      for (int64_t k0 = first; k0 < std::max(last, first + 1); k0 += KC<P>) {
+        const P* const panel = b + (p * depth + k0) * NR<P>;
+        const int64_t here = std::min(KC<P>, last - k0);
+        const P* const next = k0 + here < last ? panel + here * NR<P> : b + ((p + 1) * depth + first) * NR<P>;
+        for (int64_t t = t0; t < t1; ++t)
+          multiply(a + (t * depth + k0) * MR, panel, here, c + t * MR * ldc + p * NR<P>, ldc, std::min(MR, m - t * MR),
+                   std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR,
+                   share_ahead(next, here, t - t0, t1 - t0, upcoming));
+      }
+      i += t1 - t0;
     }
-    i += t1 - t0;
-  }
 }
 
 // Tiles [t0, t1) of steps [k0, k0 + depth) of a [m, ·], to where tile t0 is to be.
@@ -594,7 +612,8 @@ template <class T, class TA, class TB>
 void gemm(Team& team, int64_t m, int64_t n, int64_t k, Strided<TA> a, Strided<TB> b, opmath_type<T>* c, int64_t ldc,
           bool add, void* scratch) {
   using P = Packed<T>;
-  constexpr int64_t W = NR<P>, TILES = TOGETHER_ROWS / MR;
+  constexpr int64_t W = NR<P>;
+  constexpr int64_t TILES = std::min(TOGETHER_ROWS, L2_BYTES / (KC<P> * int64_t(sizeof(P)))) / MR;
   const int64_t tiles = num_tiles(m), panels = num_panels<P>(n);
   const bool by_panels = shares_columns(m, n);
   const auto [i0, i1] = team.share(by_panels ? panels : tiles);
@@ -602,7 +621,7 @@ void gemm(Team& team, int64_t m, int64_t n, int64_t k, Strided<TA> a, Strided<TB
   P* const own_a = packed + (by_panels ? team.id * (tiles * MR + W) : panels * W + team.id * TOGETHER_ROWS) * KC<P>;
   for (int64_t k0 = 0; k0 < k; k0 += KC<P>) {
     const int64_t depth = std::min(KC<P>, k - k0), length = packed_depth<P>(depth);
-    const auto product = [&](const P* tile, const P* panel, int64_t t, int64_t p, const char* ahead) {
+    const auto product = [&](const P* tile, const P* panel, int64_t t, int64_t p, Ahead ahead) {
       multiply(tile, panel, depth, c + t * MR * ldc + p * W, ldc, std::min(MR, m - t * MR), std::min(W, n - p * W),
                add || k0 > 0, MR, ahead);
     };
@@ -611,7 +630,7 @@ void gemm(Team& team, int64_t m, int64_t n, int64_t k, Strided<TA> a, Strided<TB
       pack_tiles(a, m, k0, depth, 0, tiles, own_a);
       for (int64_t p = i0; p < i1; ++p) {
         pack_panel(b.at(k0, p * W), b.si, b.sj, depth, std::min(W, n - p * W), panel);
-        for (int64_t t = 0; t < tiles; ++t) product(own_a + t * length * MR, panel, t, p, nullptr);
+        for (int64_t t = 0; t < tiles; ++t) product(own_a + t * length * MR, panel, t, p, {});
       }
       continue;
     }
@@ -629,7 +648,8 @@ void gemm(Team& team, int64_t m, int64_t n, int64_t k, Strided<TA> a, Strided<TB
       for (int64_t p = 0; p < panels; ++p) {
         const P* const panel = packed + p * length * W;
         for (int64_t t = 0; t < here; ++t)
-          product(own_a + t * length * MR, panel, t0 + t, p, behind(panel, depth, t, here, &upcoming));
+          product(own_a + t * length * MR, panel, t0 + t, p,
+                  share_ahead(panel + length * W, depth, t, here, &upcoming));
       }
     }
     team.wait();
