@@ -116,7 +116,8 @@ def payloads(dtype: torch.dtype, plan, sequences: int) -> list[int]:
 
 @pytest.mark.parametrize("length, B, line", CASES)
 @torch.no_grad()
-def test_decode_bytenet(time, compiled, serving, steps, length, B, line):
+def test_decode_bytenet(timer, compiled, serving, steps, length, B, line):
+    time = timer(f"greedy decoding, ByteNet {N}, L={length} B={B}", line)
     T, served, ours = (
         steps(length),
         *(serving(name, "decode_bytenet") for name in (line, "fastvae")),
@@ -127,8 +128,6 @@ def test_decode_bytenet(time, compiled, serving, steps, length, B, line):
         ours = decoder("fastvae", B, compiled, serving("fastvae", "decode_bytenet"))
         beside = partial(ours, *inputs(B, T))
     time(
-        f"greedy decoding, ByteNet {N}, L={length} B={B}",
-        line,
         function,
         beside,
         tokens=T * B,

@@ -158,7 +158,8 @@ def payloads(dtype: torch.dtype, plan, sequences: int) -> list[int]:
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("B", [1, 16, 128, 1024])
 @torch.no_grad()
-def test_decode_lstm(time, compiled, graphed, serving, steps, line, B):
+def test_decode_lstm(timer, compiled, graphed, serving, steps, line, B):
+    time = timer(f"greedy decoding, LSTM {H}, B={B}", line)
     T, served = steps(LENGTH), serving(line, "decode_lstm")
     arguments = inputs(B, T, dtype_of(line))
     if line.startswith("nn.LSTM"):
@@ -172,8 +173,6 @@ def test_decode_lstm(time, compiled, graphed, serving, steps, line, B):
         ours = decoder("fastvae", B, compiled, serving("fastvae", "decode_lstm"))
         beside = partial(ours, *inputs(B, T))
     time(
-        f"greedy decoding, LSTM {H}, B={B}",
-        line,
         function,
         beside,
         tokens=T * B,

@@ -16,7 +16,8 @@ WORKS = {"small hybrid, greedy": 0.0, "small hybrid, temperature 1": 1.0}
 @pytest.mark.parametrize("B", [64, 128])
 @pytest.mark.parametrize("work", WORKS)
 @torch.no_grad()
-def test_generate(time, work, B, line):
+def test_generate(timer, work, B, line):
+    time = timer(f"{work}, B={B}", line)
     torch.manual_seed(0)
     ours, reference_model = fastvae.HybridVAE(**SIZES).eval(), reference.HybridVAE(**SIZES).eval()
     reference_model.load_state_dict(ours.state_dict())
@@ -32,8 +33,6 @@ def test_generate(time, work, B, line):
     # Near ties may fall either way: most tokens are the same.
     assert (generate(ours)() == generate(reference_model)()).float().mean() > 0.9
     time(
-        f"{work}, B={B}",
-        line,
         generate(ours if line == "fastvae" else reference_model),
         None if line == "fastvae" else generate(ours),
         tokens=B * SIZES["length"],

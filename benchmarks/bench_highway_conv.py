@@ -40,12 +40,11 @@ def training(line: str, compiled):
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_highway_conv(time, compiled, line):
+def test_highway_conv(timer, compiled, line):
+    time = timer(f"highway convolution training, T={T} B={B} C={C}", line)
     if line.startswith("fastvae"):
         check(torch.bfloat16 if line.endswith("bf16") else torch.float32)
     time(
-        f"highway convolution training, T={T} B={B} C={C}",
-        line,
         training(line, compiled),
         None if line == "fastvae" else training("fastvae", compiled),
         tokens=T * B,

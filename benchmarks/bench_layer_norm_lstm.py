@@ -176,7 +176,7 @@ def payloads(H: int, plan, sequences: int) -> list[int]:
 
 @pytest.mark.parametrize("line", ["fastvae", "fastvae bf16"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_gates(time, line, direction, device):
+def test_gates(timer, line, direction, device):
     """The step without its product: norm, gates and state, on one thread and a step's data.
 
     Nanoseconds a gate value are the row's milliseconds / 16.384.
@@ -184,21 +184,22 @@ def test_gates(time, line, direction, device):
     if device == "cuda":
         pytest.skip("of the CPU kernels")
     H, B, steps = 1000, 64, 64
+    time = timer(f"LayerNorm-LSTM gates {direction}, 1 thread, T={steps} B={B} H={H}", line)
     kind = "bf16" if line.endswith("bf16") else "fp32"
 
     def gates(kind: str = kind) -> None:
         _C.layer_norm_lstm_gates(kind, H, B, steps, direction == "backward")
 
     beside = None if kind == "fp32" else partial(gates, "fp32")
-    work = f"LayerNorm-LSTM gates {direction}, 1 thread, T={steps} B={B} H={H}"
-    time(work, line, gates, beside, tokens=steps * B, flops=0)
+    time(gates, beside, tokens=steps * B, flops=0)
 
 
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("work", WORKS)
-def test_layer_norm_lstm(time, compiled, graphed, serving, steps, rival, work, line, shape):
+def test_layer_norm_lstm(timer, compiled, graphed, serving, steps, rival, work, line, shape):
     T, B, H = shape
+    time = timer(f"{work}, T={T} B={B} H={H}", line)
     served, module, low = (
         serving(line, "layer_norm_lstm"),
         module_of(line, H, compiled, rival),
@@ -215,8 +216,6 @@ def test_layer_norm_lstm(time, compiled, graphed, serving, steps, rival, work, l
         beside = running(work, ours, sequence("fastvae", steps(T), B), None)
     training = work.endswith("training")
     time(
-        f"{work}, T={T} B={B} H={H}",
-        line,
         graphed(run) if line == "graph" else run,
         beside,
         tokens=T * B,

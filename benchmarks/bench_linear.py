@@ -36,7 +36,8 @@ def training(function, dtype: torch.dtype, T: int):
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_linear(time, compiled, steps, line):
+def test_linear(timer, compiled, steps, line):
+    time = timer(f"input projection training, T={T} B={B}, {K} + {S} tokens to {N}", line)
     dtype = torch.bfloat16 if line.endswith("bf16") else torch.float32
     functions = {"fastvae": linear, "eager": linear_reference}
     function = functions.get(line.split()[0]) or compiled(linear_reference)
@@ -44,8 +45,6 @@ def test_linear(time, compiled, steps, line):
     assert_accurate(function, linear_reference, *few)
     assert_accurate(gradients(function), gradients(linear_reference), *few)
     time(
-        f"input projection training, T={T} B={B}, {K} + {S} tokens to {N}",
-        line,
         training(function, dtype, steps(T)),
         None if line == "fastvae" else training(linear, torch.float32, steps(T)),
         tokens=T * B,

@@ -146,15 +146,14 @@ def multiply_adds(name: str, sizes: dict, decoder_steps: float | None = None) ->
 
 
 @pytest.mark.parametrize("work, line", CASES)
-def test_training_step(time, compiled, steps, rival, work, line):
+def test_training_step(timer, compiled, steps, rival, work, line):
     name, sizes, batch = WORK[work]
+    time = timer(f"training step, {work.removesuffix(', larger batch')}, B={batch}", line)
     sizes = sizes | {"length": steps(sizes["length"], few=32)}
     if line.startswith("fastvae"):
         check(name, sizes, line.endswith("bf16"))
     beside = None if line == "fastvae" else training("fastvae", name, sizes, batch, compiled)
     time(
-        f"training step, {work.removesuffix(', larger batch')}, B={batch}",
-        line,
         training(line, name, sizes, batch, compiled, rival),
         beside,
         tokens=batch * sizes["length"],
@@ -165,8 +164,9 @@ def test_training_step(time, compiled, steps, rival, work, line):
 
 @pytest.mark.parametrize("line", ["fastvae", "pads computed"])
 @pytest.mark.parametrize("work", LINES_WORK)
-def test_lines(time, steps, work, line):
+def test_lines(timer, steps, work, line):
     sizes, batch, deciles = LINES_WORK[work]
+    time = timer(f"training step, {work}, B={batch}", line)
     sizes = sizes | {"length": steps(sizes["length"], few=32), "pad_id": 0, "mask_pad": True}
     V, pads = sizes["vocab_size"], line == "pads computed"
     check("HybridVAE", sizes, False, lines(4, 32, V, deciles), pads)
@@ -180,8 +180,6 @@ def test_lines(time, steps, work, line):
         return training_step(model, model, False), tokens
 
     time(
-        f"training step, {work}, B={batch}",
-        line,
         partial(*step_of(pads)),
         partial(*step_of(False)) if pads else None,
         tokens=count,

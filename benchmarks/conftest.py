@@ -26,6 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_ONLY = {"graph", "graph bf16", "nn.LSTM fp16", "FlashRNN (no norm) bf16", "Haste (other norms)"}
 GPU_ONLY |= {"LayerNorm-LSTM forward", 1024, "fastvae recorded", "fastvae recorded bf16"}
 GPU_ONLY |= {"fastvae persistent", "fastvae persistent bf16", "fastvae persistent fp16"}
+SLOWEST = 15  # seconds a call, of a line that is timed
 CPU_ONLY = {"fastvae int8", "nn.LSTM deprecated int8", "pads computed"}
 
 
@@ -270,14 +271,23 @@ def steps(benchmark):
 
 
 @pytest.fixture
-def time(benchmark, threads, peak, device, pytestconfig):
-    """time(work, line, function, beside, ...): the median of whole calls, after one to warm up.
+def timer(benchmark, threads, peak, device, pytestconfig):
+    """timer(work, line): a function that times this row, time(function, beside, ...).
 
-    `work` names what all lines of a group do. `beside`, our own op in float32, takes turns with
-    `function`, so that a machine's moods touch both; None where `function` is it. `tokens` in one
-    call, `flops` that they need, and `weights` read anew in each of `passes` steps make the limits;
-    `exchanges` are the bytes that blocks pass on in a step, one exchange after the other.
+    `work` names what all lines of a group do. A test that `--rows` leaves out is skipped here, so
+    its first statement is this call. The function takes the median of whole calls, after one to
+    warm up. `beside`, our own op in float32, takes turns with `function`, so that a machine's moods
+    touch both; None where `function` is it. `tokens` in one call, `flops` that they need, and
+    `weights` read anew in each of `passes` steps make the limits; `exchanges` are the bytes that
+    blocks pass on in a step, one exchange after the other. A function of which one call takes
+    more than SLOWEST seconds is left out.
     """
+
+    def make(work: str, line: str) -> Callable[..., None]:
+        rows = pytestconfig.getoption("--rows")
+        if rows and not re.search(rows, f"{work}, {line}"):
+            pytest.skip("not one of --rows")
+        return partial(run, work, line)
 
     def run(
         work: str,
@@ -292,9 +302,6 @@ def time(benchmark, threads, peak, device, pytestconfig):
         exchanges: Sequence[int] = (),
         rounds: int = 5,
     ) -> None:
-        rows = pytestconfig.getoption("--rows")
-        if rows and not re.search(rows, f"{work}, {line}"):
-            pytest.skip("not one of --rows")
         gpu = device == "cuda"
         benchmark.group = f"{work}, {device if gpu else f'{threads} threads'}"
         if not benchmark.enabled:
@@ -319,6 +326,14 @@ def time(benchmark, threads, peak, device, pytestconfig):
             "peak GB/s": peak(device, "read", threads, megabytes) if weights else None,
         }
         clock = gpu_clock if gpu else perf_counter
+        for last in (False, True):  # the first call compiles
+            start = clock()
+            function()
+            seconds = clock() - start
+            if seconds <= SLOWEST:
+                break
+            if last:
+                pytest.skip(f"{work}, {line}: a call takes {seconds:.0f} s, {SLOWEST} at most")
         if gpu:
             info["GPU"] = torch.cuda.get_device_name()
             rounds = max(rounds, 15)
@@ -336,7 +351,9 @@ def time(benchmark, threads, peak, device, pytestconfig):
             if gpu:
                 other.zero_()
 
-        benchmark.pedantic(function, setup=take_turns, rounds=rounds, warmup_rounds=1)
+        if beside:
+            beside()
+        benchmark.pedantic(function, setup=take_turns, rounds=rounds, warmup_rounds=0)
         times = benchmark.stats.stats.data
         median = statistics.median(times)
         low, _, high = statistics.quantiles(times, n=4)
@@ -345,9 +362,9 @@ def time(benchmark, threads, peak, device, pytestconfig):
         limits += [info["GB"] / info["peak GB/s"]] if weights else []
         info |= {"GFLOP/s": info["GFLOP"] / median, "GB/s": info["GB"] / median}
         info["share of peak"] = max(limits, default=0.0) / median
-        turns = ours[-rounds:] if beside else times
+        turns = ours if beside else times
         info["fastvae turns"] = turns
         info["fastvae takes"] = statistics.median(map(truediv, turns, times))
         benchmark.extra_info |= info
 
-    return run
+    return make

@@ -1,6 +1,7 @@
 """benchmarks/: which lines a device has, and those of packages that may be there or not."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from functools import partial
@@ -31,6 +32,58 @@ sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.arg
     run = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
     assert {value for value in there | absent if value in run.stdout} == there
+
+
+TIMED = """
+import time
+import pytest
+
+@pytest.mark.parametrize("line", ["quick", "compiled once", "slow"])
+def test_work(timer, line):
+    timed = timer("work", line)
+    print("set up", line)
+    calls = []
+    def function():
+        calls.append(line)
+        time.sleep(0.2 * (line == "slow" or line == "compiled once" and len(calls) == 1))
+    timed(function, None, tokens=1, flops=0)
+    print(len(calls), "calls of", line)
+"""
+
+
+def run_timed(folder, *options):
+    """What TIMED prints beside benchmarks/conftest.py, for which 0.1 seconds a call are too slow."""
+    conftest = (FOLDER / "conftest.py").read_text()
+    (folder / "conftest.py").write_text(conftest + "\nSLOWEST = 0.1\n")
+    (folder / "test_timed.py").write_text(TIMED)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-rs",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        "test_timed.py",
+    ]
+    command += ["--benchmark-only", *options]
+    own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    run = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_rows_that_are_left_out_are_not_set_up(tmp_path):
+    printed = run_timed(tmp_path, "--rows", "work, quick")
+    assert "set up quick" in printed and "6 calls of quick" in printed  # to warm up, and 5 rounds
+    assert "2 skipped" in printed and "not one of --rows" in printed
+    assert "set up slow" not in printed and "set up compiled once" not in printed
+
+
+def test_slow_rivals_are_left_out_and_named(tmp_path):
+    printed = run_timed(tmp_path)
+    assert "2 passed, 1 skipped" in printed and "7 calls of compiled once" in printed
+    assert "work, slow: a call takes 0 s, 0.1 at most" in printed
 
 
 class Haste(nn.Module):
@@ -102,12 +155,15 @@ def lines(monkeypatch):
     def run(line, work):
         timed = []
 
-        def time(work, line, function, beside, **_):
-            function()
-            beside()
-            timed.append((work, line))
+        def timer(work, line):
+            def time(function, beside, **_):
+                function()
+                beside()
+                timed.append((work, line))
 
-        fixtures = {"time": time, "compiled": None, "graphed": None, "steps": lambda T: T}
+            return time
+
+        fixtures = {"timer": timer, "compiled": None, "graphed": None, "steps": lambda T: T}
         fixtures |= {"serving": serving, "rival": None}
         bench.test_layer_norm_lstm(**fixtures, line=line, work=work, shape=(3, 2, 20))
         return timed
