@@ -146,7 +146,7 @@ class App {
       (value) => (value ? value.toFixed(2) : "off"),
     );
     const button = (text, run) => {
-      const made = el("button", { type: "button" }, text);
+      const made = el("button", { type: "button", name: text }, text);
       made.addEventListener("click", () => run(made));
       return made;
     };
@@ -164,14 +164,13 @@ class App {
   }
 
   async copy(button, text) {
-    const said = button.textContent;
     try {
       await navigator.clipboard.writeText(text);
       button.textContent = "Copied";
     } catch {
       button.textContent = "Not allowed here";
     }
-    setTimeout(() => (button.textContent = said), 1200);
+    setTimeout(() => (button.textContent = button.name), 1200);
   }
 
   async readKnown() {

@@ -42,8 +42,8 @@ export function nearestTexts(known, texts) {
     if (places.has(text)) return { text, distance: 0 };
     const own = Array.from(text, (c) => c.codePointAt(0));
     const mine = bag(own);
-    let distance = own.length + 1;
-    let best = -1;
+    let distance = Infinity;
+    let best = 0;
     for (let n = 0; n < points.length && distance > 1; n++) {
       let more = 0;
       let less = 0;
@@ -57,6 +57,6 @@ export function nearestTexts(known, texts) {
       const found = editDistance(own, points[n], distance);
       if (found < distance) [distance, best] = [found, n];
     }
-    return best < 0 ? { text: "", distance: own.length } : { text: known[best], distance };
+    return { text: known[best], distance };
   });
 }
