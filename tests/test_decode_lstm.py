@@ -143,7 +143,11 @@ def test_triton_packed_is_checked(kernels):
     ):
         with pytest.raises(RuntimeError, match=message):
             kernels.decode_lstm(*tensors, None, 1e-4, None, None, bad)
-    assert not len(kernels.decode_lstm_pack(*(inputs[n] for n in (1, 3, 6)), int8=True))
+    nothing = kernels.decode_lstm_pack(*(tensors[n] for n in (1, 3, 6)), int8=True)
+    assert not len(nothing)
+    found = kernels.decode_lstm(*tensors, None, 1e-4, None, None, nothing, True).cpu()
+    expected = decode_lstm_reference(*inputs, None, 1e-4, None, None, int8=True)
+    assert torch.equal(found, expected)
 
 
 def test_triton_end_id(kernels):

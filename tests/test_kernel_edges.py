@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -29,6 +30,50 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def triton_of(name):
     return pytest.importorskip(f"fastvae.kernels.{name}")
+
+
+# Sizes of nothing
+
+NOTHING = "{} must have no empty dimension, got {}"
+EMPTY = {
+    "layer_norm_lstm": (training.make, (1e-4, False), [
+        ((0, 3, 5), NOTHING.format("x", [0, 3, 20])),
+        ((4, 0, 5), NOTHING.format("x", [4, 0, 20])),
+        ((4, 3, 0), NOTHING.format("x", [4, 3, 0])),
+    ]),
+    "highway_conv": (partial(highway.make, "project"), (True,), [
+        ((0, 3, 5), NOTHING.format("x", [0, 3, 5])),
+        ((4, 3, 0), NOTHING.format("x", [4, 3, 0])),
+    ]),
+    "highway_conv_project": (partial(highway.make, "project"), (), [
+        ((4, 0, 5), NOTHING.format("x", [4, 0, 5])),
+    ]),
+    "highway_conv_gate": (partial(highway.make, "gate"), (True,), [
+        ((0, 3, 5), NOTHING.format("x", [0, 3, 5])),
+    ]),
+    "decode_lstm": (lstm.make, (None, 1e-4, None, None), [
+        ((0, 3, 4, 5, 7), "features must have at least one step and one sequence"),
+        ((6, 3, 4, 5, 0), NOTHING.format("classifier_weight", [0, 5])),
+    ]),
+    "decode_bytenet": (bytenet.make, (None, True, None, None), [
+        ((0, 3, 4, 5, 7, 2), "features must have at least one step and one sequence"),
+        ((6, 3, 4, 5, 0, 2), NOTHING.format("classifier_weight", [0, 5])),
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    "op, shape, message", [(op, *case) for op, (*_, cases) in EMPTY.items() for case in cases]
+)
+def test_empty_tensors_are_refused_in_the_same_words(op, shape, message):
+    """By the C++ kernel, by what torch.compile traces, and by Triton's kernel."""
+    make, options, _ = EMPTY[op]
+    run, kernels = getattr(torch.ops.fastvae, op), pytest.importorskip("fastvae.kernels")
+    inputs = [torch.zeros_like(t) for t in make(shape=shape)]
+    for function, device in ((run, "cpu"), (run, "meta"), (kernels.kernel(op), DEVICE)):
+        with pytest.raises(RuntimeError, match=re.escape(message) + r"($|\n)"):
+            function(*(t.to(device) for t in inputs), *options)
 
 
 # Eps

@@ -28,7 +28,7 @@ def check_shapes(
         elif tensor.shape != shape:
             raise RuntimeError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
         if not (tensor.numel() or empty):
-            raise RuntimeError(f"{name} must have no empty dimension")
+            raise RuntimeError(f"{name} must have no empty dimension, got {list(tensor.shape)}")
     return [tensor.shape for tensor, _ in wanted.values()]
 
 
