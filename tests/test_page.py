@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import fastvae as package
 from fastvae import HybridVAE, text
 from fastvae.atomic_files import write_tensors
 from fastvae.page.document import joined
-from fastvae.page.export import _find_examples
+from fastvae.page.export import Page, _find_examples
 from fastvae.page.pattern import to_javascript
 from fastvae.page.weights import pack
 
@@ -66,13 +67,23 @@ def test_policy_allows_this_script_and_style_alone(page):
     assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", content)
 
 
-def test_two_exports_are_the_same_file(vocabulary, tmp_path):
-    model = small(vocabulary)
-    first, second = (
-        package.export_page(model, vocabulary, tmp_path / f"{n}.html").path.read_bytes()
-        for n in range(2)
-    )
-    assert first == second
+def test_two_exports_are_the_same_file(vocabulary, tmp_path, monkeypatch):
+    """On another day too."""
+    model, files = small(vocabulary), []
+    for day in range(2):
+        monkeypatch.setattr("time.time", lambda day=day: 1e9 + 86_400.0 * day)
+        page = package.export_page(model, vocabulary, tmp_path / f"{day}.html", texts=["abc"])
+        files.append(page.path.read_bytes())
+    assert files[0] == files[1]
+
+
+def test_a_notebook_finds_the_page_by_any_name(tmp_path):
+    path, found = tmp_path / """a "page" & 'more' <i>.html""", []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    parser.feed(Page(path, 1)._repr_html_())
+    ((tag, attributes),) = found
+    assert tag == "iframe" and attributes["src"] == str(path)
 
 
 def test_markup_in_texts_stays_text(tmp_path):

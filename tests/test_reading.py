@@ -236,25 +236,25 @@ def test_senseless_ways_to_read_are_refused(options, message, lines_model, fastv
 
 def test_encode_keeps_a_row_a_line(lines_model, tmp_path, fastvae_cli):
     path, out = tmp_path / "molecules", tmp_path / "z.npy"
-    path.write_bytes(b"CCO\n\nCC(=O)Oc1ccccc1C(=O)O\nc1ccccc1\n@a\n")
+    path.write_bytes(b"CCO\n\nCC(=O)Oc1ccccc1C(=O)O\nc1ccccc1\n@a\nOc1ccccc1C(=O)OCC\n")
     results = []
     for stdin, more in ((b"", ("--data", path)), (path.read_bytes(), ())):
         status, _, err = fastvae_cli("encode", lines_model, "--out", out, *more, stdin=stdin)
         assert status == 0
         name = path if more else "standard input"
         assert err.splitlines() == [
-            f"{name}: 1 of 5 lines empty: their rows are of the empty text",
-            f"{name}: 1 of 5 lines too long (over 15 bytes), the first is line 3: "
+            f"{name}: 1 of 6 lines empty: their rows are of the empty text",
+            f"{name}: 2 of 6 lines too long (over 15 bytes), the first is line 3: "
             "their rows are NaN",
-            f"{name}: 1 of 5 lines changed by normalization "
+            f"{name}: 1 of 6 lines changed by normalization "
             "(tweets: links become url, @handles @userid)",
-            f"{out}: 5 texts, 3 dimensions",
+            f"{out}: 6 texts, 3 dimensions",
         ]
         results.append(np.load(out))
     np.testing.assert_array_equal(*results)
     z = results[0]
-    assert z.dtype == np.float32 and z.shape == (5, 3)
-    assert np.isnan(z).all(1).tolist() == [False, False, True, False, False]
+    assert z.dtype == np.float32 and z.shape == (6, 3)
+    assert np.isnan(z).all(1).tolist() == [False, False, True, False, False, True]
     model, vocabulary = fastvae.load(lines_model)
     tokens = [vocabulary.encode_sample(text, 16) for text in ("CCO", "", "c1ccccc1", "@userid")]
     own = model.posterior(torch.tensor(tokens))[0].detach()
@@ -355,6 +355,11 @@ def test_standard_input_reads_as_a_file(kind, change, tmp_path, request, fastvae
             "lines",
             b"ok\n\nmore than sixteen bytes\n",
             "line 3 of standard input has 23 bytes, more",
+        ),
+        (
+            "lines",
+            b"ok\n" + b"x" * (1 << 21),
+            "line 2 of standard input has at least 1048576 bytes, more",
         ),
         ("windows", b"ok\nno B\n", "'B' (U+0042) at position 3 of line 2 of standard input"),
         ("windows", b"ok\n\n\r\na \xff\n", "line 4 of standard input is not UTF-8 at byte 2"),

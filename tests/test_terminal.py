@@ -1,15 +1,20 @@
 """What a terminal does to a command: full disks, Ctrl-C, empty names, absurd sizes."""
 
+import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from rich.console import Console
 from test_cli import PROGRAM, TEXT, TINY
 
+from fastvae import cli
+from fastvae.console import track
 from fastvae.models.hybrid import HybridVAE
 from fastvae.text import CharVocabulary
 
@@ -88,6 +93,61 @@ def test_ctrl_c_ends_no_other_program_that_imports_the_package(tmp_path):
     command = [sys.executable, "-m", "program", "fastvae"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "when, ignored, status",
+    [("at the end", False, 130), ("at the end", True, 0), ("torch", True, 0)],
+)
+def test_ctrl_c_after_the_command_or_ignored(when, ignored, status, tmp_path):
+    """What runs last sends the signal; a shell's background jobs ignore it from the start."""
+    stop = "os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, signal, sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {when!r}:\n"
+        f"            {stop}\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        f"atexit.register(lambda: {when == 'at the end'} and {stop})\n"
+    )
+    places = filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    done = subprocess.run(
+        [PROGRAM, "--version"],
+        env=environment,
+        capture_output=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout[:8], done.stderr) == (status, b"fastvae ", b"")
+
+
+# Terminals
+
+
+def test_a_person_who_types_is_told_how_to_end(model, monkeypatch, capsys):
+    class Terminal(io.BytesIO):
+        def isatty(self):
+            return True
+
+    for stream, said in ((Terminal, "Type texts, one a line, then Ctrl-D.\n"), (io.BytesIO, "")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream(b"the cat\n")))
+        with pytest.raises(SystemExit):
+            cli.main(["reconstruct", str(model)])
+        out, err = capsys.readouterr()
+        assert out.startswith("in  the cat\nout ") and err == said
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_and_removed(terminal, monkeypatch):
+    file = io.StringIO()
+    shown = Console(file=file, force_terminal=terminal, width=80)
+    monkeypatch.setattr("fastvae.console.console", lambda stderr: shown)
+    assert [*track(iter("abc"), "reading [/b]", 3)] == ["a", "b", "c"]
+    said = file.getvalue()
+    assert ("3/3" in said and "reading [/b]" in said) if terminal else said == ""
+    assert said.rpartition("reading")[2].endswith("\x1b[2K" * terminal)
 
 
 # Full disks
