@@ -19,7 +19,7 @@ from rich.console import Console
 from fastvae import _C, cli, plots
 from fastvae.console import escape, one_line, table
 from fastvae.device import find_device
-from fastvae.info import ON_GPU, PERSISTENT_PROVED
+from fastvae.info import ON_GPU, PERSISTENT_PROVED, PROVED
 from fastvae.models import load
 from fastvae.models.hybrid import HybridVAE
 from fastvae.plots import compare_runs, learning_curves, read_metrics
@@ -85,6 +85,7 @@ def test_help(fastvae, command):
     assert "Usage" in out
     if not command:
         assert all(name in out for name in COMMANDS)
+        assert fastvae("-h") == (0, out, "")
 
 
 def test_training_leaves_a_run_and_a_summary(fastvae, text, tmp_path):
@@ -92,6 +93,7 @@ def test_training_leaves_a_run_and_a_summary(fastvae, text, tmp_path):
     status, shown, _ = fastvae("train", "--data", text, "--valid", text, "--out", out, *TINY)
     assert status == 0
     assert shown.splitlines()[1].split()[:2] == ["train", "4"]
+    assert shown.splitlines()[-1] == f"nats per text; next: fastvae sample {out}"
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [(r["step"], r["split"]) for r in records] == [
         (2, "train"), (2, "valid"), (4, "train"), (4, "valid")
@@ -227,7 +229,23 @@ def test_info_names_what_serves_each_op(fastvae):
     assert said in ("not built; `pip install -v` says why", "built; serving decode_bytenet")
     assert not [op for op in found["ops"] if op.endswith("_persistent")]
     assert found["ops"]["linear"] == {"cpu": "C++ kernel", "cuda": "PyTorch"}
-    assert "layer_norm_lstm" in fastvae("info")[1]
+
+
+def test_the_tables_of_info_are_its_json(fastvae, monkeypatch):
+    import fastvae as package
+
+    monkeypatch.setenv("COLUMNS", "300")
+    found, shown = json.loads(fastvae("info", "--json")[1]), fastvae("info")[1]
+    assert (found["fastvae"], found["threads"]) == (package.__version__, torch.get_num_threads())
+    assert found["Triton kernels"] == PROVED
+    if not torch.cuda.is_available():
+        assert found["GPU"] == "none" and found["torch"] == f"{torch.__version__}, CPU only"
+    rows = [re.split(r" {2,}", line.strip()) for line in shown.splitlines()]
+    ops = found.pop("ops")
+    assert [row for row in rows if row[0] in found] == [[k, str(v)] for k, v in found.items()]
+    assert ["op", "CPU", "CUDA"] in rows
+    served = [[op, server["cpu"], server["cuda"]] for op, server in ops.items()]
+    assert [row for row in rows if row[0] in ops] == served
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux has the CPU's name there")
@@ -515,6 +533,13 @@ def test_a_full_disk_keeps_the_old_file(refused, fastvae, run, text, tmp_path):
 
 def test_demo(fastvae, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    figures, draw = [], plots.learning_curves
+    monkeypatch.setattr(
+        sys.modules["fastvae.cli.demo"],
+        "learning_curves",
+        lambda *given, **how: figures.append(how) or draw(*given, **how),
+    )
     status, out, _ = fastvae("demo", "--steps", 5, "--seed", 3)
     assert status == 0
     for part in ("Samples", "reconstruction", "seven points", "Speed", "13.39"):
@@ -545,12 +570,31 @@ def test_demo(fastvae, refused, tmp_path, monkeypatch):
     shares = [f"{n} {sum(a[n] == b.get(n) for a, b in pairs) / 2:.0f} %" for n in corpus.factors]
     assert f"kept in 200 of them: {', '.join(shares)}\n" in out
     assert f"    {lines[0]}\n  → {escape(copies[0])}" in out
+    ends = trained.encode(corpus.batch(2, torch.Generator().manual_seed(6)))
+    path = [
+        f"    {escape(t)}" for t in corpus.vocabulary.batch_decode(trained.interpolate(*ends, 7))
+    ]
+    assert "\n".join(["From one line to another in seven points of z", *path, ""]) in out
+    assert [figure["entropy"] for figure in figures] == [corpus.entropy]
+    speeds = re.findall(r"of 64 lines +([\d.]+) ms +([\d.]+) ms +([\d.]+)x", out)
+    assert len(speeds) == 2
+    for ours, plain, ratio in (map(float, row) for row in speeds):
+        low, high = (plain - 0.05) / (ours + 0.05), (plain + 0.05) / (ours - 0.05)
+        assert low - 0.05 <= ratio <= high + 0.05
     png = (folder / "learning-curve.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 10_000
     assert (folder / "metrics.jsonl").exists()
     model, vocabulary = load(folder)
     assert vocabulary.decode(model.sample(1)[0]) is not None
     assert "is not empty" in refused("demo", "--steps", 2, "--out", folder)
+
+
+def test_demos_go_to_the_first_free_folder(fastvae, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastvae.cli.training.run_demo", lambda out, **rest: out.mkdir())
+    for name in ("fastvae-demo", "fastvae-demo-2", "fastvae-demo-3"):
+        assert not Path(name).exists() and fastvae("demo")[0] == 0
+        assert Path(name).is_dir()
 
 
 def test_learning_curves_need_rows(tmp_path):
@@ -563,6 +607,7 @@ def test_learning_curves_need_rows(tmp_path):
     empty.write_text(json.dumps(row) + "\n")
     learning_curves(read_metrics(empty), tmp_path / "x.svg", entropy=1.25, title="one [/b] row")
     assert "</svg>" in (tmp_path / "x.svg").read_text()
+    assert not plots.pyplot().get_fignums()  # none is kept open
 
 
 TITLES = {
@@ -616,7 +661,11 @@ def test_learning_curves_show_every_term(drawn):
             left_out = [points[1]] * (split == "valid" and term in ("kl", "bpc"))
             assert lines[term][split] == [p for p in points if p not in left_out]
         assert axis.get_xlabel() == "step"
-    assert lines["bound"].keys() == {"train", "valid", "entropy of the corpus, 13.2"}
+    names = ["train", "valid", "entropy of the corpus, 13.2"]
+    assert [*lines["bound"]] == names
+    assert [text.get_text() for text in axes["bound"].get_legend().texts] == names
+    markers = {line.get_label(): line.get_marker() for line in axes["bound"].lines}
+    assert (markers["train"], markers["valid"]) == ("None", "o")  # of ten evaluations
     assert {y for _, y in lines["bound"]["entropy of the corpus, 13.2"]} == {13.25}
     assert all(lines[term].keys() == {"train", "valid"} for term in ("bpc", "reconstruction", "kl"))
     (weight,) = [a for a in figure.axes if a not in axes.values()]
@@ -654,9 +703,14 @@ def test_runs_are_compared_by_their_validation_where_they_have_one(drawn):
             " _one": [(r["step"], r[term]) for r in one["valid"]],
             "two": [(r["step"], r[term]) for r in other["train"]],
         }
+    (bound, *_) = drawn[0].axes
+    assert [text.get_text() for text in bound.get_legend().texts] == [" _one", "two"]
+    assert len({line.get_color() for line in bound.lines}) == 2
 
 
-def test_a_run_leaves_its_learning_curve_and_runs_are_compared(fastvae, refused, run, tmp_path):
+def test_a_run_leaves_its_learning_curve_and_runs_are_compared(
+    fastvae, refused, run, tmp_path, monkeypatch
+):
     picture = run / "learning-curve.png"
     before = picture.read_bytes()
     assert before.startswith(b"\x89PNG")
@@ -668,6 +722,9 @@ def test_a_run_leaves_its_learning_curve_and_runs_are_compared(fastvae, refused,
     drawing = tmp_path / "both.svg"
     assert fastvae("plot", run, other, "--out", drawing)[0] == 0
     assert "</svg>" in drawing.read_text()
+    monkeypatch.chdir(tmp_path)
+    assert fastvae("plot", run, other) == (0, "Written: learning-curves.png\n", "")
+    assert Path("learning-curves.png").read_bytes().startswith(b"\x89PNG")
     status, _, err = fastvae("plot", other)
     assert (status, err) == (0, "")
     (other / "learning-curve.png").unlink()
@@ -679,7 +736,7 @@ def test_a_run_leaves_its_learning_curve_and_runs_are_compared(fastvae, refused,
     (other / "metrics.jsonl").write_text('{"step": 1}\n')
     assert "metrics.jsonl: line 1 is no record of a run" in refused("plot", other)
     (other / "metrics.jsonl").write_text("")
-    assert "no rows yet" in refused("plot", run, other)
+    assert f"{other}: metrics.jsonl has no rows yet" in refused("plot", run, other)
     assert "cannot make the folder" in refused("plot", run, "--out", other / "lock" / "x.png")
     assert "'word' is not supported" in refused("plot", run, "--out", tmp_path / "x.word")
     assert ".png, .svg or .pdf" in refused("plot", run, "--out", tmp_path)
@@ -731,6 +788,7 @@ def test_threads_of_none(refused, run):
         ("--seed", 2**64, "--seed"),
         ("--temperature", "inf", "temperature must be 0 to 1e+37, got inf"),
         ("--temperature", "nan", "--temperature"),
+        ("--temperature", -0.5, "Invalid value for '--temperature' / '-t'"),
         ("--device", "meta", "device meta holds no numbers"),
         ("--device", "mps", "device mps cannot be used here"),
         ("--device", "cpu:7", "device must be cpu or cpu:0, got cpu:7"),
@@ -776,7 +834,8 @@ def test_help_of_train_has_every_field(columns):
     )
 
 
-def test_fields(fastvae):
+def test_fields(fastvae, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     status, out, _ = fastvae("fields", "--preset", "tweets-lstm-vae", "--json")
     rows = {row["field"]: row for row in json.loads(out)}
     assert status == 0 and rows["length"]["default"] == 128 and rows["clip_norm"]["default"] == 100
@@ -785,6 +844,8 @@ def test_fields(fastvae):
     status, out, _ = fastvae("fields")
     assert status == 0 and "--encoder-channels" in out and "128,256" in out
     assert re.search(r"--kl-end +7000 ", out)  # 70 % of the steps
+    titles = [line.strip() for line in out.splitlines() if "  " not in line.strip()]
+    assert titles == ["Model, preset lines", "Training"]
 
 
 def test_fields_of_no_preset(refused):
