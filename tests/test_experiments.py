@@ -1,6 +1,7 @@
 """The paper's experiments: settings of configurations, shortened and resumed runs, their pages."""
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ from fastvae.experiments import (
     speed,
 )
 from fastvae.experiments.configuration import Job
+from fastvae.experiments.configuration import main as run_main
 from fastvae.experiments.configuration import run as run_job
 from fastvae.experiments.fig3 import EQUAL_SIZE
 from fastvae.experiments.grid import (
@@ -314,6 +316,7 @@ def test_points_are_picked_by_number_or_name():
         ({"overrides": {"conv_layers": "1"}}, r"conv_layers is set by the grid: .*--points"),
         ({"overrides": {"kl_end": "soon"}}, r"kl_end = 'soon': expected a whole number"),
         ({"text": "tweets"}, r"fig6 has no text 'tweets': there are characters"),
+        ({"device": "abacus"}, r"device abacus cannot be used here"),
     ],
 )
 def test_senseless_options_are_refused(tmp_path, options, message):
@@ -565,9 +568,10 @@ def test_a_job_reaches_its_process_whole(tmp_path):
 
 def test_a_grid_measures_each_of_its_runs_once(texts, tmp_path, monkeypatch):
     """Runs one after the other in this process; their values are measured again here."""
-    began, at_once = [], []
+    began, at_once, all_jobs = [], [], []
 
     def run_jobs(jobs, most, device, console):
+        all_jobs.extend(jobs)
         began.extend(job.folder.name for job in jobs)
         at_once.append(most)
         for job in jobs:
@@ -607,7 +611,9 @@ def test_a_grid_measures_each_of_its_runs_once(texts, tmp_path, monkeypatch):
     held_out = WindowCorpus(texts["valid"], model.length, vocabulary=vocabulary)
     held_out = vocabulary.batch_decode(list(held_out))
     assert whole["variety_of_held_out"] == {**variety(held_out), "texts": len(held_out)}
-    assert [len(line) for line in whole["interpolations"]] == [7, 7, 7]
+    ends = torch.randn(3, 2, model.latent_size, generator=generator)
+    paths = [vocabulary.batch_decode(model.interpolate(a, b, 7)) for a, b in ends]
+    assert whole["interpolations"] == paths
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     terms = ("step", "reconstruction", "kl", "bound", "bpc")
     for split in ("train", "valid"):
@@ -625,6 +631,12 @@ def test_a_grid_measures_each_of_its_runs_once(texts, tmp_path, monkeypatch):
     assert "- changed from the paper's settings: encoder_channels = 8,8, latent_size = 4," in page
     assert "some runs end before their annealing does" in page
 
+    # A run begins with weights of its own seed, whatever was drawn before.
+    torch.manual_seed(99)
+    assert run_job(replace(all_jobs[0], folder=tmp_path / "again"))
+    again = load(tmp_path / "again")[0].state_dict()
+    assert all(torch.equal(again[name], t) for name, t in model.state_dict().items())
+
     # Again nothing is trained; another seed is trained alone; other settings are another run.
     experiment("fig6", options, console)
     assert len(began) == 1
@@ -635,12 +647,23 @@ def test_a_grid_measures_each_of_its_runs_once(texts, tmp_path, monkeypatch):
     model, vocabulary = load(out / "runs" / began[1])
     corpus = WindowCorpus(texts["test"], model.length, vocabulary=vocabulary)
     assert other["test"] == pytest.approx(measure(model, corpus, limit=20, nll_texts=256, seed=1))
-    assert seeds == [0] * 10 + [1] * 10
+    assert seeds == [0] * 20 + [1] * 10
     experiment("fig6", replace(options, limit=19), console)
     assert began[2:] == began[:1]
     texts["test"].write_text("line 2 of train, valid and test\n" * 9)
     experiment("fig6", replace(options, limit=19), console)
     assert began[3:] == began[:1]
+
+
+def test_another_text_has_files_of_its_own(texts, tmp_path, monkeypatch):
+    """Without results there is no figure."""
+    monkeypatch.setattr("fastvae.experiments.run_jobs", lambda *given: ({}, True))
+    for name, text, stem in (("samples", CHARACTERS, "samples-characters"), ("fig6", None, "fig6")):
+        result = experiment(name, Options(tmp_path, texts, text=text), Console(quiet=True))
+        written = [str(tmp_path / f"{stem}.{kind}") for kind in ("json", "md")]
+        left = len(configurations(name, text))
+        assert result == {"written": written, "failed": {}, "left": left, "interrupted": True}
+        assert all(Path(path).exists() for path in written)
 
 
 @pytest.mark.slow
@@ -719,6 +742,82 @@ def test_what_becomes_of_each_run_is_told(tmp_path, monkeypatch):
         "failed: loud",
         "failed: silent",
     ]
+
+
+def test_each_run_is_a_process_of_its_own(tmp_path, monkeypatch):
+    """It reads its job, has its share of the cores, and its log goes on."""
+    program, folder = tmp_path / "python", tmp_path / "run"
+    program.write_text(
+        f'#!/bin/sh\ncat > "{tmp_path}/job"\necho "$OMP_NUM_THREADS threads"\nexit 3'
+    )
+    program.chmod(0o755)
+    folder.mkdir()
+    (folder / "log.txt").write_text("from before\n")
+    (folder / "metrics.jsonl").write_text('{"step": 7}\n')
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(runner, "_cores", lambda: 4)
+    monkeypatch.setattr(runner, "SPEAK", -1)
+    console = Console(file=io.StringIO(), width=200)
+    job = Job(shortened(PRESETS["small"], 10), folder, {"train": "a"}, "cache", limit=3)
+    assert runner.run_jobs([job], 5, None, console) == ({"run": "4 threads"}, False)
+    assert json.loads((tmp_path / "job").read_text()) == json.loads(
+        replace(job, threads=4).to_json()
+    )
+    assert (folder / "log.txt").read_text() == "from before\n4 threads\n"
+    assert "7 of 10 steps\n" in console.file.getvalue()
+
+
+def test_a_process_that_ends_before_it_reads_its_job(tmp_path, monkeypatch):
+    files = {"train": "a" * (1 << 20)}  # more than a pipe holds
+    job = Job(shortened(PRESETS["small"], 10), tmp_path / "run", files, "cache")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    failed, interrupted = runner.run_jobs([job], 1, None, Console(file=io.StringIO()))
+    assert failed == {"run": "ended with status 1"} and not interrupted
+
+
+def test_no_run_is_left_behind_by_an_error(tmp_path, monkeypatch):
+    """As of a full disk, on which nothing more can be told."""
+    jobs = [Job(shortened(PRESETS["small"], 10), tmp_path / n, {}, "cache") for n in ("a", "b")]
+    processes = []
+
+    def start(job, slot, device, bars):
+        processes.append(subprocess.Popen(["sleep", "60" if processes else "0"]))
+        return runner._Worker(job, processes[-1], bars.add_task("run", total=10), slot)
+
+    def fail(*said, **how):
+        raise OSError("no space")
+
+    monkeypatch.setattr(runner, "_start", start)
+    console = Console(file=io.StringIO())
+    monkeypatch.setattr(console, "print", fail)
+    with pytest.raises(OSError, match="no space"):
+        runner.run_jobs(jobs, 2, "cpu", console)
+    assert [process.poll() for process in processes] == [0, -signal.SIGKILL]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "said"),
+    [
+        (True, 0, ""),
+        (False, 130, ""),
+        (KeyboardInterrupt(), 130, ""),
+        (ValueError("no [/b]\nroom"), 2, "fastvae: no [/b]\n"),
+        (RuntimeError("no memory"), 2, "fastvae: no memory\n"),
+    ],
+)
+def test_the_status_of_a_run(outcome, status, said, tmp_path, monkeypatch, capsys):
+    job = Job(shortened(PRESETS["small"], 10), tmp_path, {}, "cache")
+
+    def run(job):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO(job.to_json()))
+    monkeypatch.setattr("fastvae.experiments.configuration.run", run)
+    with pytest.raises(SystemExit) as end:
+        run_main()
+    assert (end.value.code, capsys.readouterr().err) == (status, said)
 
 
 WAITS = """
@@ -810,7 +909,15 @@ def test_speed_compares_steps_in_turns(tmp_path):
         found["rows"][2]["seconds_per_step"] / found["rows"][0]["seconds_per_step"]
     )
     assert all(r["parameters"] < 5000 for r in found["rows"])  # of the tiny sizes, not the paper's
-    assert "2x faster" in (tmp_path / "speed-characters.md").read_text()
+    assert {r["steps"] for r in found["rows"]} == {2}
+    assert all(r["steps_per_second"] * r["seconds_per_step"] == 1 for r in found["rows"])
+    page = (tmp_path / "speed-characters.md").read_text()
+    assert "2x faster" in page and "synthetic text" in page
+    assert f"{torch.get_num_threads()} threads" in page
+    lines = {p.stem: p.read_text().splitlines() for p in (tmp_path / "synthetic").iterdir()}
+    sizes = {"train": 20_000, "valid": 2000, "test": 2000}
+    assert {split: len(found) for split, found in lines.items()} == sizes
+    assert not any(lines[a][:9] == lines[b][:9] for a, b in itertools.combinations(lines, 2))
     assert len(result["written"]) == 2
 
 
@@ -830,6 +937,7 @@ def test_bad_use_is_one_line(fastvae, tmp_path):
     [
         (b'{"step": 7}\n', 7),
         (b'{"step": 7}\n{"step": 8', 7),
+        (b'{"step": 1}\n' * 999 + b'{"text": "%s", "step": 7}\n' % (b"a" * 2000), 7),
         (b"\xff\xfe\n", 0),
         (b"[1]\n", 0),
         (b'{"loss": 1}\n', 0),
