@@ -144,7 +144,7 @@ def test_progress_is_shown_on_a_terminal_and_removed(terminal, monkeypatch):
     file = io.StringIO()
     shown = Console(file=file, force_terminal=terminal, width=80)
     monkeypatch.setattr("fastvae.console.console", lambda stderr: shown)
-    assert [*track(iter("abc"), "reading [/b]", 3)] == ["a", "b", "c"]
+    assert [*track((c for c in "abc"), "reading [/b]", 3)] == ["a", "b", "c"]
     said = file.getvalue()
     assert ("3/3" in said and "reading [/b]" in said) if terminal else said == ""
     assert said.rpartition("reading")[2].endswith("\x1b[2K" * terminal)
