@@ -112,3 +112,16 @@ def fastvae(capsys, monkeypatch):
         return end.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Pictures are not written -> the figures that were drawn."""
+    from fastvae import plots  # once the environment above is set
+
+    figures = []
+    for module in "fastvae.plots", "fastvae.experiments.figures":
+        monkeypatch.setattr(f"{module}.save_figure", lambda figure, path: figures.append(figure))
+    yield figures
+    for figure in figures:
+        plots.pyplot().close(figure)

@@ -52,7 +52,7 @@ def test_work(timer, line):
 
 
 def run_timed(folder, *options):
-    """What TIMED prints beside benchmarks/conftest.py, for which 0.1 seconds a call are too slow."""
+    """What TIMED prints beside benchmarks/conftest.py, where 0.1 seconds a call are too slow."""
     conftest = (FOLDER / "conftest.py").read_text()
     (folder / "conftest.py").write_text(conftest + "\nSLOWEST = 0.1\n")
     (folder / "test_timed.py").write_text(TIMED)
@@ -67,8 +67,8 @@ def run_timed(folder, *options):
         "test_timed.py",
     ]
     command += ["--benchmark-only", *options]
-    own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    run = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
+    alone = {name: value for name, value in os.environ.items() if "XDIST" not in name}
+    run = subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 

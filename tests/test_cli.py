@@ -618,16 +618,6 @@ TITLES = {
 }
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Pictures are not written -> the figures that were drawn."""
-    figures = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
-    yield figures
-    for figure in figures:
-        plots.pyplot().close(figure)
-
-
 def panels(figure):
     """Term -> its panel; the lines of a panel by label."""
     axes = {axis.get_title(): axis for axis in figure.axes}

@@ -394,16 +394,6 @@ def test_every_experiment_has_its_page_and_figure(name, text, tmp_path):
                for line in empty.splitlines() if line.startswith("|"))  # fmt: skip
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Pictures are not written -> the figures that were drawn."""
-    drawn = []
-    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
-    yield drawn
-    for figure in drawn:
-        figures.pyplot().close(figure)
-
-
 def lines_of(axis):
     """x and y of each line, solid or dashed."""
     return sorted((line.get_linestyle(), *map(list, line.get_data())) for line in axis.lines)

@@ -31,6 +31,8 @@ template <class T, class Q>
 struct Panels {
   using P = Packed<Q>;
   using S = opmath_type<T>;
+  // What operands are stored as: bfloat16 stays half as large where a product converts a vector once for all rows.
+  using Stored = std::conditional_t<std::is_same_v<Q, BFloat16> && HOLD_COLUMNS<P>, Q, P>;
   static constexpr int64_t W = NR<P>;
   char* data;
   int64_t k, n, gates = 1;
@@ -38,13 +40,13 @@ struct Panels {
   int64_t channels() const { return n / gates; }
   int64_t panel_channels() const { return W / gates; }
   int64_t count() const { return (channels() + panel_channels() - 1) / panel_channels(); }
-  int64_t operand_bytes() const { return packed_depth<P>(k) * W * sizeof(P); }
+  int64_t operand_bytes() const { return packed_depth<P>(k) * W * sizeof(Stored); }
   int64_t panel_bytes() const {
     return operand_bytes() + (std::is_integral_v<P> ? W * (sizeof(S) + sizeof(int32_t)) : 0);
   }
   char* end() const { return data + count() * panel_bytes(); }
 
-  P* operands(int64_t p) const { return reinterpret_cast<P*>(data + p * panel_bytes()); }
+  Stored* operands(int64_t p) const { return reinterpret_cast<Stored*>(data + p * panel_bytes()); }
   S* scales(int64_t p) const { return reinterpret_cast<S*>(data + p * panel_bytes() + operand_bytes()); }
   int32_t* starts(int64_t p) const { return reinterpret_cast<int32_t*>(scales(p) + W); }
 };
@@ -53,12 +55,13 @@ struct Panels {
 template <class T, class Q>
 void pack_weight(const Team& team, const Weight<T>& b, const Panels<T, Q>& to) {
   using P = Packed<Q>;
+  using Stored = typename Panels<T, Q>::Stored;
   using S = opmath_type<T>;
   constexpr int64_t W = NR<P>, step = STEP<P>;
   const auto [p0, p1] = team.share(to.count());
   for (int64_t p = p0; p < p1; ++p) {
     std::memset(to.data + p * to.panel_bytes(), 0, to.panel_bytes());
-    P* out = to.operands(p);
+    Stored* out = to.operands(p);
     const T* columns[W];
     for (int64_t j = 0; j < W; ++j) {
       const int64_t channel = p * to.panel_channels() + j % to.panel_channels();
@@ -76,12 +79,12 @@ void pack_weight(const Team& team, const Weight<T>& b, const Panels<T, Q>& to) {
       for (int64_t j = 0; j < W; ++j)
         for (int64_t i = i0; columns[j] && i < std::min(i0 + 16, to.k); ++i) {
           const T x = columns[j][i * b.sk];
-          P& y = out[(i / step * W + j) * step + i % step];
+          Stored& y = out[(i / step * W + j) * step + i % step];
           if constexpr (std::is_integral_v<P>) {
-            y = P(round_to_int8<T>(S(x), to.scales(p)[j]));
+            y = Stored(round_to_int8<T>(S(x), to.scales(p)[j]));
             to.starts(p)[j] -= INT8_OFFSET * y;
           } else {
-            y = convert<P>(x);
+            y = convert<Stored>(x);
           }
         }
   }
@@ -167,12 +170,25 @@ void multiply_panel(const Rows<T, Q>& a, int64_t t0, int64_t t1, const Panels<T,
       }
     }
   } else {
-    for (int64_t k0 = 0; k0 < std::max<int64_t>(a.k, 1); k0 += KC<P>) {
-      const P* const panel = b.operands(p) + k0 * W;
-      const int64_t here = std::min(KC<P>, a.k - k0);
-      for (int64_t t = t0; t < t1; ++t)
-        multiply(a.tile(t, k0), panel, here, c + (t - t0) * MR * ldc, ldc, rows(t), n, add || k0 > 0, a.tile_rows(),
-                 share_ahead(panel + here * W, here, t - t0, t1 - t0));
+    using Stored = typename Panels<T, Q>::Stored;
+    constexpr bool as_stored = std::is_same_v<Stored, P>;
+    constexpr int64_t slice = as_stored ? KC<P> : SUMMED;
+    alignas(LINE) P converted[as_stored ? 1 : SUMMED * W];
+    for (int64_t k0 = 0; k0 < std::max<int64_t>(a.k, 1); k0 += slice) {
+      const Stored* const panel = b.operands(p) + k0 * W;
+      const int64_t here = std::min(slice, a.k - k0);
+      const auto multiply_tiles = [&](const auto* columns) __attribute__((always_inline)) {
+        for (int64_t t = t0; t < t1; ++t)
+          multiply(a.tile(t, k0), columns, here, c + (t - t0) * MR * ldc, ldc, rows(t), n, add || k0 > 0, a.tile_rows(),
+                   share_ahead<P>(panel + here * W, here, t - t0, t1 - t0));
+      };
+      if constexpr (!as_stored)
+        if (t1 - t0 > 1) {  // several tiles: converted once for all of them
+          for (int64_t i = 0; i < here * W; i += LANES<P>) store(converted + i, load(panel + i));
+          multiply_tiles(converted);
+          continue;
+        }
+      multiply_tiles(panel);
     }
   }
 }

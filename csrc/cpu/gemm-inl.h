@@ -143,6 +143,15 @@ INLINE vec<P> load_panel(const P* b) {
   return v;
 }
 
+// A vector of operands of P, which are stored as such or as bfloat16.
+template <class P, class E>
+INLINE vec<P> load_stored(const E* b) {
+  if constexpr (std::is_same_v<P, E>)
+    return load_panel(b);
+  else
+    return load(b);
+}
+
 // N rows of k values, each contiguous, to columns of operands `width` wide: [k / STEP][width][STEP]. A null row is
 // zeros.
 template <int64_t N, class P, class T>
@@ -311,8 +320,8 @@ struct Ahead {
 // c [M, V vectors] (+)= tile · the first V vectors of a panel, a tile of `rows` rows. Few rows or columns leave
 // registers free: they hold several partial sums over k, which hides the latency of the multiply-add and rounds less.
 // A function of its own and without special cases: compilers then keep all sums in registers.
-template <class P, int M, int V, class S>
-NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc, bool add, int64_t rows, Ahead ahead) {
+template <class P, int M, int V, class E, class S>
+NOINLINE void multiply_rows(const P* a, const E* b, int64_t k, S* c, int64_t ldc, bool add, int64_t rows, Ahead ahead) {
 #if defined(__clang__)  // loads the columns of the next part early
   constexpr int ROOM = 3 * VECTOR_MR - 1;
 #else
@@ -328,7 +337,7 @@ NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc
     ahead.p += ahead.stride;
     const auto load_columns = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 3
-      for (int v = 0; v < V; ++v) columns[v] = load_panel(b + v * W * STEP<P>);
+      for (int v = 0; v < V; ++v) columns[v] = load_stored<P>(b + v * W * STEP<P>);
     };
     load_columns();
     if constexpr (HOLD_COLUMNS<P>)
@@ -375,8 +384,8 @@ NOINLINE void multiply_rows(const P* a, const P* b, int64_t k, S* c, int64_t ldc
 }
 
 // multiply_rows for m <= MR_BY_VECTORS rows and so many whole vectors that n columns fit, in sums of bounded length.
-template <class P, class S>
-INLINE void multiply_vectors(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n,
+template <class P, class E, class S>
+INLINE void multiply_vectors(const P* tile, const E* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n,
                              bool add, int64_t rows, Ahead ahead) {
   constexpr int64_t length = SUMMED * STEP<P>;
   const auto run = [&]<int M, int V = 3>() {
@@ -481,8 +490,8 @@ INLINE void multiply_amx(const P* tile, const P* panel, int64_t k, S* c, int64_t
 #endif
 
 // c [m, n] (+)= tile · panel, m <= MR, n <= NR; the tile has `rows` rows.
-template <class P, class S = Sum<P>>
-void multiply(const P* tile, const P* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
+template <class P, class E, class S>
+void multiply(const P* tile, const E* panel, int64_t k, S* c, int64_t ldc, int64_t m, int64_t n, bool add,
               int64_t rows = MR, Ahead ahead = {}) {
   constexpr int64_t W = NR<P>;
 #ifdef AMX
@@ -523,9 +532,9 @@ class Upcoming {
 // What the i-th of so many products with k steps of a panel fetches: an even share of as many steps at `next`, so that
 // they have come from far away once the last product is done. Or, while `upcoming` has something left, as few products
 // as can fetch them all at a line a step, and the others that.
-template <class P>
-INLINE Ahead share_ahead(const P* next, int64_t k, int64_t i, int64_t products, Upcoming* upcoming = nullptr) {
-  constexpr int64_t STEP_BYTES = NR<P> * STEP<P> * int64_t(sizeof(P)), LEAST = (STEP_BYTES + LINE - 1) / LINE;
+template <class P, class E>
+INLINE Ahead share_ahead(const E* next, int64_t k, int64_t i, int64_t products, Upcoming* upcoming = nullptr) {
+  constexpr int64_t STEP_BYTES = NR<P> * STEP<P> * int64_t(sizeof(E)), LEAST = (STEP_BYTES + LINE - 1) / LINE;
   if (products < LEAST) return {};  // left to the machine
   const int64_t fetching = upcoming && upcoming->left() ? LEAST : products;
   if (i >= fetching) return upcoming->next(k / STEP<P>);
@@ -570,7 +579,7 @@ void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, opmath
         for (int64_t t = t0; t < t1; ++t)
           multiply(a + (t * depth + k0) * MR, panel, here, c + t * MR * ldc + p * NR<P>, ldc, std::min(MR, m - t * MR),
                    std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR,
-                   share_ahead(next, here, t - t0, t1 - t0, upcoming));
+                   share_ahead<P>(next, here, t - t0, t1 - t0, upcoming));
       }
       i += t1 - t0;
     }
@@ -649,7 +658,7 @@ void gemm(Team& team, int64_t m, int64_t n, int64_t k, Strided<TA> a, Strided<TB
         const P* const panel = packed + p * length * W;
         for (int64_t t = 0; t < here; ++t)
           product(own_a + t * length * MR, panel, t0 + t, p,
-                  share_ahead(panel + length * W, depth, t, here, &upcoming));
+                  share_ahead<P>(panel + length * W, depth, t, here, &upcoming));
       }
     }
     team.wait();

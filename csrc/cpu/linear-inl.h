@@ -37,7 +37,7 @@ INLINE void multiply_slabs(const Team& team, int64_t rows, int64_t later, int64_
             for (int64_t r = 0; r < height; ++r)
               for (int64_t c = 0; c < columns; c += LINE / sizeof(T)) __builtin_prefetch(there + r * n + c, 1);
           multiply(own_tiles + t * depth + k0 * MR, panel, length, own + t * W, W, height, columns, k0 > 0, MR,
-                   share_ahead(panel + length * W, length, t / MR, num_tiles(here), &upcoming));
+                   share_ahead<P>(panel + length * W, length, t / MR, num_tiles(here), &upcoming));
           if (k0 + length < k) continue;
           for (int64_t r = 0; r < height; ++r)
             for (int64_t c = 0; c < columns; c += LANES<T>)

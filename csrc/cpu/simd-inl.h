@@ -57,11 +57,22 @@ INLINE void store_bits(T* p, V v, int64_t n) {
 #endif
 }
 
+// One instruction where there is one: GCC makes several of __builtin_convertvector.
+INLINE u32 widen(u16 v) {
+#if VECTOR_BYTES == 64
+  return (u32)_mm512_cvtepu16_epi32((__m256i)v);
+#elif VECTOR_BYTES == 32
+  return (u32)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+  return __builtin_convertvector(v, u32);
+#endif
+}
+
 // load and store the first n lanes (n < LANES only at the end of a row; missing lanes read as 0)
 template <class T>
 INLINE vec<T> load(const T* p, int64_t n = LANES<T>) {
   if constexpr (std::is_same_v<T, BFloat16>)
-    return (f32)(__builtin_convertvector(load_bits<u16>(p, n), u32) << 16);
+    return (f32)(widen(load_bits<u16>(p, n)) << 16);
   else
     return load_bits<vec<T>>(p, n);
 }
