@@ -56,19 +56,12 @@ def run_timed(folder, *options):
     conftest = (FOLDER / "conftest.py").read_text()
     (folder / "conftest.py").write_text(conftest + "\nSLOWEST = 0.1\n")
     (folder / "test_timed.py").write_text(TIMED)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-rs",
-        "-s",
-        "-p",
-        "no:cacheprovider",
-        "test_timed.py",
-    ]
-    command += ["--benchmark-only", *options]
+    command = [sys.executable, "-m", "pytest", "-rs", "-s", "-p", "no:cacheprovider"]
+    command += ["--benchmark-only", "test_timed.py", *options]
     alone = {name: value for name, value in os.environ.items() if "XDIST" not in name}
-    run = subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        command, cwd=folder, env=alone, capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 

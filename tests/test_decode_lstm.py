@@ -65,6 +65,13 @@ def test_forward(shape, noisy, dtype):
     assert_best(tokens, noise, inputs)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("B", [1, 3, 21])
+def test_long_sums_at_every_isa(isa, B, dtype):
+    inputs = make((3, B, 5, 530, 33), dtype)
+    assert_best(decode_lstm(*inputs), None, inputs)
+
+
 @pytest.mark.parametrize("noisy", [False, True], ids=["greedy", "noise"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
