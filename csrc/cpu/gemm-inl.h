@@ -75,8 +75,8 @@ INLINE void hold(V& v) {
   asm("" : VECTOR_REGISTER(v));
 }
 // And where a and b point is known once v is.
-template <class V, class P>
-INLINE void hold(V& v, const P*& a, const P*& b) {
+template <class V, class P, class E>
+INLINE void hold(V& v, const P*& a, const E*& b) {
   asm("" : VECTOR_REGISTER(v), "+r"(a), "+r"(b));
 }
 
