@@ -22,11 +22,11 @@ from fastvae import _C
 KEPT = "arch", "brand_raw", "count", "family", "model"
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SLOWEST = 5  # seconds a call, of a line that is timed
 # Lines, works and batches: what a test's parameters must not hold on the other device.
 GPU_ONLY = {"graph", "graph bf16", "nn.LSTM fp16", "FlashRNN (no norm) bf16", "Haste (other norms)"}
 GPU_ONLY |= {"LayerNorm-LSTM forward", 1024, "fastvae recorded", "fastvae recorded bf16"}
 GPU_ONLY |= {"fastvae persistent", "fastvae persistent bf16", "fastvae persistent fp16"}
-SLOWEST = 5  # seconds a call, of a line that is timed
 CPU_ONLY = {"fastvae int8", "nn.LSTM deprecated int8", "pads computed"}
 
 

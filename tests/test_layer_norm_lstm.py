@@ -144,14 +144,10 @@ def test_lengths_at_every_isa(isa, packed):
         assert_accurate(gradients(fn), gradients(expected), *inputs)
 
 
+@pytest.mark.parametrize("threads", [1], indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_more_rows_than_a_cache_holds_at_every_isa(isa, dtype):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert_accurate(both, both_reference, *make((1, 130, 520), dtype))
-    finally:
-        torch.set_num_threads(before)
+def test_more_rows_than_a_cache_holds_at_every_isa(isa, dtype, threads):
+    assert_accurate(both, both_reference, *make((1, 130, 520), dtype))
 
 
 @pytest.mark.parametrize("B", [13, 129, 200])  # 129: two threads' own sequences are 65 and 64
