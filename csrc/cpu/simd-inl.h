@@ -58,7 +58,7 @@ INLINE void store_bits(T* p, V v, int64_t n) {
 }
 
 // One instruction where there is one: GCC makes several of __builtin_convertvector.
-INLINE u32 widen(u16 v) {
+INLINE u32 upcast(u16 v) {
 #if VECTOR_BYTES == 64
   return (u32)_mm512_cvtepu16_epi32((__m256i)v);
 #elif VECTOR_BYTES == 32
@@ -72,7 +72,7 @@ INLINE u32 widen(u16 v) {
 template <class T>
 INLINE vec<T> load(const T* p, int64_t n = LANES<T>) {
   if constexpr (std::is_same_v<T, BFloat16>)
-    return (f32)(widen(load_bits<u16>(p, n)) << 16);
+    return (f32)(upcast(load_bits<u16>(p, n)) << 16);
   else
     return load_bits<vec<T>>(p, n);
 }
