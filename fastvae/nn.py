@@ -525,7 +525,7 @@ class ConvEncoder(_Composite):
         """tokens [B, L] int64 -> mean, log-variance [B, Z]."""
         x = self._first(tokens)
         for n, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x) if n else x).relu()
+            x = norm(conv(x) if n else x).relu_()
         return self.linear(x.flatten(1)).chunk(2, -1)
 
     def _first(self, tokens: Tensor) -> Tensor:
@@ -538,7 +538,7 @@ class ConvEncoder(_Composite):
             tokens = tokens + (tokens == self.vocab_size)
             table = F.pad(table, (0, 0, 0, 1), value=float("nan"))
         windows = F.pad(tokens, (1, 0), value=self.vocab_size).unfold(1, 3, 2)
-        y = conv.bias + sum(F.embedding(windows[..., k], table[k]) for k in range(3))
+        y = conv.bias + sum(map(F.embedding, windows.unbind(-1), table.unbind()))
         (y,) = cast(y.to(conv.weight.dtype))
         return y.transpose(1, 2).contiguous()
 
@@ -586,5 +586,5 @@ class DeconvDecoder(_Composite):
         """z [B, Z] -> features [T, B, D]."""
         x = self.linear(z.to(self.linear.weight.dtype)).relu().unflatten(1, self.shape)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = norm(conv(x)).relu()
+            x = norm(conv(x)).relu_()
         return x.permute(2, 0, 1).contiguous()

@@ -121,7 +121,7 @@ void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
   P* const packed_a = tile_at(static_cast<P*>(s.packed_a), depth, work.first);
   S *const a = s.a + work.first * G, *const state = s.state + work.first * H;
   const auto [all0, all1] = work.share(work.count(rows.B));
-  const int64_t all = work.stride == 1 && rows.num_pads == 0 ? work.count(rows.B) : 0;
+  const bool side_by_side = work.stride == 1 && rows.num_pads == 0;
   const auto order = [&](int64_t b) { return rows.order[work.sequence(b)]; };
   pack_rows_at([&](int64_t b) { return s.h0 + order(b) * H; }, all0, all1, H, packed_a);
   for (int64_t b = all0; b < all1; ++b) {
@@ -138,7 +138,7 @@ void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
     const int64_t count = work.count(rows.count[t]);
     const auto [b0, b1] = work.share(count);
     Upcoming upcoming;
-    if (count == all && b0 < b1) {
+    if (side_by_side && b0 < b1) {
       const int64_t row = rows.now[rows.first[t] + work.sequence(b0)], here = b1 - b0;
       upcoming.add(s.x + row * G, here * G);
       if (s.normalized) upcoming.add(s.normalized + row * G, here * G);
@@ -230,7 +230,7 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
   S* all_sums = step_sums + 2 * G;
   std::fill(all_sums, all_sums + 2 * G, S(0));
   const auto [all0, all1] = work.share(work.count(rows.B));
-  const int64_t all = work.stride == 1 && rows.num_pads == 0 ? work.count(rows.B) : 0;
+  const bool side_by_side = work.stride == 1 && rows.num_pads == 0;
   const auto order = [&](int64_t b) { return rows.order[work.sequence(b)]; };
   std::fill(dh_through + all0 * H, dh_through + all1 * H, S(0));
   for (int64_t b = all0; b < all1; ++b)
@@ -260,7 +260,7 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
     for (int64_t k = 0; k < 2 * G; ++k) all_sums[k] += step_sums[k];
     group.wait();
     Upcoming upcoming;
-    if (t > 0 && count == all && b0 < b1) {
+    if (t > 0 && side_by_side && b0 < b1) {
       const auto at = [&](int64_t step) { return rows.now[rows.first[step] + work.sequence(b0)]; };
       const int64_t here = b1 - b0;
       upcoming.add(s.normalized + at(t - 1) * G, here * G);
