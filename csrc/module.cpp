@@ -36,6 +36,9 @@ STABLE_TORCH_LIBRARY(fastvae, m) {
       "linear_backward(Tensor da, Tensor? x, Tensor weight, Tensor? tokens) "
       "-> (Tensor dx, Tensor dweight, Tensor dbias)");
 
+  m.def("unfold(Tensor x) -> Tensor");
+  m.def("fold(Tensor windows, Tensor? bias=None) -> Tensor");
+
   m.def("gumbel_noise(Tensor seed, SymInt steps, SymInt batch, SymInt vocab_size, float temperature) -> Tensor");
   m.def(
       "decode_lstm(Tensor features, Tensor feature_weight, Tensor token_embeddings, Tensor weight_hh, Tensor "

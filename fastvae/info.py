@@ -17,6 +17,8 @@ ON_GPU = {
     "highway_conv_gate": "Triton: float64 in PyTorch",
     "highway_conv": "Triton: float64 in PyTorch",
     "linear": "PyTorch",
+    "unfold": "PyTorch",
+    "fold": "PyTorch",
     "gumbel_noise": "Triton",
     "decode_lstm": "Triton: H and V up to 2,048; float64 and int8 in PyTorch",
     "decode_bytenet": "CUDA C++: C of 256 to 512, in bfloat16 up to 256 sequences, in float32 up "

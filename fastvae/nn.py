@@ -96,12 +96,52 @@ class Linear(NoTorchScript, _Uniform, nn.Linear):
         return ops.linear(*cast(x, self.weight, self.bias), tokens)
 
 
-class Conv1d(_Uniform, nn.Conv1d):
-    """`torch.nn.Conv1d`, initialized as in the paper."""
+class StridedConv(NoTorchScript, _Uniform, nn.Conv1d):
+    """Convolution that halves a sequence: x [2T, B, C] -> [T, B, N], initialized as in the paper.
+
+    `torch.nn.Conv1d` of kernel 3, stride 2 and padding 1, with its parameters.
+
+    Args:
+        in_channels: C.
+        out_channels: N.
+        device: where parameters are created.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, device=None, dtype=None) -> None:
+        super().__init__(in_channels, out_channels, 3, 2, 1, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [2T, B, C] -> [T, B, N]."""
+        if x.device.type != "cpu":
+            return super().forward(x.permute(1, 2, 0)).permute(2, 0, 1)
+        x, weight, bias = cast(x, self.weight, self.bias)
+        return ops.linear(ops.unfold(x).flatten(2), weight.flatten(1), bias)
 
 
-class ConvTranspose1d(_Uniform, nn.ConvTranspose1d):
-    """`torch.nn.ConvTranspose1d`, initialized as in the paper."""
+class StridedConvTranspose(NoTorchScript, _Uniform, nn.ConvTranspose1d):
+    """Convolution that doubles a sequence: x [T, B, C] -> [2T, B, N], initialized as in the paper.
+
+    `torch.nn.ConvTranspose1d` of kernel 3, stride 2, padding 1 and output padding 1, with its
+    parameters.
+
+    Args:
+        in_channels: C.
+        out_channels: N.
+        device: where parameters are created.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, device=None, dtype=None) -> None:
+        super().__init__(in_channels, out_channels, 3, 2, 1, 1, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, B, C] -> [2T, B, N]."""
+        if x.device.type != "cpu":
+            return super().forward(x.permute(1, 2, 0)).permute(2, 0, 1)
+        x, weight, bias = cast(x, self.weight, self.bias)
+        windows = ops.linear(x, weight.flatten(1).T, weight.new_zeros(weight[0].numel()))
+        return ops.fold(windows.unflatten(2, (-1, 3)), bias)
 
 
 class _Composite(NoTorchScript, nn.Module):
@@ -185,6 +225,11 @@ class BatchNorm(NoTorchScript, AcrossProcesses, nn.BatchNorm1d):
         folded = upcast(weight) * scale.view(-1, *[1] * (weight.dim() - 1))
         shifted = (upcast(bias) - self.running_mean) * scale + self.bias
         return folded.to(weight.dtype), shifted.to(bias.dtype)
+
+
+def norm_rows(norm: BatchNorm, x: Tensor) -> Tensor:
+    """x [T, B, C] -> the same shape, normalized over T and B."""
+    return norm(x.flatten(0, 1)).view_as(x)
 
 
 def set_process_group(model: nn.Module, group) -> None:
@@ -514,7 +559,7 @@ class ConvEncoder(_Composite):
         factory_kwargs = {"device": device, "dtype": dtype}
         self.vocab_size = vocab_size
         self.convs = nn.ModuleList(
-            Conv1d(before, after, 3, stride=2, padding=1, **factory_kwargs)
+            StridedConv(before, after, **factory_kwargs)
             for before, after in pairwise((vocab_size, *channels))
         )
         self.norms = nn.ModuleList(BatchNorm(size, **factory_kwargs) for size in channels)
@@ -525,11 +570,11 @@ class ConvEncoder(_Composite):
         """tokens [B, L] int64 -> mean, log-variance [B, Z]."""
         x = self._first(tokens)
         for n, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x) if n else x).relu_()
-        return self.linear(x.flatten(1)).chunk(2, -1)
+            x = norm_rows(norm, conv(x) if n else x).relu_()
+        return self.linear(x.permute(1, 2, 0).flatten(1)).chunk(2, -1)
 
     def _first(self, tokens: Tensor) -> Tensor:
-        """The first convolution, of one-hot tokens [B, L] -> [B, C, L / 2]; sums table rows."""
+        """The first convolution, of one-hot tokens [B, L] -> [L / 2, B, C]; sums table rows."""
         conv = self.convs[0]
         # [3, V + 1, C]: each tap's rows, then zeros for the position before the sequence.
         table = F.pad(upcast(conv.weight).permute(2, 1, 0), (0, 0, 0, 1))
@@ -537,10 +582,9 @@ class ConvEncoder(_Composite):
             tokens = mark_unknown(tokens, self.vocab_size)
             tokens = tokens + (tokens == self.vocab_size)
             table = F.pad(table, (0, 0, 0, 1), value=float("nan"))
-        windows = F.pad(tokens, (1, 0), value=self.vocab_size).unfold(1, 3, 2)
+        windows = F.pad(tokens.T, (0, 0, 1, 0), value=self.vocab_size).unfold(0, 3, 2)
         y = conv.bias + sum(map(F.embedding, windows.unbind(-1), table.unbind()))
-        (y,) = cast(y.to(conv.weight.dtype))
-        return y.transpose(1, 2).contiguous()
+        return cast(y.to(conv.weight.dtype))[0]
 
 
 class DeconvDecoder(_Composite):
@@ -575,9 +619,7 @@ class DeconvDecoder(_Composite):
         sizes = (*reversed(channels), feature_channels)
         self.linear = Linear(latent_size, self.shape[0] * self.shape[1], **factory_kwargs)
         self.convs = nn.ModuleList(
-            ConvTranspose1d(
-                before, after, 3, stride=2, padding=1, output_padding=1, **factory_kwargs
-            )
+            StridedConvTranspose(before, after, **factory_kwargs)
             for before, after in pairwise(sizes)
         )
         self.norms = nn.ModuleList(BatchNorm(size, **factory_kwargs) for size in sizes[1:])
@@ -585,6 +627,7 @@ class DeconvDecoder(_Composite):
     def forward(self, z: Tensor) -> Tensor:
         """z [B, Z] -> features [T, B, D]."""
         x = self.linear(z.to(self.linear.weight.dtype)).relu().unflatten(1, self.shape)
+        x = x.permute(2, 0, 1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = norm(conv(x)).relu_()
-        return x.permute(2, 0, 1).contiguous()
+            x = norm_rows(norm, conv(x)).relu_()
+        return x

@@ -45,6 +45,8 @@ def valid(op: str | None = None) -> dict | list:
         "highway_conv_gate": [f(T, B, 3 * H), f(T, B, H), *norm, True],
         "highway_conv_gate_backward": [f(T, B, H), f(T, B, 3 * H), f(T, B, H), *norm, True],
         "highway_conv": [f(T, B, H), f(3 * H, H, 2), f(3 * H), True],
+        "unfold": [f(2 * T, B, H)],
+        "fold": [f(T, B, H, 3), f(H)],
         "decode_lstm_pack": [f(4 * H, D), lstm[0], decode[0], f(V + 1, 4 * H), False],
         "decode_bytenet_pack": [*bytenet, False],
         "decode_lstm": [

@@ -39,6 +39,7 @@ BASELINES = {
     "baseline-mask_history": {"word_dropout": 1.0},
 }
 MODELS = [*HYBRIDS, *BASELINES]
+POSTERIOR = "encoder.linear.weight", "posterior_linear.weight"  # of a hybrid, of a baseline
 
 
 def pair(name, **more):
@@ -63,7 +64,7 @@ def lively_state(make):
             tensor.uniform_(0.5, 2)
         elif tensor.is_floating_point():
             tensor.add_(torch.randn_like(tensor), alpha=0.8 if tensor.dim() > 1 else 0.3)
-            if name in ("encoder.linear.weight", "posterior_linear.weight"):
+            if name in POSTERIOR:
                 tensor.mul_(0.1)
     return state
 
@@ -239,14 +240,18 @@ def test_likelihood_of_lines(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluation(name):
-    """Running statistics, no random dropping: forward, posterior and likelihood."""
+    """Running statistics, no random dropping: forward, posterior and likelihood.
+
+    The posterior's weight is an input too: one value of it would be one chance of rounding.
+    """
     ours, reference_model = pair(name)
     state = lively_state(reference_model)
     tokens, _, noise = batches(8)
+    posterior = next(key for key in POSTERIOR if key in state)
 
     def evaluate(make):
-        def run(noise):
-            model, results = build(make, state, noise.dtype), []
+        def run(noise, weight):
+            model, results = build(make, state | {posterior: weight}, noise.dtype), []
             for batch, drawn in zip(tokens, noise, strict=True):
                 terms = *model(batch, 0.7, eps=drawn), *model.posterior(batch)
                 results.append((*terms, model.log_likelihood(batch, drawn)))
@@ -257,7 +262,7 @@ def test_evaluation(name):
         return run
 
     with torch.no_grad():
-        assert_accurate(evaluate(ours), evaluate(reference_model), noise)
+        assert_accurate(evaluate(ours), evaluate(reference_model), noise, state[posterior])
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -10,16 +10,19 @@ from fastvae.ops.gumbel_noise import gumbel_noise
 from fastvae.ops.highway_conv import highway_conv, highway_conv_gate, highway_conv_project
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm
 from fastvae.ops.linear import linear
+from fastvae.ops.unfold import fold, unfold
 
 __all__ = [
     "decode_bytenet",
     "decode_bytenet_pack",
     "decode_lstm",
     "decode_lstm_pack",
+    "fold",
     "gumbel_noise",
     "highway_conv",
     "highway_conv_gate",
     "highway_conv_project",
     "layer_norm_lstm",
     "linear",
+    "unfold",
 ]

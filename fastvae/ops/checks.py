@@ -113,6 +113,26 @@ def check_linear(
     return tuple(x.shape[:-1] if tokens is None else tokens.shape)
 
 
+def check_unfold(x: Tensor) -> tuple[int, int, int]:
+    """-> 2T, B, C."""
+    check_like({"x": x})
+    ((steps, B, C),) = check_shapes(x=(x, 3))
+    if steps % 2:
+        raise RuntimeError(f"x must have an even number of steps, got {list(x.shape)}")
+    return steps, B, C
+
+
+def check_fold(windows: Tensor, bias: Tensor | None) -> tuple[int, int, int]:
+    """-> T, B, C."""
+    check_like({"windows": windows} | ({} if bias is None else {"bias": bias}))
+    ((T, B, C, taps),) = check_shapes(windows=(windows, 4))
+    if taps != 3:
+        raise RuntimeError(f"windows must have shape [T, B, C, 3], got {list(windows.shape)}")
+    if bias is not None:
+        check_shapes(bias=(bias, (C,)))
+    return T, B, C
+
+
 def check_layer_norm_lstm(
     x: Tensor,
     weight_hh: Tensor,
