@@ -227,7 +227,7 @@ class BatchNorm(NoTorchScript, AcrossProcesses, nn.BatchNorm1d):
         return folded.to(weight.dtype), shifted.to(bias.dtype)
 
 
-def norm_rows(norm: BatchNorm, x: Tensor) -> Tensor:
+def _norm_rows(norm: BatchNorm, x: Tensor) -> Tensor:
     """x [T, B, C] -> the same shape, normalized over T and B."""
     return norm(x.flatten(0, 1)).view_as(x)
 
@@ -570,7 +570,7 @@ class ConvEncoder(_Composite):
         """tokens [B, L] int64 -> mean, log-variance [B, Z]."""
         x = self._first(tokens)
         for n, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm_rows(norm, conv(x) if n else x).relu_()
+            x = _norm_rows(norm, conv(x) if n else x).relu_()
         return self.linear(x.permute(1, 2, 0).flatten(1)).chunk(2, -1)
 
     def _first(self, tokens: Tensor) -> Tensor:
@@ -629,5 +629,5 @@ class DeconvDecoder(_Composite):
         x = self.linear(z.to(self.linear.weight.dtype)).relu().unflatten(1, self.shape)
         x = x.permute(2, 0, 1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = norm_rows(norm, conv(x)).relu_()
+            x = _norm_rows(norm, conv(x)).relu_()
         return x

@@ -112,7 +112,8 @@ def main() -> None:
     for call in range(count):
         op = rng.choice(ops)
         arguments = valid(op)
-        for n in rng.sample(range(len(arguments)), rng.choice((1, 1, 1, 2, 3))):
+        changed = min(rng.choice((1, 1, 1, 2, 3)), len(arguments))
+        for n in rng.sample(range(len(arguments)), changed):
             arguments[n] = hostile(rng, arguments[n]) if arguments[n] is not None else None
         print(f"{call} {op}", file=sys.stderr)
         try:
