@@ -18,15 +18,24 @@ def test_a_tensor_of_another_dtype_or_device_is_refused(op):
     """By the fake as by the kernel: an output of what it lets pass is memory that nobody wrote."""
     call, here = getattr(torch.ops.fastvae, op.split()[0]), valid(op)
     fake = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in here]
+    alone = sum(isinstance(t, torch.Tensor) for t in here) == 1
     for n, value in enumerate(here):
         if isinstance(value, torch.Tensor):
             for wrong, given in (
                 (value.to(torch.complex64), here),
                 (fake[n].to(torch.complex64), fake),
-                (fake[n], here),
+                *([] if alone else [(fake[n], here)]),
             ):
                 with pytest.raises(RuntimeError, match=r"must (be|have)|takes float32"):
                     call(*given[:n], wrong, *given[n + 1 :])
+
+
+@pytest.mark.parametrize("op", list(valid()))
+def test_no_tensor_at_all_is_refused(op):
+    """The dispatcher knows no device of them, and no kernel sees them."""
+    inputs = [None if isinstance(t, torch.Tensor) else t for t in valid(op)]
+    with pytest.raises(RuntimeError, match=r"^\w+ must be a tensor, got None$"):
+        getattr(torch.ops.fastvae, op.split()[0])(*inputs)
 
 
 def run(seed: int, folder: Path) -> subprocess.CompletedProcess:

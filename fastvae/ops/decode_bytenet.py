@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fastvae.ops.checks import check_decode_bytenet, check_decode_bytenet_pack, check_packed
 from fastvae.ops.decode_lstm import Step, decode_steps, fake_packed, pack_reference
+from fastvae.ops.fallback import register_fallback
 from fastvae.ops.int8 import check_int8, float_linear, int8_linear
 
 
@@ -153,9 +154,8 @@ def bytenet_step(
     return step
 
 
-# Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
-torch.library.impl("fastvae::decode_bytenet", "CompositeExplicitAutograd", decode_bytenet_reference)
-torch.library.impl("fastvae::decode_bytenet_pack", "CompositeExplicitAutograd", pack_reference)
+register_fallback("decode_bytenet", decode_bytenet_reference)
+register_fallback("decode_bytenet_pack", pack_reference)
 
 
 @torch.library.register_fake("fastvae::decode_bytenet_pack")

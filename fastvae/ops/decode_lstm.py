@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastvae.ops.checks import check_decode_lstm, check_decode_lstm_pack, check_packed
+from fastvae.ops.fallback import register_fallback
 from fastvae.ops.int8 import check_int8, float_linear, int8_linear
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
 from fastvae.ops.precision import accumulate_dtype
@@ -206,11 +207,8 @@ def pack_reference(weight: Tensor, *rest) -> Tensor:
     return weight.new_empty(0, dtype=torch.uint8)
 
 
-# Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
-torch.library.impl("fastvae::decode_lstm", "CompositeExplicitAutograd", decode_lstm_reference)
-
-
-torch.library.impl("fastvae::decode_lstm_pack", "CompositeExplicitAutograd", pack_reference)
+register_fallback("decode_lstm", decode_lstm_reference)
+register_fallback("decode_lstm_pack", pack_reference)
 
 
 @torch.library.register_fake("fastvae::decode_lstm_pack")

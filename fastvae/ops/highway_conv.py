@@ -10,6 +10,7 @@ from fastvae.ops.checks import (
     check_highway_conv_gate,
     check_highway_conv_project_backward,
 )
+from fastvae.ops.fallback import register_fallback
 from fastvae.ops.precision import accumulate_dtype
 
 
@@ -177,7 +178,6 @@ def highway_conv_gate_backward_reference(dy, a, x, mean, scale, shift, carry):
     return da.to(a.dtype), dx, *sums
 
 
-# Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
 for _name, _reference in {
     "highway_conv_project": highway_conv_project_reference,
     "highway_conv_project_backward": highway_conv_project_backward_reference,
@@ -185,7 +185,7 @@ for _name, _reference in {
     "highway_conv_gate_backward": highway_conv_gate_backward_reference,
     "highway_conv": highway_conv_reference,
 }.items():
-    torch.library.impl(f"fastvae::{_name}", "CompositeExplicitAutograd", _reference)
+    register_fallback(_name, _reference)
 
 
 def _project_setup(ctx, inputs, output):

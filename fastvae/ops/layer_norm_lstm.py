@@ -12,6 +12,7 @@ from fastvae.ops.checks import (
     check_shapes,
     check_wide,
 )
+from fastvae.ops.fallback import register_fallback
 from fastvae.ops.precision import accumulate_dtype
 
 
@@ -223,11 +224,8 @@ def layer_norm_lstm_backward_loop(
     return dx, dweight_hh, (dz * normalized).sum((0, 1)), dz.sum((0, 1)), dh_t, dc.to(c0.dtype)
 
 
-# PyTorch's dispatcher is the only registry.
-torch.library.impl("fastvae::layer_norm_lstm", "CompositeExplicitAutograd", layer_norm_lstm_loop)
-torch.library.impl(
-    "fastvae::layer_norm_lstm_backward", "CompositeExplicitAutograd", layer_norm_lstm_backward_loop
-)
+register_fallback("layer_norm_lstm", layer_norm_lstm_loop)
+register_fallback("layer_norm_lstm_backward", layer_norm_lstm_backward_loop)
 
 
 def _setup_context(ctx, inputs, output):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastvae.ops.autograd import register_autograd, register_gradient
 from fastvae.ops.checks import check_like, check_linear, check_shapes
+from fastvae.ops.fallback import register_fallback
 from fastvae.ops.precision import accumulate_dtype
 
 
@@ -71,8 +72,6 @@ def mark_unknown(tokens: Tensor, count: int) -> Tensor:
     return tokens.masked_fill((tokens < 0) | (tokens >= count), count)
 
 
-# Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
-@torch.library.impl("fastvae::linear", "CompositeExplicitAutograd")
 def _on_any_device(x, weight, bias, tokens):
     if tokens is not None:
         tokens = mark_unknown(tokens, weight.shape[1] - (0 if x is None else x.shape[-1]))
@@ -80,7 +79,6 @@ def _on_any_device(x, weight, bias, tokens):
     return linear_reference(x, weight, bias, tokens)
 
 
-@torch.library.impl("fastvae::linear_backward", "CompositeExplicitAutograd")
 def _backward_reference(da, x, weight, tokens):
     flat, acc_dtype = da.flatten(0, -2), accumulate_dtype(da.dtype)
     dense = 0 if x is None else x.shape[-1]
@@ -107,5 +105,7 @@ def _backward(ctx, da):
     return None if x is None else dx, dweight, dbias, None
 
 
+register_fallback("linear", _on_any_device)
+register_fallback("linear_backward", _backward_reference)
 register_autograd("linear", _backward, _setup)
 register_gradient("linear")

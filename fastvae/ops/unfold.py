@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastvae.ops.autograd import register_autograd
 from fastvae.ops.checks import check_fold, check_unfold
+from fastvae.ops.fallback import register_fallback
 from fastvae.ops.precision import accumulate_dtype
 
 
@@ -78,14 +79,11 @@ def _fake_fold(windows, bias=None):
     return windows.new_empty(2 * T, B, C)
 
 
-# Devices without a kernel run the reference: PyTorch's dispatcher is the only registry.
-@torch.library.impl("fastvae::unfold", "CompositeExplicitAutograd")
 def _unfold_on_any_device(x):
     check_unfold(x)
     return unfold_reference(x).contiguous()
 
 
-@torch.library.impl("fastvae::fold", "CompositeExplicitAutograd")
 def _fold_on_any_device(windows, bias=None):
     check_fold(windows, bias)
     return fold_reference(windows, bias)
@@ -108,6 +106,8 @@ def _fold_backward(ctx, dx):
     return torch.ops.fastvae.unfold(dx), dbias
 
 
+register_fallback("unfold", _unfold_on_any_device)
+register_fallback("fold", _fold_on_any_device)
 # Each is in the other's derivative, as often as is asked.
 register_autograd("unfold", _unfold_backward, _unfold_setup)
 register_autograd("fold", _fold_backward, _fold_setup)
