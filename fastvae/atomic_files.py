@@ -3,10 +3,13 @@
 A reader, or a run started after a kill, finds the old file or the new one, never a part of either.
 """
 
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +29,7 @@ DTYPES = {
 }
 
 LARGEST = 1 << 24  # bytes of a JSON file or of a header
-LONGEST_NAME = 251  # bytes of a file's name before .tmp
+LONGEST_NAME = 240  # bytes of a file's name before .<thread>.tmp
 
 
 class DamagedFileError(ValueError):
@@ -39,9 +42,23 @@ def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
     Raises OSError in one line; the old file is then kept, perhaps as `keep`, and nothing else is
     left behind.
     """
-    name = os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME])
-    with replaced(path, path.with_name(f"{name}.tmp"), keep) as file:
+    # Of this thread alone: another writer's file, or a person's, is not touched.
+    temporary = path.with_name(f"{_shortened(path)}.{threading.get_native_id()}.tmp")
+    with replaced(path, temporary, keep) as file:
         file.write(content)
+
+
+def remove_temporaries(paths: Iterable[Path]) -> None:
+    """Remove what processes that were killed while they wrote these files have left beside them."""
+    for path in paths:
+        pattern = re.compile(re.escape(_shortened(path)) + r"\.\d+\.tmp")
+        for other in path.parent.glob(f"{glob.escape(_shortened(path))}.*.tmp"):
+            if pattern.fullmatch(other.name):
+                other.unlink(missing_ok=True)
+
+
+def _shortened(path: Path) -> str:
+    return os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME])
 
 
 @contextmanager

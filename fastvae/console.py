@@ -1,6 +1,7 @@
 """What reaches a terminal: escaped texts, tables, and errors as one line."""
 
 import json
+import math
 import os
 import sys
 import unicodedata
@@ -67,14 +68,25 @@ def track(values: Iterable, description: str, total: int | None = None) -> Itera
 def print_json(value: Any) -> None:
     """`value` as one JSON document on standard output.
 
-    A byte that is no UTF-8 comes out as Python's surrogate escape: F1 as \\udcf1.
+    A byte that is no UTF-8 comes out as Python's surrogate escape: F1 as \\udcf1. NaN and
+    infinities, which JSON has no numbers for, are null.
     """
+    value = _finite(value)
     text = json.dumps(value, indent=2, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         text = json.dumps(value, indent=2)
     print(text)
+
+
+def _finite(value: Any) -> Any:
+    """A JSON value -> the same with None for NaN and infinities."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_bytes(line: bytes) -> None:

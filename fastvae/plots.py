@@ -14,7 +14,6 @@ from typing import Any
 from fastvae.atomic_files import make_folder, write_bytes
 from fastvae.training.run_directory import read_records
 
-CURVES = "learning-curve.png"  # in a run directory
 COLORS = {"train": "#8fb3d1", "valid": "#1f5a8f"}
 LINE, WEIGHT = "#c0392b", "#8a8a8a"
 PANELS = {

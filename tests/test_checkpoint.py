@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastvae import load
-from fastvae.atomic_files import DamagedFileError, write_bytes, write_tensors
+from fastvae.atomic_files import (
+    DamagedFileError,
+    remove_temporaries,
+    write_bytes,
+    write_tensors,
+)
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
 from fastvae.models.pretrained import signatures
@@ -487,8 +493,18 @@ def test_full_disk_keeps_the_old_file(tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_temporary_file_of_a_killed_process_does_no_harm(tmp_path):
+def test_temporary_files_of_killed_processes_go_and_others_stay(tmp_path):
     path = tmp_path / "file"
-    (tmp_path / "file.tmp").write_bytes(b"half")
+    for name in ("file.tmp", "file.7.tmp", "file.x.tmp", "other.7.tmp"):
+        (tmp_path / name).write_bytes(b"half")
     write_bytes(path, b"whole")
-    assert path.read_bytes() == b"whole" and os.listdir(tmp_path) == ["file"]
+    assert path.read_bytes() == b"whole" and (tmp_path / "file.7.tmp").read_bytes() == b"half"
+    remove_temporaries([path])
+    assert sorted(os.listdir(tmp_path)) == ["file", "file.tmp", "file.x.tmp", "other.7.tmp"]
+
+
+def test_writers_at_once_leave_a_whole_file(tmp_path):
+    contents = [bytes([n]) * (1 << 20) for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda content: write_bytes(tmp_path / "file", content), contents * 8))
+    assert (tmp_path / "file").read_bytes() in contents and os.listdir(tmp_path) == ["file"]

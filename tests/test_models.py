@@ -665,7 +665,8 @@ def test_default_device(tmp_path):
     corpus = fastvae.text.WindowCorpus("the cat sat\n" * 40, 16)
     V = corpus.vocabulary
     torch.manual_seed(0)
-    model = fastvae.HybridVAE(V.size, 16, latent_size=4, encoder_channels=(8, 8), hidden_size=16)
+    sizes = {"latent_size": 4, "encoder_channels": (8, 8), "hidden_size": 16}
+    model = fastvae.HybridVAE(V.size, 16, **sizes)
     before = next(corpus.batches(3))
     torch.set_default_device("meta")
     try:
@@ -673,6 +674,8 @@ def test_default_device(tmp_path):
         config = fastvae.TrainingConfig(steps=2, batch_size=4)
         fastvae.train(model, corpus, config, tmp_path, validation=corpus)
         loaded, _ = fastvae.load(tmp_path)
+        masked = fastvae.HybridVAE(V.size, 16, pad_id=0, mask_pad=True, device="cpu", **sizes)
+        assert masked(before).loss.isfinite()
     finally:
         torch.set_default_device(None)
     z = torch.randn(2, 4)

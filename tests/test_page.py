@@ -116,6 +116,11 @@ def test_what_does_not_belong_together_is_refused(vocabulary, tmp_path):
         package.export_page(small(vocabulary), text.CharVocabulary("ab", end=True), path)
     with pytest.raises(ValueError, match=r"'x' must have shape \[4\], got \[3\]"):
         package.export_page(small(vocabulary), vocabulary, path, directions={"x": torch.zeros(3)})
+    with pytest.raises(ValueError, match="begins with 3 texts, got 4 examples"):
+        package.export_page(small(vocabulary), vocabulary, path, examples=list("abcd"))
+    for vector in (torch.full((4,), float("inf")), torch.ones(4, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="direction 'up' must be of finite floating-point"):
+            package.export_page(small(vocabulary), vocabulary, path, directions={"up": vector})
     with pytest.raises(ValueError, match="the example 'xyz' holds nothing that the model reads"):
         package.export_page(small(vocabulary), vocabulary, path, examples=["xyz"])
     with pytest.raises(ValueError, match="got Linear"):
@@ -252,11 +257,8 @@ def test_examples_are_looked_for_among_a_few(vocabulary):
 
 
 def test_up_to_three_examples(vocabulary, tmp_path):
-    given = ["abc", "de", "f", "g"]
-    assert (
-        manifest_of(small(vocabulary), vocabulary, tmp_path, examples=given)["examples"]
-        == given[:3]
-    )
+    given = ["abc", "de", "f"]
+    assert manifest_of(small(vocabulary), vocabulary, tmp_path, examples=given)["examples"] == given
     found = manifest_of(small(vocabulary), vocabulary, tmp_path, examples=given[:2])["examples"]
     assert found[:2] == given[:2] and len(found) == 3
 

@@ -379,6 +379,18 @@ def test_errors_on_standard_input_name_the_line(kind, text, message, request, fa
     assert message in err
 
 
+def test_a_file_called_as_standard_input_is_read(lines_model, tmp_path, monkeypatch, fastvae_cli):
+    monkeypatch.chdir(tmp_path)
+    for name in ("names.txt", "standard input"):
+        (tmp_path / name).write_text("ok\nno\nok\n")
+    found = []
+    for name in ("names.txt", "standard input"):
+        out = tmp_path / f"{name}.npy"
+        fastvae_cli("encode", lines_model, "--data", name, "--out", out, stdin=b"no\n")
+        found.append(np.load(out))
+    assert len(found[0]) == 3 and np.array_equal(*found)
+
+
 def test_closed_standard_input_is_one_line(lines_model, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(SystemExit):

@@ -275,6 +275,58 @@ def test_a_saved_model_is_no_run_to_resume(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["text.json", "vocabulary.json", "learning-curve.png"])
+def test_a_file_that_a_run_would_replace_is_kept(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=f"has a {name}, which a run would replace"):
+            run(tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_run_whose_folder_was_replaced_writes_nothing_there(tmp_path):
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+
+    def replace():
+        folder.rename(moved)
+        run(folder, steps=4, seed=5)
+
+    with pytest.raises(OSError, match=r"run is not the folder that this run began in"):
+        run(folder, corpus=Acting(7, replace), steps=20)
+    run(tmp_path / "alone", steps=4, seed=5)
+    assert_same_run(folder, tmp_path / "alone", ("last", "model"))
+
+
+def test_a_run_whose_folder_is_gone_is_one_clear_line(tmp_path):
+    folder = tmp_path / "run"
+    corpus = Acting(7, lambda: folder.rename(tmp_path / "moved"))
+    with pytest.raises(OSError, match=r"^.*run is not the folder that this run began in"):
+        run(folder, corpus=corpus, steps=20)
+    assert not folder.exists()
+
+
+def test_what_a_killed_process_left_half_written_goes(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    for name in ("last.safetensors.7.tmp", "last.safetensors.tmp", "notes.7.tmp"):
+        (folder / name).write_bytes(b"half")
+    run(folder, resume=True, steps=30)
+    found = sorted(path.name for path in folder.glob("*.tmp"))
+    assert found == ["last.safetensors.tmp", "notes.7.tmp"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_the_default_dtype_is_no_part_of_a_run(whole, tmp_path, dtype):
+    run(tmp_path, steps=6)
+    torch.set_default_dtype(dtype)
+    try:
+        _, result = run(tmp_path, make_model().float(), resume=True, steps=9)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert result["step"] == 9
+
+
 @pytest.mark.parametrize("name", ["last.safetensors", "previous.safetensors"])
 def test_a_checkpoint_of_another_run_is_refused(whole, tmp_path, name):
     """Of the same sizes and settings, on other data or with another vocabulary."""

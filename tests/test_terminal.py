@@ -14,7 +14,7 @@ from rich.console import Console
 from test_cli import PROGRAM, TEXT, TINY
 
 from fastvae import cli
-from fastvae.console import track
+from fastvae.console import print_json, track
 from fastvae.models.hybrid import HybridVAE
 from fastvae.text import CharVocabulary
 
@@ -37,6 +37,12 @@ def text(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
     return path
+
+
+def test_json_has_no_number_for_nan_and_infinities(capsys):
+    print_json({"a": [1.5, float("nan")], "b": {"c": (float("inf"), -float("inf"))}, "d": "NaN"})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"a": [1.5, None], "b": {"c": [None, None]}, "d": "NaN"}
 
 
 @pytest.fixture

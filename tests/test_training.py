@@ -276,6 +276,19 @@ def test_a_run_without_validation_data_evaluates_nothing(tmp_path):
     assert not (tmp_path / "best.safetensors").exists()
 
 
+@pytest.mark.parametrize("status, stays", [(1, True), (143, False)])
+def test_a_closed_pipe_is_no_signal(status, stays):
+    """Where a pipe has no reader rich exits with 1, and the run goes on without output."""
+    display = TrainingDisplay(quiet(), 100, 0.5)
+    display.console.print = lambda *_, **__: sys.exit(status)
+    if stays:
+        display.say("text")
+        display.say("more")
+    else:
+        with pytest.raises(SystemExit, match=str(status)):
+            display.say("text")
+
+
 def test_progress_without_a_terminal(monkeypatch):
     """A line after more than ten seconds, and at the end."""
     now = [0.0]

@@ -193,15 +193,27 @@ def test_what_the_weights_do_not_tell_is_refused(name):
         lambda layer: nn.utils.prune.random_unstructured(layer, "weight", 0.5),
         lambda layer: layer.register_forward_hook(lambda module, x, y: -y),
         lambda layer: setattr(layer, "__class__", Negated),
+        lambda layer: setattr(layer, "forward", lambda x, tokens=None: -x),
     ):
         model = make(name).eval()
         change(model.decoder.classifier)
         with pytest.raises(RuntimeError, match=r"would skip .* of classifier \("):
             model.generate(torch.randn(2, Z))
+    model = make(name).eval()
+    model.decoder.classifier = nn.Sequential(model.decoder.classifier, nn.Dropout())
+    with pytest.raises(RuntimeError, match=r"would skip a forward of its own of classifier \(Seq"):
+        model.generate(torch.randn(2, Z))
     model = make(name)
     layer = nn.utils.prune.random_unstructured(model.decoder.classifier, "weight", 0.5)
     nn.utils.prune.remove(layer, "weight")
     assert torch.equal(model.generate(torch.zeros(2, Z)), fresh(model, torch.zeros(2, Z)))
+
+
+def test_layers_with_another_carry_are_refused():
+    model = make("bytenet").eval()
+    model.decoder.stack.layers[0].carry = not model.decoder.carry
+    with pytest.raises(RuntimeError, match="one carry for all layers"):
+        model.generate(torch.randn(2, Z))
 
 
 def test_a_changed_eps_is_seen():

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from fastvae import reference
 from fastvae.console import escape, progress, table
 from fastvae.models.hybrid import HybridVAE
-from fastvae.plots import CURVES, learning_curves, read_metrics
+from fastvae.plots import learning_curves, read_metrics
 from fastvae.text import SyntheticCorpus
 from fastvae.training import TrainingConfig, train
+from fastvae.training.run_directory import CURVES
 
 LENGTH, ROWS, SHOWN = 48, 12, 6
 MODEL = {

@@ -293,7 +293,7 @@ class LineTokens:
         return counts.notes(self.name, self.room, unit, normalization)
 
     def _chunks(self) -> Iterator[bytes]:
-        if self.name != STANDARD_INPUT:
+        if self.path is not None and str(self.path) != "-":
             return byte_chunks(self.path)
         return stream_chunks(_standard_input(), STANDARD_INPUT)
 

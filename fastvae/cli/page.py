@@ -57,7 +57,7 @@ def export(
         page,
         title=run.resolve().name if title is None else title,
         prompt=prompt,
-        card=None if card is None else card.read_text(encoding="utf-8"),
+        card=None if card is None else _read_card(card),
         examples=example or (),
         directions=load_directions(run),
         texts=known,
@@ -66,6 +66,14 @@ def export(
     print(f"{page}: {written.size / 1e6:.2f} MB{inside}")
     if show and not webbrowser.open(page.resolve().as_uri()):
         tell([f"found no browser: open {page.resolve()} in one"])
+
+
+def _read_card(path: Path) -> str:
+    """A text file -> its text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start:,}): convert it") from error
 
 
 def _read_known(run, model, vocabulary, path, column, field) -> list[str]:

@@ -22,7 +22,7 @@ from fastvae.device import find_device
 from fastvae.evaluation import measure
 from fastvae.experiments import NAMES, PAPER_STEPS, Options
 from fastvae.experiments import experiment as run_experiment
-from fastvae.plots import CURVES, compare_runs, learning_curves, read_metrics
+from fastvae.plots import compare_runs, learning_curves, read_metrics
 from fastvae.presets import (
     MEANINGS,
     PRESETS,
@@ -30,7 +30,7 @@ from fastvae.presets import (
     build_model,
 )
 from fastvae.training import train as run_training
-from fastvae.training.run_directory import METRICS, SETTINGS
+from fastvae.training.run_directory import CURVES, METRICS, SETTINGS
 
 LATENT_TEXTS = 256  # validation texts that are reconstructed when a run ends
 

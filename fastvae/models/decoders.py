@@ -23,7 +23,7 @@ from fastvae.ops.decode_bytenet import bytenet_step
 from fastvae.ops.decode_lstm import Step, lstm_step, teacher_forced
 
 State = tuple[Tensor, Tensor]
-_OWN = "fastvae", "torch"  # packages whose forward methods are known
+_KNOWN = nn.ModuleList.forward, nn.Linear.forward  # of layers whose weights tell all
 
 
 class LSTMWeights(NamedTuple):
@@ -125,7 +125,9 @@ class Decoder(NoTorchScript, nn.Module):
             if "parametrizations" in name.split("."):  # what reads a weight calls these
                 continue
             hooks = module._forward_hooks or module._forward_pre_hooks
-            if hooks or type(module).forward.__module__.partition(".")[0] not in _OWN:
+            forward = type(module).forward
+            known = forward in _KNOWN or forward.__module__.startswith("fastvae.")
+            if hooks or not known or "forward" in vars(module):
                 what = "hooks" if hooks else "a forward of its own"
                 raise RuntimeError(
                     f"generation reads the decoder's weights and would skip {what} of "
@@ -324,6 +326,11 @@ class ByteNetDecoder(Decoder):
     def _weights(self, D: int, dtype: torch.dtype, mask_history: bool) -> ByteNetWeights:
         """The weights of `decode_bytenet` in `dtype`, norms folded in, for D features."""
         weight, bias = self.input_norm.fold(self.input.weight, self.input.bias)
+        if any(layer.carry != self.carry for layer in self.stack.layers):
+            raise RuntimeError(
+                f"generation has one carry for all layers, {self.carry}, and a layer has another: "
+                "build the decoder with the carry that it is to have"
+            )
         conv_weight, conv_bias = self.stack.folded()
         weights = ByteNetWeights(
             feature_weight=weight[:, :D],

@@ -50,7 +50,7 @@ class Packing(NamedTuple):
         B, L = tokens.shape
         lengths, order = token_lengths(tokens, pad_id).sort(descending=True, stable=True)
         real = real_steps(lengths)
-        rows = torch.arange(len(real)).unsqueeze(1) * B + order
+        rows = torch.arange(len(real), device=real.device).unsqueeze(1) * B + order
         return cls((L, B), order, lengths, rows[real])
 
     def pack(self, t: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from fastvae.text import ByteVocabulary, CharVocabulary, TokenVocabulary, Vocabu
 from fastvae.text.reading import LINES, WINDOWS
 
 # Of a saved model, if it has directions with names, and paragraphs about it.
+MOST_EXAMPLES = 3
 DIRECTIONS, PAGE_CARD = "directions.safetensors", "card.txt"
 EXAMPLES = 3  # the two ends of a path, and the third corner of the map
 CANDIDATES = 128  # texts among which examples are looked for
@@ -80,10 +81,13 @@ def export_page(
 
     Raises:
         ValueError: the vocabulary has another size than the model, a direction another size than
-            its latent vectors, an example holds nothing that the model reads, or a tokens' pattern
-            cannot be written in JavaScript.
+            its latent vectors or a value that is not finite, there are more than three examples or
+            one holds nothing that the model reads, or a tokens' pattern cannot be written in
+            JavaScript.
         OSError: the file cannot be written.
     """
+    if len(examples) > MOST_EXAMPLES:
+        raise ValueError(f"a page begins with {MOST_EXAMPLES} texts, got {len(examples)} examples")
     if vocabulary.size != model.vocab_size:
         raise ValueError(
             f"the vocabulary has {vocabulary.size} tokens, the model {model.vocab_size}: they do "
@@ -126,7 +130,7 @@ def load_directions(folder: Path) -> dict[str, Tensor]:
         return {}
     with open_tensors(path) as file:
         tensors, _ = read_tensors(path, file)
-    return dict(sorted(tensors.items(), key=lambda item: -item[1].norm().item()))
+    return dict(sorted(tensors.items(), key=lambda item: -item[1].double().norm().item()))
 
 
 def _reads_lines(model: TextVAE) -> bool:
@@ -197,6 +201,8 @@ def _directions(directions: Mapping[str, Tensor], size: int) -> list[list[Any]]:
             raise ValueError(
                 f"the direction {name!r} must have shape [{size}], got {list(vector.shape)}"
             )
+        if not (vector.is_floating_point() and vector.isfinite().all()):
+            raise ValueError(f"the direction {name!r} must be of finite floating-point numbers")
         q, _ = quantize(vector.float().unsqueeze(0))  # the page gives all the same length
         found.append([name, base64.b64encode(q.numpy().tobytes()).decode()])
     return found

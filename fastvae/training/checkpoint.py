@@ -95,7 +95,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[
         for n, (name, parameter) in enumerate(model.named_parameters()):
             if f"step.{name}" in tensors:  # Adam has no state before its first step
                 moments[n] = {
-                    "step": torch.empty((), device="cpu"),
+                    "step": torch.empty((), device="cpu", dtype=torch.float32),
                     "exp_avg": parameter,
                     "exp_avg_sq": parameter,
                 }

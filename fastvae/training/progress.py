@@ -46,7 +46,10 @@ class TrainingDisplay:
         """Call `write`, which prints; if the terminal is closed, print nothing from then on."""
         try:
             write()
-        except (OSError, SystemExit):  # rich exits if a pipe has no reader
+        except (OSError, SystemExit) as error:
+            # rich exits with 1 if a pipe has no reader; another status is a signal's.
+            if isinstance(error, SystemExit) and error.code != 1:
+                raise
             self.bar, self.console = None, Console(file=io.StringIO())
 
     def update(self, step: int, record: dict[str, Any] | None) -> None:

@@ -115,6 +115,7 @@ class Recorder:
         Raises:
             OSError: the file cannot be written.
         """
+        self.run.check_place()
         state = {
             "seed": self.config.seed,
             "step": self.step,

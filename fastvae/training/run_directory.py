@@ -22,6 +22,7 @@ from fastvae.atomic_files import (
     make_folder,
     parse_json,
     read_json,
+    remove_temporaries,
     write_bytes,
     write_json,
     writing,
@@ -31,6 +32,8 @@ from fastvae.text.reading import FILE as READING
 from fastvae.training.checkpoint import LAST, PREVIOUS
 
 SETTINGS, METRICS, LOCK = "training.json", "metrics.jsonl", "lock"
+CURVES = "learning-curve.png"
+FILES = CONFIG, WEIGHTS, VOCABULARY, READING, SETTINGS, METRICS, LAST, PREVIOUS, BEST, CURVES
 # Settings that may change on resume: the number of steps, and what does not affect training.
 FREE = {"steps", "log_every", "eval_every", "eval_samples", "checkpoint_every"}
 FREE |= {"sample_every", "samples"}
@@ -76,6 +79,7 @@ class RunDirectory:
         self._check_files()
         was_run = (self.path / LOCK).exists()
         self._lock = _lock(self.path)
+        remove_temporaries(self.path / name for name in FILES)
         self.fresh = not (self.path / SETTINGS).exists()
         if wrong := self._unusable(resume, was_run):
             if not was_run:
@@ -97,17 +101,35 @@ class RunDirectory:
                 f"{self.path} has {held[0]} but no {SETTINGS}, so it cannot be resumed: "
                 "choose another folder"
             )
+        others = (name for name in (VOCABULARY, READING, CURVES) if (self.path / name).exists())
+        if self.fresh and not was_run and (foreign := next(others, None)):
+            return f"{self.path} has a {foreign}, which a run would replace: choose another folder"
         return None
 
     def _check_files(self) -> None:
         """Raise ValueError for a folder, a link to nothing or the like in place of a run's file."""
-        files = (CONFIG, WEIGHTS, VOCABULARY, READING, SETTINGS, METRICS, LAST, PREVIOUS, BEST)
-        for path in (self.path / name for name in (LOCK, *files)):
+        for path in (self.path / name for name in (LOCK, *FILES)):
             if os.path.lexists(path) and not path.is_file():
                 what = "a folder" if path.is_dir() else "no regular file"
                 if path.is_symlink() and not path.exists():
                     what = "a link to nothing"
                 raise ValueError(f"{path} is {what}, but must be a file of a run: move it away")
+
+    def check_place(self) -> None:
+        """Check that the path still leads to the directory that this process has locked.
+
+        Raises:
+            OSError: the directory was moved or replaced since.
+        """
+        try:
+            here = os.path.samestat(os.stat(self.path / LOCK), os.fstat(self._lock.fileno()))
+        except FileNotFoundError:
+            here = False
+        if not here:
+            raise OSError(
+                f"{self.path} is not the folder that this run began in: it was moved or replaced "
+                "while the run used it; nothing was written there"
+            )
 
     def create(self, model, vocabulary, config, data: Callable[[bool], dict]) -> None:
         """Begin a run: save the model and its vocabulary, then the settings, which mark the run.
