@@ -212,6 +212,7 @@ def wrong(packed):
     magic[2] += 1
     yield from (magic, other_type, packed[:-1], packed[:40], packed[:0], packed.new_zeros(5000))
     yield from (torch.cat([packed, packed]), torch.stack([packed, packed], -1)[:, 0], packed[64:])
+    yield torch.cat([packed.view(2, -1)] * 2, 1)[:, : len(packed) // 2]  # right up to the half
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -242,15 +243,17 @@ def test_rejects_other_weights(op, int8):
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_rejects_another_capability(op, isa, int8):
+@pytest.mark.parametrize("size", [(9, 5), (48, 48)], ids=str)  # whole panels of 12, 24 and 48
+def test_rejects_another_capability(op, isa, size, int8):
     others = [other for other in _C.cpu_capabilities() if other != isa]
     if not others:
         pytest.skip("this machine has one isa")
-    inputs = op.make((3, 2, 4, 9, 5))
+    inputs = op.make((3, 2, 4, *size))
     packed = op.pack(inputs, int8=int8)
-    _C.set_cpu_capability(others[0])
-    with pytest.raises(RuntimeError, match="at another CPU capability: pack again"):
-        op.decode(*inputs, packed=packed, int8=int8)
+    for other in others:
+        _C.set_cpu_capability(other)
+        with pytest.raises(RuntimeError, match="at another CPU capability: pack again"):
+            op.decode(*inputs, packed=packed, int8=int8)
 
 
 @pytest.mark.parametrize("n", range(3))
