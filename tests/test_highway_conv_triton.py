@@ -57,14 +57,17 @@ def test_triton_runs_float64_as_the_reference(op):
 
 @pytest.mark.parametrize("offset", [0, 1e3])
 def test_triton_statistics(offset, monkeypatch):
-    """Many tiles, the last one not full; E[a²] − E[a]² would be lost at the offset."""
+    """Five programs' rows, the last ones not all there, combined two programs at a time.
+
+    E[a²] − E[a]² would be lost at the offset.
+    """
     monkeypatch.setitem(kernels.COMBINE, "PARTS", 2)
 
     def project(*inputs):
         outputs = kernels.highway_conv_project(*(t.to(DEVICE) for t in inputs))
         return tuple(t.cpu() for t in outputs)
 
-    x, weight, bias = make("project", (9, 11, 1))
+    x, weight, bias = make("project", (9, 60, 1))
     assert_accurate(project, OPS["project"][1], x, weight, bias + offset)
 
 
