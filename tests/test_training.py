@@ -445,6 +445,12 @@ def test_samples_are_those_of_the_runs_seed(tmp_path, monkeypatch, seed):
     assert len(latents) == 2 and all(torch.equal(z, expected) for z in latents)
 
 
+def test_close_seeds_and_steps_draw_apart():
+    pairs = itertools.product(range(30), repeat=2)
+    draws = {seeded_generator(seed, step).initial_seed() for seed, step in pairs}
+    assert len(draws) == 900
+
+
 def test_a_terminal_gets_a_progress_bar(tmp_path):
     console = Console(file=io.StringIO(), force_terminal=True, width=160)
     run(tmp_path, console=console)
