@@ -41,6 +41,7 @@ MODELS = {
     "lstm_vae": lambda: LSTMVAE(11, 8, latent_size=3, hidden_size=6, pad_id=10),
     "float64": lambda: hybrid(dtype=torch.float64),
     "bfloat16": lambda: hybrid().to(torch.bfloat16),
+    "float16": lambda: hybrid().half(),
 }
 
 
@@ -108,12 +109,13 @@ def test_int8_round_trip(name, tmp_path):
         if before.dim() < 2:
             assert torch.equal(after[key], before)
             continue
-        # Half of a step of 1/127 of the row's largest, and bfloat16's own rounding.
+        # Half of a step of 1/127 of the row's largest, and the rounding of 16 bits.
         before, found = before.double().flatten(1), after[key].double().flatten(1)
         largest = before.abs().amax(1, keepdim=True)
         error = (found - before).abs()
         step = largest / 127
-        assert (error <= 0.5001 * step + found.abs() * 2**-8 * (name == "bfloat16")).all()
+        rounded = {"bfloat16": 2**-8, "float16": 2**-11}.get(name, 0)
+        assert (error <= 0.5001 * step + found.abs() * rounded).all()
         assert error.max() > 0.3 * step.max()  # it is rounded
         assert (found / step).round().unique().numel() <= 255
 
