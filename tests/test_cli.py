@@ -589,6 +589,21 @@ def test_demo(fastvae, refused, tmp_path, monkeypatch):
     assert "is not empty" in refused("demo", "--steps", 2, "--out", folder)
 
 
+def test_demo_counts_what_copies_keep():
+    """Of the lines half come back as they are, and of the others nothing."""
+    corpus, console = SyntheticCorpus(48), Console(file=io.StringIO(), width=120)
+
+    class Half:
+        encode = staticmethod(lambda tokens: tokens)
+
+        def generate(self, tokens):
+            return torch.cat([tokens[:100], torch.full_like(tokens[100:], tokens.max())])
+
+    sys.modules["fastvae.cli.demo"]._show_reconstructions(Half(), corpus, 0, console)
+    shares = ", ".join(f"{name} 50 %" for name in corpus.factors)
+    assert f"kept in 200 of them: {shares}\n" in console.file.getvalue()
+
+
 def test_demos_go_to_the_first_free_folder(fastvae, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fastvae.cli.training.run_demo", lambda out, **rest: out.mkdir())
