@@ -394,6 +394,18 @@ def test_every_experiment_has_its_page_and_figure(name, text, tmp_path):
                for line in empty.splitlines() if line.startswith("|"))  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["fig3", "fig6", "samples", "interpolations"])
+def test_documents_keep_the_long_part_that_they_show(name, tmp_path, monkeypatch, drawn):
+    labels, made = ("series", "x", "mode", "seed"), fake(configurations(name)[0], 0, 4.0)
+    made = {key: value for key, value in made.items() if key not in labels}
+    monkeypatch.setattr("fastvae.experiments.finished", lambda job: made)
+    experiment(name, Options(tmp_path), Console(quiet=True))
+    results = json.loads((tmp_path / f"{name}.json").read_text())["results"]
+    shown = {"fig3": {"curves"}, "fig6": set()}.get(name, {name})
+    assert results and all(result.keys() & set(LONG) == shown for result in results)
+    assert all(result[key] == made[key] for result in results for key in shown)
+
+
 def lines_of(axis):
     """x and y of each line, solid or dashed."""
     return sorted((line.get_linestyle(), *map(list, line.get_data())) for line in axis.lines)
