@@ -490,6 +490,8 @@ def test_lstm_with_lengths_compiles_exports_and_casts():
 def test_a_stack_of_fewer_than_no_layers():
     with pytest.raises(ValueError, match="layers must be 0 or more, got -1"):
         fastvae.nn.HighwayConvStack(4, -1)
+    x = torch.randn(3, 2, 4)
+    assert torch.equal(fastvae.nn.HighwayConvStack(4, 0)(x), x)
 
 
 @pytest.mark.parametrize("eps", [-1e-4, float("nan")])
