@@ -88,6 +88,8 @@ def test_source_is_a_path_or_a_text_with_newlines(tmp_path, monkeypatch):
     from_file = fixed_pass(WindowCorpus("some text", 20))
     for corpus in (WindowCorpus(TEXT, 20), WindowCorpus.from_text(TEXT, 20)):
         assert torch.equal(fixed_pass(corpus), from_file)
+    given = WindowCorpus("a\nb", 3, vocabulary=CharVocabulary("xb\na"))
+    assert fixed_pass(given).tolist() == [[3, 2, 1]]
     assert len(WindowCorpus.from_text("some text", 4)) == 2
     with pytest.raises(FileNotFoundError, match="no such file: other text"):
         WindowCorpus("other text", 4)
