@@ -55,6 +55,12 @@ def test_holds_the_weights_and_the_engine(page):
     assert gzip.decompress(base64.b64decode(block(content, "engine"))) == engine
 
 
+def test_says_its_encoding_where_browsers_look(page):
+    """In the first 1024 bytes: a server may not tell it."""
+    _, content = page
+    assert b'<meta charset="utf-8">' in content.encode()[:1024]
+
+
 def test_policy_allows_this_script_and_style_alone(page):
     _, content = page
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', content)
