@@ -186,7 +186,14 @@ def write_tensors(
 
     The metadata gains a digest of the tensors and of itself. Raises OSError in one line.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    whole: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        t = tensor.detach().cpu().contiguous()
+        # The format takes no tensor twice: weights that are tied are written under each name.
+        whole[name] = t.clone() if t.data_ptr() in places else t
+        places.add(t.data_ptr())
+    tensors = whole
     write_bytes(path, save(tensors, {**metadata, "digest": _digest(tensors, metadata)}), keep)
 
 

@@ -514,12 +514,17 @@ class HighwayConvStack(_Composite):
         super().__init__()
         if layers < 0:
             raise ValueError(f"layers must be 0 or more, got {layers}")
+        self.channels = channels
         self.layers = nn.ModuleList(
             HighwayConv(channels, carry=carry, device=device, dtype=dtype) for _ in range(layers)
         )
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """All N layers with their running norms folded in -> weight [N, 3C, C, 2], bias [N, 3C]."""
+        if not self.layers:
+            return torch.empty(0, 3 * self.channels, self.channels, 2), torch.empty(
+                0, 3 * self.channels
+            )
         weights, biases = zip(*(layer.folded() for layer in self.layers), strict=True)
         return torch.stack(weights), torch.stack(biases)
 

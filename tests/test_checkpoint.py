@@ -120,6 +120,13 @@ def test_int8_round_trip(name, tmp_path):
         assert (found / step).round().unique().numel() <= 255
 
 
+def test_tied_weights_are_saved_under_each_name(tmp_path):
+    model = hybrid(feature_channels=6, hidden_size=6)
+    model.head.weight = model.decoder.classifier.weight
+    model.save_pretrained(tmp_path)
+    assert same_tensors(load(tmp_path)[0], model)
+
+
 def test_int8_is_a_quarter(tmp_path):
     model = hybrid(hidden_size=256)
     for quantization in (None, "int8"):

@@ -491,7 +491,9 @@ def test_a_stack_of_fewer_than_no_layers():
     with pytest.raises(ValueError, match="layers must be 0 or more, got -1"):
         fastvae.nn.HighwayConvStack(4, -1)
     x = torch.randn(3, 2, 4)
-    assert torch.equal(fastvae.nn.HighwayConvStack(4, 0)(x), x)
+    none = fastvae.nn.HighwayConvStack(4, 0)
+    assert torch.equal(none(x), x)
+    assert [t.shape for t in none.folded()] == [(0, 12, 4, 2), (0, 12)]
 
 
 @pytest.mark.parametrize("eps", [-1e-4, float("nan")])
