@@ -33,7 +33,7 @@ from fastvae.training.checkpoint import LAST, PREVIOUS
 
 SETTINGS, METRICS, LOCK = "training.json", "metrics.jsonl", "lock"
 CURVES = "learning-curve.png"
-FILES = CONFIG, WEIGHTS, VOCABULARY, READING, SETTINGS, METRICS, LAST, PREVIOUS, BEST, CURVES
+FILES = CONFIG, WEIGHTS, VOCABULARY, READING, SETTINGS, METRICS, LAST, PREVIOUS, BEST
 # Settings that may change on resume: the number of steps, and what does not affect training.
 FREE = {"steps", "log_every", "eval_every", "eval_samples", "checkpoint_every"}
 FREE |= {"sample_every", "samples"}
@@ -79,7 +79,7 @@ class RunDirectory:
         self._check_files()
         was_run = (self.path / LOCK).exists()
         self._lock = _lock(self.path)
-        remove_temporaries(self.path / name for name in FILES)
+        remove_temporaries(self.path / name for name in (*FILES, CURVES))
         self.fresh = not (self.path / SETTINGS).exists()
         if wrong := self._unusable(resume, was_run):
             if not was_run:
