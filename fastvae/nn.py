@@ -112,7 +112,9 @@ class StridedConv(NoTorchScript, _Uniform, nn.Conv1d):
         super().__init__(in_channels, out_channels, 3, 2, 1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [2T, B, C] -> [T, B, N]."""
+        """x [2T, B, C] -> [T, B, N]. Raises ValueError where x has another shape."""
+        if x.dim() != 3 or x.shape[0] % 2 or x.shape[2] != self.in_channels:
+            raise ValueError(f"x must have shape [2T, B, {self.in_channels}], got {list(x.shape)}")
         if x.device.type != "cpu":
             return super().forward(x.permute(1, 2, 0)).permute(2, 0, 1)
         x, weight, bias = cast(x, self.weight, self.bias)
@@ -136,7 +138,9 @@ class StridedConvTranspose(NoTorchScript, _Uniform, nn.ConvTranspose1d):
         super().__init__(in_channels, out_channels, 3, 2, 1, 1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [T, B, C] -> [2T, B, N]."""
+        """x [T, B, C] -> [2T, B, N]. Raises ValueError where x has another shape."""
+        if x.dim() != 3 or x.shape[2] != self.in_channels:
+            raise ValueError(f"x must have shape [T, B, {self.in_channels}], got {list(x.shape)}")
         if x.device.type != "cpu":
             return super().forward(x.permute(1, 2, 0)).permute(2, 0, 1)
         x, weight, bias = cast(x, self.weight, self.bias)

@@ -87,8 +87,17 @@ def test_noncontiguous(name, dtype):
 @pytest.mark.parametrize("name", OPS)
 def test_empty_batch(name):
     fn, reference, _ = OPS[name]
-    inputs = make(name, (4, 0, 5))
+    inputs = [t.requires_grad_() for t in make(name, (4, 0, 5))]
     assert torch.equal(fn(*inputs), reference(*inputs))
+    fn(*inputs).sum().backward()
+    assert inputs[0].grad.shape == inputs[0].shape
+
+
+def test_no_steps():
+    assert unfold(torch.ones(0, 2, 5)).shape == (0, 2, 5, 3)
+    assert fold(torch.ones(0, 2, 5, 3), torch.ones(5)).shape == (0, 2, 5)
+    assert StridedConv(5, 7)(torch.ones(0, 2, 5)).shape == (0, 2, 7)
+    assert StridedConvTranspose(5, 7)(torch.ones(0, 2, 5)).shape == (0, 2, 7)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -97,7 +106,10 @@ def test_empty_batch(name):
     [
         (unfold, [(4, 3)], "x must have"),
         (unfold, [(5, 3, 2)], r"x must have an even number of steps, got \[5, 3, 2\]"),
+        (unfold, [(5, 0, 2)], r"x must have an even number of steps, got \[5, 0, 2\]"),
         (fold, [(4, 3, 5)], "windows must have"),
+        (fold, [(0, 3, 5)], "windows must have"),
+        (fold, [(4, 0, 5, 3), (4,)], r"bias must have shape .*\[5\], got \[4\]"),
         (fold, [(4, 3, 5, 2)], r"windows must have shape \[T, B, C, 3\], got \[4, 3, 5, 2\]"),
         (fold, [(4, 3, 5, 3), (4,)], r"bias must have shape .*\[5\], got \[4\]"),
         (fold, [(4, 3, 5, 3), (1, 5)], r"bias must have shape .*\[5\], got \[1, 5\]"),
@@ -197,6 +209,17 @@ def test_modules_elsewhere(kind, plain):
     module = kind(5, 7, device="meta")
     x = torch.empty(6, 2, 5, device="meta")
     assert module(x).shape == plain(x, module.weight, module.bias).shape
+
+
+@pytest.mark.parametrize(
+    "kind, shape", [(StridedConv, r"\[2T, B, 5\]"), (StridedConvTranspose, r"\[T, B, 5\]")]
+)
+@pytest.mark.parametrize("wrong", [(6, 5), (6, 2, 4), (5, 2, 5), (5, 0, 5)], ids=str)
+def test_modules_reject_another_shape(kind, shape, wrong):
+    if kind is StridedConvTranspose and wrong[-1] == 5 and len(wrong) == 3:
+        wrong = (*wrong, 1)  # any number of steps is right
+    with pytest.raises(ValueError, match=f"^x must have shape {shape}, got "):
+        kind(5, 7)(torch.ones(wrong))
 
 
 @pytest.mark.parametrize("kind", [StridedConv, StridedConvTranspose])

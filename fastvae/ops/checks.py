@@ -113,23 +113,25 @@ def check_linear(
     return tuple(x.shape[:-1] if tokens is None else tokens.shape)
 
 
-def check_unfold(x: Tensor) -> tuple[int, int, int]:
+def check_unfold(x: Tensor, *, empty: bool = False) -> tuple[int, int, int]:
     """-> 2T, B, C."""
     check_like({"x": x})
-    ((steps, B, C),) = check_shapes(x=(x, 3))
+    ((steps, B, C),) = check_shapes(empty=empty, x=(x, 3))
     if steps % 2:
         raise RuntimeError(f"x must have an even number of steps, got {list(x.shape)}")
     return steps, B, C
 
 
-def check_fold(windows: Tensor, bias: Tensor | None) -> tuple[int, int, int]:
+def check_fold(
+    windows: Tensor, bias: Tensor | None, *, empty: bool = False
+) -> tuple[int, int, int]:
     """-> T, B, C."""
     check_like({"windows": windows} | ({} if bias is None else {"bias": bias}))
-    ((T, B, C, taps),) = check_shapes(windows=(windows, 4))
+    ((T, B, C, taps),) = check_shapes(empty=empty, windows=(windows, 4))
     if taps != 3:
         raise RuntimeError(f"windows must have shape [T, B, C, 3], got {list(windows.shape)}")
     if bias is not None:
-        check_shapes(bias=(bias, (C,)))
+        check_shapes(empty=empty, bias=(bias, (C,)))
     return T, B, C
 
 

@@ -28,7 +28,8 @@ def unfold(x: Tensor) -> Tensor:
         RuntimeError: x has a wrong shape or dtype, or an odd number of steps.
     """
     if not x.numel():  # no kernel starts for nothing
-        return unfold_reference(x)
+        check_unfold(x, empty=True)
+        return unfold_reference(x) if len(x) else x.unsqueeze(-1).expand(-1, -1, -1, 3)
     return torch.ops.fastvae.unfold(x)
 
 
@@ -51,6 +52,7 @@ def fold(windows: Tensor, bias: Tensor | None = None) -> Tensor:
         RuntimeError: a tensor has a wrong shape, dtype or device; the message names it.
     """
     if not windows.numel():  # no kernel starts for nothing
+        check_fold(windows, bias, empty=True)
         return fold_reference(windows, bias)
     return torch.ops.fastvae.fold(windows, bias)
 
