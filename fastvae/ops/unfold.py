@@ -104,7 +104,9 @@ def _fold_setup(ctx, inputs, output):
 
 
 def _fold_backward(ctx, dx):
-    dbias = dx.sum((0, 1), dtype=accumulate_dtype(dx.dtype)).to(dx.dtype) if ctx.biased else None
+    dbias = None
+    if ctx.biased:  # over B, then over T: rounding grows with B + T and not with B · T
+        dbias = dx.sum(1, dtype=accumulate_dtype(dx.dtype)).sum(0).to(dx.dtype)
     return torch.ops.fastvae.unfold(dx), dbias
 
 
