@@ -105,8 +105,8 @@ def _fold_setup(ctx, inputs, output):
 
 def _fold_backward(ctx, dx):
     dbias = None
-    if ctx.biased:  # over B, then over T: rounding grows with B + T and not with B · T
-        dbias = dx.sum(1, dtype=accumulate_dtype(dx.dtype)).sum(0).to(dx.dtype)
+    if ctx.biased:  # over T in double: rounding grows with B and not with B · T
+        dbias = dx.sum(1, dtype=accumulate_dtype(dx.dtype)).sum(0, dtype=torch.float64).to(dx.dtype)
     return torch.ops.fastvae.unfold(dx), dbias
 
 
