@@ -336,6 +336,17 @@ def test_fields(tmp_path):
     assert texts(corpus) == ["aé", "b\nc"] and corpus.counts()["empty"] == 1
 
 
+def test_what_is_quoted_separates_nothing(tmp_path):
+    path = tmp_path / "table"
+    for content, expected in (
+        ('"a\tb";c\n"mira";1\n', ["a\tb", "mira"]),
+        ('"a, b";c\n"mira";1\n', ["a, b", "mira"]),
+        ('12" a\tc\nmira\t1\n', ['12" a', "mira"]),
+    ):
+        path.write_text(content)
+        assert texts(LineCorpus(path, 8, column=1)) == expected
+
+
 @pytest.mark.parametrize(
     ("content", "where", "message"),
     [
@@ -352,6 +363,11 @@ def test_fields(tmp_path):
             "n,cc\nSmith, J,DE\n",
             {"column": "cc"},
             r"line 2 of .* has 3 cells, the first one 2",
+        ),
+        (
+            "name;price, EUR\nnamo;1\n",  # commas come first
+            {"column": 1},
+            r"line 2 of .* has 1 cell, the first one 2 \(separated by commas\): 'namo;1'",
         ),
         ("a\tb\n", {"column": "2" * 5000}, r"line 1 of .* has no column 2222"),
         ("name\n", {"column": "name"}, r"has no line but the one that names columns"),

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -172,8 +173,10 @@ def _column(texts: NumberedLines, column: str, name: str) -> NumberedLines:
         has = ", ".join(first[1])[:200]
         raise ValueError(f"{name} has no column {column!r}: its first line has {has}")
     for number, row in rows:
-        if row and (index >= len(row) or (len(row) > len(first[1]) and delimiter != "\t")):
-            wrong = f"has {len(row)} cells, the first one {len(first[1])}"
+        # A row of one cell is one that something else separates.
+        other = len(row) > len(first[1]) or len(row) == 1 < len(first[1])
+        if row and (index >= len(row) or (other and delimiter != "\t")):
+            wrong = f"has {len(row)} cell{'s' * (len(row) > 1)}, the first one {len(first[1])}"
             if index >= len(row):
                 wrong = f"has no column {column}: it has {len(row)}"
             raise ValueError(
@@ -184,8 +187,9 @@ def _column(texts: NumberedLines, column: str, name: str) -> NumberedLines:
 
 
 def _delimiter(line: bytes) -> str:
-    """A table's first line -> what separates its cells."""
-    return next((c for c in SEPARATORS if c.encode() in line), ",")
+    """A table's first line -> what separates its cells: not what is between quotes, if it can."""
+    outside = re.sub(rb'"[^"]*"', b"", line)
+    return next((c for part in (outside, line) for c in SEPARATORS if c.encode() in part), ",")
 
 
 def _cells(
