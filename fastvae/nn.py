@@ -579,7 +579,7 @@ class ConvEncoder(_Composite):
         """tokens [B, L] int64 -> mean, log-variance [B, Z]."""
         x = self._first(tokens)
         for n, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = _norm_rows(norm, conv(x) if n else x).relu_()
+            x = _norm_rows(norm, conv(x) if n else x).relu()
         return self.linear(x.permute(1, 2, 0).flatten(1)).chunk(2, -1)
 
     def _first(self, tokens: Tensor) -> Tensor:
@@ -638,5 +638,5 @@ class DeconvDecoder(_Composite):
         x = self.linear(z.to(self.linear.weight.dtype)).relu().unflatten(1, self.shape)
         x = x.permute(2, 0, 1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = _norm_rows(norm, conv(x)).relu_()
+            x = _norm_rows(norm, conv(x)).relu()
         return x

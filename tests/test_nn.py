@@ -487,6 +487,17 @@ def test_lstm_with_lengths_compiles_exports_and_casts():
     assert {t.dtype for t in (y, h, c)} == {torch.bfloat16} and not y[2:, 0].any()
 
 
+@pytest.mark.parametrize("kind", ["encoder", "deconvolution"])
+def test_hooks_of_norms_see_what_norms_give(kind):
+    """Before the ReLU, forward and backward."""
+    model = fastvae.HybridVAE(11, 8, latent_size=3, encoder_channels=(4, 4), hidden_size=5)
+    norm, seen = getattr(model, kind).norms[0], []
+    norm.register_forward_hook(lambda module, x, y: seen.append(y))
+    norm.register_full_backward_hook(lambda module, dx, dy: seen.append(dy[0]))
+    model(torch.randint(11, (6, 8))).loss.backward()
+    assert len(seen) == 2 and seen[0].min() < 0 and seen[1].shape == seen[0].shape
+
+
 def test_a_stack_of_fewer_than_no_layers():
     with pytest.raises(ValueError, match="layers must be 0 or more, got -1"):
         fastvae.nn.HighwayConvStack(4, -1)

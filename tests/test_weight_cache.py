@@ -209,6 +209,14 @@ def test_what_the_weights_do_not_tell_is_refused(name):
     assert torch.equal(model.generate(torch.zeros(2, Z)), fresh(model, torch.zeros(2, Z)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_layers_are_no_other_forward(name):
+    model, z = make(name).eval(), torch.randn(2, Z)
+    before = model.generate(z)
+    model.decoder.classifier = torch.compile(model.decoder.classifier, backend="eager")
+    assert torch.equal(model.generate(z), before)
+
+
 def test_layers_with_another_carry_are_refused():
     model = make("bytenet").eval()
     model.decoder.stack.layers[0].carry = not model.decoder.carry

@@ -125,6 +125,8 @@ class Decoder(NoTorchScript, nn.Module):
             if "parametrizations" in name.split("."):  # what reads a weight calls these
                 continue
             hooks = module._forward_hooks or module._forward_pre_hooks
+            if type(module).__module__.startswith("torch._dynamo."):
+                continue  # torch.compile's; the module that it compiled is looked at by itself
             forward = type(module).forward
             known = forward in _KNOWN or forward.__module__.startswith("fastvae.")
             if hooks or not known or "forward" in vars(module):
