@@ -565,11 +565,10 @@ def test_map_by_keyboard_wheel_and_drag(opened):
     browser = opened(model_for(CHARACTERS), CHARACTERS, examples=["abba", "zeta", "halo"])
     open_view(browser, "Map")
     cells = "return [...document.querySelectorAll('.cell')].map((c) => c.textContent)"
-    until(browser, cells, wanted=any)
     corners = until(
         browser,
         "return [...document.querySelectorAll('.cell.corner')].map((c) => c.textContent)",
-        wanted=lambda found: len(found) == 3,
+        wanted=lambda found: len(found) == 3 and all(found),
     )
     exact = rounded(model_for(CHARACTERS))
     rows = torch.tensor([CHARACTERS.encode_sample(t, 12) for t in ("abba", "zeta", "halo")])
