@@ -360,9 +360,12 @@ class LayerNormLSTM(NoTorchScript, nn.Module):
         if self.batch_first and not packed:
             x = None if x is None else x.transpose(0, 1)
             tokens = None if tokens is None else tokens.T
-        if lengths is not None and not packed and x is not None:
-            check_lengths(lengths, x, x)
-            x = torch.where(_real_steps(x, lengths).unsqueeze(2), x, 0)  # whatever is there
+        if lengths is not None and not packed:  # whatever is after a sequence's end
+            like = tokens.unsqueeze(2) if x is None else x
+            check_lengths(lengths, like, like)
+            real = _real_steps(like, lengths)
+            x = None if x is None else torch.where(real.unsqueeze(2), x, 0)
+            tokens = None if tokens is None else torch.where(real, tokens, 0)
         a = ops.linear(*cast(x, self.weight_ih, self.bias), tokens)
         if state is None:
             zeros = a.new_zeros(len(lengths) if packed else a.shape[1], self.hidden_size)
@@ -381,7 +384,11 @@ class LayerNormLSTM(NoTorchScript, nn.Module):
                 "x is a PackedSequence: pad it with torch.nn.utils.rnn.pad_packed_sequence, which "
                 "gives lengths too, and pass these as lengths="
             )
-        if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+        if state is not None and not (
+            isinstance(state, tuple | list)
+            and len(state) == 2
+            and all(isinstance(t, Tensor) for t in state)
+        ):
             raise ValueError("state must be a pair (h0, c0) of tensors [B, H]")
         like = x if tokens is None else tokens
         if like is None:
@@ -396,6 +403,12 @@ class LayerNormLSTM(NoTorchScript, nn.Module):
             hint = f": for one sequence give x.unsqueeze({0 if self.batch_first else 1})"
             raise ValueError(
                 f"x must have shape {rows}, I], got {list(x.shape)}{hint if x.dim() == 2 else ''}"
+            )
+        if tokens is not None and tokens.dim() != (1 if packed else 2):
+            raise ValueError(f"tokens must have shape {rows}], got {list(tokens.shape)}")
+        if tokens is not None and x is not None and tokens.shape != x.shape[:-1]:
+            raise ValueError(
+                f"tokens must have shape {list(x.shape[:-1])} beside x, got {list(tokens.shape)}"
             )
         if packed:
             steps, batch = len(like), len(lengths)
@@ -416,7 +429,7 @@ class LayerNormLSTM(NoTorchScript, nn.Module):
 
 
 def _real_steps(x: Tensor, lengths: Tensor) -> Tensor:
-    """x [T, B, K], lengths [B] -> [T, B] bool: which steps are before a sequence's end."""
+    """x [T, B, ...], lengths [B] -> [T, B] bool: which steps are before a sequence's end."""
     return torch.arange(x.shape[0], device=x.device).unsqueeze(1) < lengths
 
 

@@ -152,6 +152,15 @@ def test_evaluate(fastvae, run, text):
         assert name in shown
 
 
+@pytest.mark.parametrize("limit", ["--limit=1", "--reconstruct-texts=1"])
+def test_evaluate_says_that_one_text_has_no_shuffled_control(fastvae, run, text, limit):
+    status, out, err = fastvae("evaluate", run, "--data", text, limit, "--nll-samples=2")
+    assert status == 0 and "exact reconstruction needs 2 texts or more" in err
+    assert "exact reconstruction" not in out and (" 1 text" in out) == (limit == "--limit=1")
+    assert "1 texts" not in out
+    assert "2 texts" not in fastvae("evaluate", run, "--data", text, "--reconstruct-texts=0")[2]
+
+
 def test_samples_depend_on_the_seed_alone(fastvae, run):
     def sample(*more):
         status, out, _ = fastvae("sample", run, "-n", 6, "-t", 1, "--batch-size", 4, *more)

@@ -449,6 +449,21 @@ def test_no_other_part(names):
 # What train chooses
 
 
+@pytest.mark.parametrize("option", ["--column=2", "--column=name", "--field=name"])
+def test_train_says_what_of_a_line_is_the_text(option, tmp_path, fastvae):
+    rows = [("id", "name"), *((str(n), f"text {n}") for n in range(40))]
+    table = "".join("\t".join(row) + "\n" for row in rows)
+    if option.startswith("--field"):
+        table = "".join(json.dumps({"name": name}) + "\n" for _, name in rows)
+    file = tmp_path / "table"
+    file.write_text(table)
+    steps = "--steps=1", "--batch-size=4", "--sample-every=0"
+    status, _, err = fastvae("train", "--data", file, option, "--out", tmp_path / "run", *steps)
+    assert status == 0
+    source = option.removeprefix("--").replace("=", " ")
+    assert err.startswith(f"{file}: read as lines ({source} of each line is a text), length 8 ")
+
+
 def test_train_with_data_and_out_alone(names, tmp_path, fastvae):
     out = tmp_path / "run"
     steps = "--steps=2", "--sample-every=0", "--batch-size=4"

@@ -388,11 +388,43 @@ def test_lstm_batch_first():
         ((torch.zeros(2, 2, 3), (torch.zeros(2, 4),) * 3), r"state must be a pair \(h0, c0\)"),
         ((torch.zeros(2, 2, 3), (torch.zeros(2, 4),)), r"state must be a pair \(h0, c0\)"),
         ((torch.zeros(2, 2, 3), torch.zeros(2, 2, 4)), r"state must be a pair \(h0, c0\)"),
+        ((torch.zeros(2, 2, 3), (torch.zeros(2, 4), None)), r"state must be a pair \(h0, c0\)"),
     ],
 )
 def test_lstm_inputs_in_the_callers_terms(arguments, message):
     with pytest.raises(ValueError, match=message):
         fastvae.nn.LayerNormLSTM(3, 4)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("x", "tokens", "lengths", "message"),
+    [
+        (None, (2, 3, 1), None, r"^tokens must have shape \[T, B\], got \[2, 3, 1\]$"),
+        (None, (2, 3, 1), [1, 2, 0], r"^tokens must have shape \[T, B\], got \[2, 3, 1\]$"),
+        (None, (2,), None, r"^tokens must have shape \[T, B\], got \[2\]$"),
+        ((2, 3, 2), (1, 3), None, r"^tokens must have shape \[2, 3\] beside x, got \[1, 3\]$"),
+        ((2, 3, 2), (1, 3), [1, 2, 0], r"^tokens must have shape \[2, 3\] beside x"),
+    ],
+)
+def test_lstm_refuses_tokens(x, tokens, lengths, message):
+    x, tokens = x and torch.zeros(x), torch.zeros(tokens, dtype=torch.int64)
+    lengths = lengths and torch.tensor(lengths)
+    with pytest.raises(ValueError, match=message):
+        LayerNormLSTM(3, 4)(x, tokens=tokens, lengths=lengths)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_lstm_ignores_tokens_after_the_end(dense):
+    module, lengths = LayerNormLSTM(4, 3), torch.tensor([2, 0, 3])
+    tokens, x = torch.tensor([[1, -100, 0], [0, 1, 1], [9, 7, 1]]), None
+    if dense:
+        x = torch.randn(3, 3, 2)
+    real = torch.arange(3).unsqueeze(1) < lengths
+    want = module(x, tokens=tokens.where(real, 1), lengths=lengths)
+    got = module(x, tokens=tokens, lengths=lengths)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="9"):
+        module(x, tokens=tokens, lengths=torch.tensor([3, 0, 3]))
 
 
 def each_alone(module, x, state, lengths):

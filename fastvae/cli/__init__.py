@@ -79,7 +79,8 @@ _OF_OUTPUT = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, or 2 with one line on standard error, 130 on Ctrl-C.
 
-    Other signals exit with 128 + their number, and where nobody reads the output it is 1.
+    130 is also the status where a signal stopped a run that was then saved. Other signals exit with
+    128 + their number, and where nobody reads the output it is 1.
     """
     # What is printed where a stream was closed before the start goes nowhere, and into no file that
     # would be opened under its number.

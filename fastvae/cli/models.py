@@ -47,6 +47,7 @@ from fastvae.cli.inputs import (
 from fastvae.console import console, escape, print_bytes, print_json, table, track
 from fastvae.device import check_fits
 from fastvae.evaluation import measure
+from fastvae.names import counted
 from fastvae.text import Vocabulary
 from fastvae.text.reading import WINDOWS
 
@@ -113,6 +114,8 @@ def evaluate(
         n = min(int8_texts, count)
         parts = track(corpus.batches(batch_size, n), "int8 weights", -(-n // batch_size))
         result |= {f"int8_{k}": v for k, v in metrics.int8_loss(model, parts, seed=seed).items()}
+    if reconstruct_texts and "exact_reconstruction" not in result:
+        tell(["exact reconstruction needs 2 texts or more, for its shuffled control: left out"])
     if as_json:
         print_json({**result, "text": {**reading.to_dict(), **corpus.counts()}})
     else:
@@ -130,11 +133,11 @@ def _print_evaluation(result: dict[str, Any], unit: str, latent_size: int) -> No
         ("active units", result["active_units"], f"of {latent_size}"),
     ]
     if "mutual_information" in result:
-        note = f"nats, from {result['mutual_information_texts']:,} texts"
+        note = f"nats, from {counted(result['mutual_information_texts'], 'text')}"
         rows.append(("mutual information of x and z", result["mutual_information"], note))
     if "importance_weighted_nll" in result:
         texts, samples = (result[f"importance_weighted_nll_{k}"] for k in ("texts", "samples"))
-        note = f"{units}, first {texts:,} texts, {samples:,} samples each"
+        note = f"{units}, first {counted(texts, 'text')}, {counted(samples, 'sample')} each"
         rows.append(("importance-weighted NLL", result["importance_weighted_nll"], note))
     if "exact_reconstruction" in result:
         note = f"of {result['reconstruction_texts']:,} texts, greedy, from their own latents"
@@ -143,7 +146,7 @@ def _print_evaluation(result: dict[str, Any], unit: str, latent_size: int) -> No
         rows.append(("shuffled control", result["shuffled_reconstruction"], note))
         rows.append(("token accuracy", result["token_accuracy"], "of the same, pads left out"))
     if "int8_texts" in result:
-        note = f"of the bound, first {result['int8_texts']:,} texts"
+        note = f"of the bound, first {counted(result['int8_texts'], 'text')}"
         rows.append((f"bits per {unit} lost to int8", result["int8_bpc_loss"], note))
         note = "top-1 agreement, teacher-forced"
         rows.append(("int8 token agreement", result["int8_token_agreement"], note))

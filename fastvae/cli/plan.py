@@ -12,7 +12,7 @@ from fastvae.presets import TEXTS, Preset, changed, configure, defaults, parse
 from fastvae.text import Corpus, Survey, survey
 from fastvae.text.files import unchanged
 from fastvae.text.reading import FILE as READING
-from fastvae.text.reading import LINES, NORMALIZERS, TRAIN, VALID, WINDOWS, load_reading
+from fastvae.text.reading import LINES, NORMALIZERS, TRAIN, VALID, WINDOWS, Reading, load_reading
 from fastvae.text.survey import looks_like_lines
 from fastvae.training.config import TrainingConfig
 from fastvae.training.run_directory import SETTINGS, SETTINGS_SCHEMA
@@ -108,7 +108,7 @@ def plan_training(
         if (text is None and preset is None) or chosen.length is None:
             if chosen.length is None:
                 chosen = replace(chosen, length=_length(chosen, found))
-            notes = [f"{name}: {_chosen(kind, chosen, found)}"]
+            notes = [f"{name}: {_chosen(kind, reading, chosen, found)}"]
         vocabulary = found and found.vocabulary
         if valid is None and found and (before is None or before.part):
             parts = {part: found.fitting(chosen.length, part) for part in (TRAIN, VALID)}
@@ -163,9 +163,13 @@ def _length(preset: Preset, found: Survey | None) -> int:
     return found.length(2 ** len(model.get("encoder_channels", ())))
 
 
-def _chosen(kind: str, preset: Preset, found: Survey | None) -> str:
+def _chosen(kind: str, reading: Reading, preset: Preset, found: Survey | None) -> str:
     """What was chosen, and how many lines there are."""
-    how = f"read as {kind} ({TEXTS[kind].description}), length {preset.length}"
+    what = TEXTS[kind].description
+    for part in ("column", "field"):
+        if (name := getattr(reading, part)) is not None:
+            what = what.replace("each line", f"{part} {name} of each line")
+    how = f"read as {kind} ({what}), length {preset.length}"
     if found is None:
         return f"{how} characters"
     how = f"{how} {found.vocabulary.unit}s"
