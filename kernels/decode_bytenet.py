@@ -178,7 +178,9 @@ def decode_bytenet(
         rest = noise, carry, end_id, pad_id, packed, int8
         return decode_bytenet_reference(features, *weights.values(), *rest)
     if machine := persistent.serving("decode_bytenet", features, B, C):
-        plan = persistent.plan_bytenet(C, N, V, B, features.dtype.itemsize, machine)
+        itemsize = features.dtype.itemsize
+        below = persistent.rival("decode_bytenet", itemsize, B, layers=N)
+        plan = persistent.plan_bytenet(C, N, V, B, itemsize, machine, below)
         if plan:
             rest = noise, carry, end_id, pad_id, plan
             return persistent.decode_bytenet(features, *weights.values(), *rest)

@@ -185,23 +185,35 @@ def lstm_plans(
             yield (time, -groups), plan
 
 
-def rival(op: str, itemsize: int, B: int) -> float:
-    """Microseconds a step of the Triton path that a plan has to beat.
+def rival(op: str, itemsize: int, B: int, layers: int = 0) -> float:
+    """Microseconds a step of the Triton path that a plan has to beat, for each of its launches.
 
     Fitted to an H100's (benchmarks/results/h100-sweep.json); infinite where everything is served.
+    layers: of `decode_bytenet`, for which Triton launches as much for each, and for the classifier.
     """
     if SERVING.get(op) is EVERYTHING:
         return math.inf
-    launches, each = {2: (7.2, 0.03), 4: (13.0, 0.3)}[itemsize]
-    return launches + each * min(B, BATCH)
+    if op == "decode_bytenet":
+        fixed, each = {2: (13.5, 0.004), 4: (9.5, 0.07)}[itemsize]
+    else:
+        fixed, each = {2: (7.0, 0.03), 4: (10.5, 0.32)}[itemsize]
+    return (layers + 1) * (fixed + each * B) / -(-B // BATCH)
 
 
 @lru_cache(256)
 def plan_bytenet(
-    C: int, layers: int, V: int, B: int, itemsize: int, machine: Machine
+    C: int,
+    layers: int,
+    V: int,
+    B: int,
+    itemsize: int,
+    machine: Machine,
+    below: float = math.inf,
 ) -> NetPlan | None:
     """The same for a decoder of masked convolutions."""
-    return min(bytenet_plans(C, layers, V, B, itemsize, machine), default=(0, None))[1]
+    plans = bytenet_plans(C, layers, V, B, itemsize, machine)
+    cost, plan = min(plans, default=((math.inf,), None))
+    return plan if cost[0] < below else None
 
 
 def bytenet_plans(

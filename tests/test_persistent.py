@@ -551,6 +551,27 @@ def test_plans_decline_what_takes_longer_than_triton():
     assert persistent.plan_lstm(*slow, persistent.rival("decode_lstm", 4, 128)) is None
     with persistent.serve(["decode_lstm"]):
         assert persistent.plan_lstm(*slow, persistent.rival("decode_lstm", 4, 128))
+    for layers in (3, 10):
+        below = persistent.rival("decode_bytenet", 2, 128, layers)
+        assert persistent.plan_bytenet(256, layers, 51, 128, 2, H100, below)
+    slow = 384, 4, 51, 128, 4, H100  # 16 slices of 15 us beside 5 kernels of 18 us
+    assert persistent.plan_bytenet(*slow)
+    assert persistent.plan_bytenet(*slow, persistent.rival("decode_bytenet", 4, 128, 4)) is None
+
+
+@pytest.mark.parametrize(
+    ("op", "layers"), [("layer_norm_lstm", 0), ("decode_lstm", 0), ("decode_bytenet", 10)]
+)
+def test_a_plan_has_to_beat_what_triton_was_measured_to_take(op, layers):
+    """The fit is above no measured time by more than a tenth, and halves for two launches."""
+    rows = json.loads((ROOT / "benchmarks/results/h100-sweep.json").read_text())["rows"]
+    rows = [row for row in rows if row["op"] == op and row["plan"] == "Triton"]
+    assert len(rows) >= 4
+    for row in rows:
+        itemsize = getattr(torch, row["dtype"]).itemsize
+        assert persistent.rival(op, itemsize, row["B"], layers) < 1.1 * row["us a step"]
+    one, two = (persistent.rival(op, 2, B, layers) for B in (128, 256))
+    assert one / 2 < two < 0.85 * one
 
 
 def test_limits_are_those_measured():
@@ -585,7 +606,8 @@ def test_serves_where_results_on_a_gpu_are_better(op, itemsize):
         assert rows and all("us a step" in row for row in rows)
         for B in {row["B"] for row in rows if row["B"] <= most}:
             times = {str(row["plan"]): row["us a step"] for row in rows if row["B"] == B}
-            plan = persistent.plan_bytenet(256, 10, 51, B, itemsize, machine)
+            below = persistent.rival(op, itemsize, min(B, most), layers=10)
+            plan = persistent.plan_bytenet(256, 10, 51, B, itemsize, machine, below)
             launches = most // persistent.BATCH if B == persistent.BATCH else 1
             assert launches * times[str(plan._asdict())] < times["Triton"]
 

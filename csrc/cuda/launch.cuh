@@ -82,6 +82,14 @@ inline void check_cuda(cudaError_t error, const char* doing) {
   CHECK(error == cudaSuccess, std::string(doing) + ": " + cudaGetErrorString(error));
 }
 
+// While it lives, calls of this thread may load a kernel, as its first use does, though a stream is being captured.
+struct LoadingAllowed {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  LoadingAllowed() { check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "allowing a kernel to be loaded"); }
+  ~LoadingAllowed() { cudaThreadExchangeStreamCaptureMode(&mode); }
+  LoadingAllowed(const LoadingAllowed&) = delete;
+};
+
 // One launch whose blocks all run at the same time, on the current stream of the device of `like`.
 template <class... Parameters, class... Arguments>
 void launch_cooperative(const Tensor& like, void (*kernel)(Parameters...), int64_t blocks, int64_t threads,
@@ -94,6 +102,7 @@ void launch_cooperative(const Tensor& like, void (*kernel)(Parameters...), int64
   const int device = like.get_device_index();
   // This runtime is linked into the module, beside that of PyTorch, and has a current device of its own.
   check_cuda(cudaSetDevice(device), "choosing the device");
+  const LoadingAllowed loading;
   int each = 0, processors = 0, most = 0;
   check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
              "asking for shared memory");
