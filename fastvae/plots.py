@@ -75,7 +75,7 @@ def learning_curves(
     if entropy is not None:
         label = f"entropy of the corpus, {entropy:.1f}"
         axes["bound"].axhline(entropy, color=LINE, ls="--", lw=1.3, label=label)
-        axes["bound"].legend(frameon=False)
+        _legend(axes)
     _weight(axes["kl"], metrics)
     if title:
         figure.suptitle(_plain(title))
@@ -116,8 +116,15 @@ def _panels(lines: Lines) -> tuple[Any, dict[str, Any]]:
         axis.set(title=PANELS[key], xlabel="step")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes["bound"].legend(frameon=False)
+    _legend(axes)
     return figure, axes
+
+
+def _legend(axes: dict[str, Any]) -> None:
+    """Name the lines of all panels in the first one."""
+    lines = {line.get_label(): line for axis in axes.values() for line in axis.get_lines()}
+    if lines:
+        axes["bound"].legend(handles=list(lines.values()), frameon=False)
 
 
 def save_figure(figure, path: str | Path) -> None:

@@ -722,6 +722,18 @@ def test_runs_are_compared_by_their_validation_where_they_have_one(drawn):
     assert len({line.get_color() for line in bound.lines}) == 2
 
 
+def test_runs_are_named_where_their_bound_is_not_drawn(drawn):
+    runs = {name: {"train": curve("train"), "valid": []} for name in ("one", "two")}
+    for row in runs["two"]["train"]:
+        row["bound"] = math.nan
+    compare_runs(runs, "x.png")
+    for row in runs["one"]["train"]:
+        row |= dict.fromkeys(TITLES, None)
+    compare_runs({"one": runs["one"]}, "x.png")
+    named, nothing = (figure.axes[0].get_legend() for figure in drawn)
+    assert [text.get_text() for text in named.texts] == ["one", "two"] and nothing is None
+
+
 def test_a_run_leaves_its_learning_curve_and_runs_are_compared(
     fastvae, refused, run, tmp_path, monkeypatch
 ):
