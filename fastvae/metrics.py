@@ -257,7 +257,11 @@ def mutual_information(
 
     Returns:
         the estimate, nats.
+
+    Raises:
+        ValueError: there are no texts.
     """
+    _check_any(mean)
     mean, logvar = mean.detach().cpu().double(), logvar.detach().cpu().double()
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device="cpu")
     z = mean + (logvar / 2).exp() * noise
@@ -339,8 +343,10 @@ def distinct_n(texts: Sequence[str], n: int, *, unit: str = "word") -> float:
         a fraction from 0 to 1.
 
     Raises:
-        ValueError: the unit is unknown.
+        ValueError: the unit is unknown, or n is below 1.
     """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     if unit not in ("word", "character"):
         raise ValueError(f'unit must be "word" or "character", got {unit!r}')
     parts = [text.split() if unit == "word" else text for text in texts]
@@ -349,12 +355,14 @@ def distinct_n(texts: Sequence[str], n: int, *, unit: str = "word") -> float:
 
 
 def unique_share(texts: Sequence[str]) -> float:
-    """Number of different texts / number of texts; there must be at least one."""
+    """Number of different texts / number of texts. Raises ValueError where there are none."""
+    _check_any(texts)
     return len(set(texts)) / len(texts)
 
 
 def most_common_share(texts: Sequence[str]) -> float:
-    """Fraction of the texts that are equal to the most frequent one; there must be at least one."""
+    """Share of the texts that are equal to the most frequent. ValueError where there are none."""
+    _check_any(texts)
     return Counter(texts).most_common(1)[0][1] / len(texts)
 
 
@@ -366,6 +374,12 @@ def variety(texts: Sequence[str]) -> dict[str, float]:
     found = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
     shares = {"unique_share": unique_share(texts), "most_common_share": most_common_share(texts)}
     return {**found, **shares}
+
+
+def _check_any(texts: Sequence) -> None:
+    """Raise ValueError where there are no texts."""
+    if not len(texts):
+        raise ValueError("there are no texts to measure")
 
 
 def _log_normal(noise: Tensor, logvar: Tensor) -> Tensor:

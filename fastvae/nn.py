@@ -99,7 +99,8 @@ class Linear(NoTorchScript, _Uniform, nn.Linear):
 class StridedConv(NoTorchScript, _Uniform, nn.Conv1d):
     """Convolution that halves a sequence: x [2T, B, C] -> [T, B, N], initialized as in the paper.
 
-    `torch.nn.Conv1d` of kernel 3, stride 2 and padding 1, with its parameters.
+    `torch.nn.Conv1d` of kernel 3, stride 2 and padding 1, with its parameters; takes one-hot inputs
+    as token ids too.
 
     Args:
         in_channels: C.
@@ -111,14 +112,45 @@ class StridedConv(NoTorchScript, _Uniform, nn.Conv1d):
     def __init__(self, in_channels: int, out_channels: int, *, device=None, dtype=None) -> None:
         super().__init__(in_channels, out_channels, 3, 2, 1, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [2T, B, C] -> [T, B, N]. Raises ValueError where x has another shape."""
+    def forward(self, x: Tensor | None, tokens: Tensor | None = None) -> Tensor:
+        """x [2T, B, C] or tokens [2T, B] -> [T, B, N].
+
+        Args:
+            x: dense inputs, [2T, B, C], or None.
+            tokens: ids of one-hot inputs, [2T, B] int64, or None.
+
+        Returns:
+            the layer's output, [T, B, N].
+
+        Raises:
+            ValueError: not exactly one of x and tokens is given, or it has another shape.
+            RuntimeError: an id is out of range; on a GPU its outputs are NaN instead.
+        """
+        if (x is None) == (tokens is None):
+            raise ValueError("either x or tokens must be given")
+        if tokens is not None:
+            return self._sum_rows(tokens)
         if x.dim() != 3 or x.shape[0] % 2 or x.shape[2] != self.in_channels:
             raise ValueError(f"x must have shape [2T, B, {self.in_channels}], got {list(x.shape)}")
         if x.device.type != "cpu":
             return super().forward(x.permute(1, 2, 0)).permute(2, 0, 1)
         x, weight, bias = cast(x, self.weight, self.bias)
         return ops.linear(ops.unfold(x).flatten(2), weight.flatten(1), bias)
+
+    def _sum_rows(self, tokens: Tensor) -> Tensor:
+        """tokens [2T, B] -> [T, B, N]: sums of the weight's rows, by lookup."""
+        if tokens.dim() != 2 or tokens.shape[0] % 2:
+            raise ValueError(f"tokens must have shape [2T, B], got {list(tokens.shape)}")
+        V = self.in_channels
+        # [3, V + 1, N]: each tap's rows, then zeros for the position before the sequence.
+        table = F.pad(upcast(self.weight).permute(2, 1, 0), (0, 0, 0, 1))
+        if tokens.device.type != "cpu":  # the CPU raises; on others a wrong id would abort
+            tokens = mark_unknown(tokens, V)
+            tokens = tokens + (tokens == V)
+            table = F.pad(table, (0, 0, 0, 1), value=float("nan"))
+        windows = F.pad(tokens, (0, 0, 1, 0), value=V).unfold(0, 3, 2)
+        y = self.bias + sum(map(F.embedding, windows.unbind(-1), table.unbind()))
+        return cast(y.to(self.weight.dtype))[0]
 
 
 class StridedConvTranspose(NoTorchScript, _Uniform, nn.ConvTranspose1d):
@@ -469,8 +501,9 @@ def _refuse_lstm_arguments(num_layers, bias, dropout, bidirectional, proj_size) 
 class HighwayConv(NoTorchScript, nn.Module):
     """Highway masked convolution of kernel size 2 with batch norm: x [T, B, C] -> [T, B, C].
 
-    Equation: `fastvae.ops.highway_conv`. Parameters: weight [3C, C, 2], bias [3C] and those of the
-    norm. Semeniuta et al. 2017, arXiv:1702.02390.
+    Equation: `fastvae.ops.highway_conv`. Parameters: weight [3C, C, 2], bias [3C] and those of
+    `norm`, which is a part of the op: it is not called, and neither are its hooks. Semeniuta et al.
+    2017, arXiv:1702.02390.
 
     Args:
         channels: C.
@@ -579,7 +612,6 @@ class ConvEncoder(_Composite):
     ) -> None:
         super().__init__()
         factory_kwargs = {"device": device, "dtype": dtype}
-        self.vocab_size = vocab_size
         self.convs = nn.ModuleList(
             StridedConv(before, after, **factory_kwargs)
             for before, after in pairwise((vocab_size, *channels))
@@ -590,23 +622,11 @@ class ConvEncoder(_Composite):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B, L] int64 -> mean, log-variance [B, Z]."""
-        x = self._first(tokens)
-        for n, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = _norm_rows(norm, conv(x) if n else x).relu()
+        x = None
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            y = conv(None, tokens.T) if x is None else conv(x)
+            x = _norm_rows(norm, y).relu()
         return self.linear(x.permute(1, 2, 0).flatten(1)).chunk(2, -1)
-
-    def _first(self, tokens: Tensor) -> Tensor:
-        """The first convolution, of one-hot tokens [B, L] -> [L / 2, B, C]; sums table rows."""
-        conv = self.convs[0]
-        # [3, V + 1, C]: each tap's rows, then zeros for the position before the sequence.
-        table = F.pad(upcast(conv.weight).permute(2, 1, 0), (0, 0, 0, 1))
-        if tokens.device.type != "cpu":  # the CPU raises; on others a wrong id would abort
-            tokens = mark_unknown(tokens, self.vocab_size)
-            tokens = tokens + (tokens == self.vocab_size)
-            table = F.pad(table, (0, 0, 0, 1), value=float("nan"))
-        windows = F.pad(tokens.T, (0, 0, 1, 0), value=self.vocab_size).unfold(0, 3, 2)
-        y = conv.bias + sum(map(F.embedding, windows.unbind(-1), table.unbind()))
-        return cast(y.to(conv.weight.dtype))[0]
 
 
 class DeconvDecoder(_Composite):

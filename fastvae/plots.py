@@ -14,6 +14,7 @@ from typing import Any
 from fastvae.atomic_files import make_folder, write_bytes
 from fastvae.training.run_directory import read_records
 
+SUFFIXES = ".png", ".svg", ".pdf"
 COLORS = {"train": "#8fb3d1", "valid": "#1f5a8f"}
 LINE, WEIGHT = "#c0392b", "#8a8a8a"
 PANELS = {
@@ -130,12 +131,12 @@ def _legend(axes: dict[str, Any]) -> None:
 def save_figure(figure, path: str | Path) -> None:
     """Write a figure and close it. Raises ValueError for a format, OSError for a file."""
     try:
-        if not Path(path).suffix:  # matplotlib would add one in silence
+        if Path(path).suffix.lower() not in SUFFIXES:
             raise ValueError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # of names that the font lacks
             content = BytesIO()
-            figure.savefig(content, dpi=130, format=Path(path).suffix[1:])
+            figure.savefig(content, dpi=130, format=Path(path).suffix[1:].lower())
         make_folder(Path(path).parent)
         write_bytes(Path(path), content.getvalue())
     finally:

@@ -6,7 +6,7 @@ Semeniuta, Severyn, Barth 2017, arXiv:1702.02390; its released code where the pa
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -289,6 +289,40 @@ def configure(name: str, overrides: Mapping[str, str]) -> Preset:
         if key not in kinds:
             raise ValueError(f"{name} has no field {key!r}: {suggestion(key, kinds)}")
     return changed(preset, {key: parse(key, text, kinds[key]) for key, text in overrides.items()})
+
+
+# Fields of HybridVAE that not all of its decoders have.
+_DECODERS_OF = {
+    "hidden_size": ("lstm",),
+    **dict.fromkeys(("conv_layers", "conv_channels", "carry"), ("bytenet",)),
+    **dict.fromkeys(("word_dropout", "aux_weight"), ("lstm", "bytenet")),
+}
+_SCHEDULE = "kl_floor", "kl_start", "kl_end", "kl_cycles", "kl_rise", "kl_target"
+
+
+def check_effect(preset: Preset, names: Iterable[str]) -> None:
+    """Check that fields that a person has set can change the preset's model or training.
+
+    Args:
+        preset: the preset with these fields.
+        names: the fields.
+
+    Raises:
+        ValueError: another field keeps one of them from having any effect; the message names both.
+    """
+    model, training = defaults(preset)
+    idle = {}
+    if (decoder := model.get("decoder")) in ("lstm", "bytenet", "none"):
+        for field, decoders in _DECODERS_OF.items():
+            if decoder not in decoders:
+                idle[field] = f"decoder {decoder}"
+    if training["kl_nats"] is not None:
+        idle |= dict.fromkeys(_SCHEDULE, "kl_nats, which takes the place of the schedule")
+    if training["lr_decay"] == 1:
+        idle |= dict.fromkeys(("lr_decay_every", "lr_decay_start", "lr_floor"), "lr_decay 1")
+    for name in names:
+        if name in idle:
+            raise ValueError(f"{name} has no effect with {idle[name]}: leave it out")
 
 
 def changed(preset: Preset, values: Mapping[str, Any]) -> Preset:

@@ -1,4 +1,4 @@
-"""NumPy's scalars as Python's numbers."""
+"""Scalars of NumPy and PyTorch as Python's numbers."""
 
 import operator
 from typing import Any
@@ -8,10 +8,11 @@ import torch
 
 
 def plain(value: Any) -> Any:
-    """A NumPy scalar as Python's number, also inside a tuple; anything else as it is."""
+    """A scalar of NumPy or PyTorch as Python's, also inside a tuple; anything else as it is."""
     if isinstance(value, tuple):
         return tuple(map(plain, value))
-    return value.item() if isinstance(value, np.generic) else value
+    scalar = isinstance(value, torch.Tensor) and not value.dim()
+    return value.item() if scalar or isinstance(value, np.generic) else value
 
 
 def is_whole(value: Any) -> bool:

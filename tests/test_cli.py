@@ -4,6 +4,7 @@ import math
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -159,6 +160,71 @@ def test_evaluate_says_that_one_text_has_no_shuffled_control(fastvae, run, text,
     assert "exact reconstruction" not in out and (" 1 text" in out) == (limit == "--limit=1")
     assert "1 texts" not in out
     assert "2 texts" not in fastvae("evaluate", run, "--data", text, "--reconstruct-texts=0")[2]
+
+
+def test_what_fills_no_window_is_told(fastvae, run, tmp_path):
+    (tmp_path / "text").write_text("the cat ran to the mat." + "t" * 14)
+    for command in (("evaluate", "--nll-samples=1"), ("encode", "--out", tmp_path / "z.npy")):
+        err = fastvae(*command[:1], run, "--data", tmp_path / "text", *command[1:])[2]
+        assert "the last 5 characters left out: they fill no window of 16" in err
+    (tmp_path / "text").write_text("the cat ran to the mat." + "t" * 9)
+    assert "left out" not in fastvae("evaluate", run, "--data", tmp_path / "text")[2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_that_is_not_finite_makes_no_texts(refused, run, tmp_path, value):
+    model, vocabulary = load(run)
+    with torch.no_grad():
+        model.decoder.classifier.bias[1] = value
+    model.save_pretrained(tmp_path / "diverged", vocabulary)
+    for command in (("sample",), ("reconstruct",), ("interpolate", "a", "b")):
+        err = refused(command[0], tmp_path / "diverged", *command[1:])
+        assert "decoder.classifier.bias is not finite" in err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--decoder=none", "--word-dropout=0.5"), "word_dropout has no effect with decoder none"),
+        (("--decoder", "none", "--aux-weight", "2"), "aux_weight has no effect with decoder none"),
+        (("--conv-layers", "9"), "conv_layers has no effect with decoder lstm"),
+        (("--carry", "false"), "carry has no effect with decoder lstm"),
+        (
+            ("--decoder=bytenet", "--hidden-size=9"),
+            "hidden_size has no effect with decoder bytenet",
+        ),
+        (("--kl-nats", "3", "--kl-end", "10"), "kl_end has no effect with kl_nats, which takes"),
+        (("--lr-decay", "1", "--lr-floor", "0.1"), "lr_floor has no effect with lr_decay 1: leave"),
+    ],
+)
+def test_options_without_effect_are_refused(refused, text, tmp_path, options, message):
+    assert message in refused("train", "--data", text, "--out", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_any_name_can_be_sampled_from(fastvae, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("-odd", "a b$c'd"):
+        status, out, _ = fastvae("train", "--data", text, f"--out={name}", *TINY)
+        (command,) = [line for line in out.splitlines() if "; next: " in line]
+        words = shlex.split(command.partition("next: ")[2])
+        assert status == 0 and words[0] == "fastvae" and Path(words[2]) == Path(name)
+        assert fastvae(*words[1:], "-n", 1)[0] == 0
+
+
+def test_typed_texts_are_counted(fastvae, run):
+    typed = b"the cat\n" * 12
+    shown = [fastvae("reconstruct", run, *n, stdin=typed)[1] for n in ((), ("-n", 2))]
+    assert [out.count("in  ") for out in shown] == [12, 2]
+
+
+def test_a_file_that_is_read_is_not_written(refused, run, tmp_path):
+    texts = tmp_path / "texts.html"
+    texts.write_text("the cat ran to the mat\n")
+    (tmp_path / "link.npy").symlink_to(texts)
+    said = refused("encode", run, "--data", texts, "--out", tmp_path / "link.npy")
+    assert "link.npy is a file that is read" in said
+    assert texts.read_text() == "the cat ran to the mat\n"
 
 
 def test_samples_depend_on_the_seed_alone(fastvae, run):
@@ -764,8 +830,8 @@ def test_a_run_leaves_its_learning_curve_and_runs_are_compared(
     (other / "metrics.jsonl").write_text("")
     assert f"{other}: metrics.jsonl has no rows yet" in refused("plot", run, other)
     assert "cannot make the folder" in refused("plot", run, "--out", other / "lock" / "x.png")
-    assert "'word' is not supported" in refused("plot", run, "--out", tmp_path / "x.word")
-    assert ".png, .svg or .pdf" in refused("plot", run, "--out", tmp_path)
+    for wrong in (tmp_path, tmp_path / "x.word", run / "model.safetensors"):
+        assert ".png, .svg or .pdf" in refused("plot", run, "--out", wrong)
     row = (run / "metrics.jsonl").read_text().splitlines()[0]
     assert json.loads(row)["split"] == "train"
     for damaged in (

@@ -897,6 +897,19 @@ def test_a_failed_run_is_told_and_leaves_the_others(fastvae, tmp_path):
     assert len(json.loads((tmp_path / "fig6.json").read_text())["results"]) == 1
 
 
+def test_results_stay_where_all_runs_are_refused(fastvae, tmp_path):
+    """As where the data are others than those of the runs that are there."""
+    (run,) = runs(configurations("fig6")[:1], 2, 1, TINY)
+    (tmp_path / "runs" / run.name).mkdir(parents=True)
+    (tmp_path / "runs" / run.name / "metrics.jsonl").write_text("")
+    before = {"fig6.json": "results", "fig6.md": "a table"}
+    for name, content in before.items():
+        (tmp_path / name).write_text(content)
+    status, out, err = fastvae(*FIG6, "--steps=2", "--points", run.name, "--out", tmp_path)
+    assert status == 2 and "1 runs failed" in err and "fig6.json" not in out
+    assert {name: (tmp_path / name).read_text() for name in before} == before
+
+
 def test_speed_compares_steps_in_turns(tmp_path):
     tiny = {k: v for k, v in TINY.items() if k != "conv_channels"}
     options = Options(tmp_path, text="characters", steps=2, overrides=tiny)

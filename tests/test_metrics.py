@@ -143,6 +143,13 @@ def test_variety():
     })  # fmt: skip
     with pytest.raises(ValueError, match="unit"):
         metrics.distinct_n(texts, 1, unit="letter")
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        metrics.distinct_n(texts, 0)
+    for share in (metrics.unique_share, metrics.most_common_share):
+        with pytest.raises(ValueError, match="there are no texts to measure"):
+            share([])
+    with pytest.raises(ValueError, match="there are no texts to measure"):
+        metrics.mutual_information(torch.zeros(0, 2), torch.zeros(0, 2))
 
 
 def small(**arguments):

@@ -318,6 +318,15 @@ def test_tokens_checked_by_the_caller():
         (lambda m: m.log_likelihood(torch.zeros(2, L).long(), torch.randn(3, Z)), r"\[2, 3\]"),
         (lambda m: m.interpolate(torch.randn(Z), torch.randn(2, Z)), "z0 and z1"),
         (
+            lambda m: m(torch.zeros(2, L).long(), torch.ones(2)),
+            r"^kl_weight must be one number, got shape \[2\]$",
+        ),
+        (
+            lambda m: m(torch.zeros(2, L).long(), free_bits=-1),
+            "^free_bits must be 0 or more, got -1",
+        ),
+        (lambda m: m(torch.zeros(2, L).long(), free_bits=math.nan), "^free_bits must be 0 or more"),
+        (
             lambda m: m.interpolate(*torch.randn(2, Z), steps=1),
             "steps must be a whole number from 2 on, got 1",
         ),
@@ -334,6 +343,9 @@ def test_bad_calls(call, message):
         ({"length": 10}, "length 10 is not divisible by 4.*take 8 or 12"),
         ({"length": 3}, "take 4,"),
         ({"encoder_channels": ()}, "encoder_channels"),
+        ({"encoder_channels": 16}, "^encoder_channels must be several sizes, got 16$"),
+        ({"mask_pad": "no"}, "^mask_pad must be True or False, got 'no'$"),
+        ({"carry": 1}, "^carry must be True or False, got 1$"),
         ({"encoder_channels": (4, 0)}, "encoder_channels"),
         ({"decoder": "gru"}, "'lstm', 'bytenet' or 'none', got 'gru'"),
         ({"vocab_size": 0}, "vocab_size"),

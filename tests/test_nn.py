@@ -530,6 +530,34 @@ def test_hooks_of_norms_see_what_norms_give(kind):
     assert len(seen) == 2 and seen[0].min() < 0 and seen[1].shape == seen[0].shape
 
 
+def test_hooks_of_all_convolutions_are_called():
+    model = fastvae.HybridVAE(11, 8, latent_size=3, encoder_channels=(4, 4), hidden_size=5)
+    seen = []
+    for conv in (*model.encoder.convs, *model.deconvolution.convs):
+        conv.register_forward_hook(lambda module, x, y: seen.append(module))
+        conv.register_full_backward_hook(lambda module, dx, dy: seen.append(module))
+    model(torch.randint(11, (6, 8))).loss.backward()
+    forward = [*model.encoder.convs, *model.deconvolution.convs]
+    assert seen == [*forward, *reversed(forward)]
+    tokens = torch.randint(11, (2, 8))
+    before = model.eval().encode(tokens)
+    model.encoder.convs[0].register_forward_hook(lambda module, x, y: y * 0)
+    assert not torch.equal(model.encode(tokens), before)
+
+
+def test_a_strided_convolution_looks_up_one_hot_inputs():
+    conv = fastvae.nn.StridedConv(5, 3).double()
+    tokens = torch.randint(5, (6, 2))
+    dense = F.one_hot(tokens, 5).double()
+    torch.testing.assert_close(conv(None, tokens), conv(dense), rtol=1e-12, atol=1e-12)
+    for x, t in ((None, None), (dense, tokens)):
+        with pytest.raises(ValueError, match="either x or tokens must be given"):
+            conv(x, t)
+    for wrong in (tokens[:3], tokens[0]):
+        with pytest.raises(ValueError, match=r"^tokens must have shape \[2T, B\], got \["):
+            conv(None, wrong)
+
+
 def test_a_stack_of_fewer_than_no_layers():
     with pytest.raises(ValueError, match="layers must be 0 or more, got -1"):
         fastvae.nn.HighwayConvStack(4, -1)

@@ -340,12 +340,20 @@ def test_command_tells_what_is_wrong(fastvae, vocabulary, tmp_path):
     run = tmp_path / "run"
     small(vocabulary).save_pretrained(run, vocabulary)
     (tmp_path / "other.txt").write_text("xyz\n")
+    texts, folder = tmp_path / "texts.html", tmp_path / "folder.html"
+    texts.write_text("abc\n")
+    folder.mkdir()
     for arguments, said in (
         ((run, tmp_path / "page.html", "--column", "2"), "are for the file that --texts names"),
         ((run, tmp_path / "page.html", "--texts", tmp_path / "other.txt"), "no text that fits"),
         ((run, tmp_path / "other.txt" / "page.html"), "cannot make the folder"),
-        ((run, run), f"cannot write {run}: Is a directory"),
+        ((run, run / "model.safetensors"), "the page's name must end in .html"),
+        ((run, run), "the page's name must end in .html"),
+        ((run, texts, "--texts", texts), f"PAGE {texts} is a file that is read: name another one"),
+        ((run, texts, "--card", texts), f"PAGE {texts} is a file that is read: name another one"),
+        ((run, folder), f"cannot write {folder}: Is a directory"),
         ((tmp_path / "none", tmp_path / "page.html"), "is not a folder"),
     ):
         status, _, err = fastvae("export", *arguments)
         assert status == 2 and said in err and len(err.splitlines()) == 1
+    assert texts.read_text() == "abc\n"

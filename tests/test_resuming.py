@@ -285,6 +285,30 @@ def test_a_file_that_a_run_would_replace_is_kept(tmp_path, name):
     assert (tmp_path / name).read_text() == "precious"
 
 
+@pytest.mark.parametrize("content", ["", "pid 7"])
+def test_a_lock_that_no_run_has_made_is_a_persons(tmp_path, content):
+    names = {"lock": content, "text.json": "mine", "model.safetensors.12.tmp": "mine too"}
+    for name, text in names.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=r"has a text\.json, which a run would replace"):
+        run(tmp_path)
+    (tmp_path / "text.json").unlink()
+    run(tmp_path, steps=1)
+    assert (tmp_path / "model.safetensors.12.tmp").read_text() == "mine too"
+    assert (tmp_path / "lock").read_text() == content
+    run(tmp_path, resume=True, steps=2)  # now a temporary file is what a killed run has left
+    assert not (tmp_path / "model.safetensors.12.tmp").exists()
+
+
+def test_fewer_steps_than_were_made_say_nothing_of_annealing(tmp_path):
+    schedule = {"kl_end": 5, "kl_nats": None}
+    run(tmp_path, steps=4, **schedule)
+    console = quiet()
+    run(tmp_path, resume=True, steps=3, console=console, **schedule)
+    said = console.file.getvalue()
+    assert "the run is at step 4 already" in said and "annealed" not in said
+
+
 def test_a_run_whose_folder_was_replaced_writes_nothing_there(tmp_path):
     folder, moved = tmp_path / "run", tmp_path / "moved"
 

@@ -22,6 +22,7 @@ from fastvae.metrics import evaluate
 from fastvae.models import load
 from fastvae.training import TrainingConfig, recorder, train
 from fastvae.training.progress import TrainingDisplay
+from fastvae.training.run_directory import RunDirectory
 from fastvae.training.step import seeded_generator
 
 WORKER = Path(__file__).with_name("training_worker.py")
@@ -529,6 +530,23 @@ def test_busy_cores_are_told_once(tmp_path, monkeypatch, share, told, log_every)
     console = quiet()
     run(tmp_path / "run", console=console, log_every=log_every)
     assert console.file.getvalue().count("the cores are busy") == told
+
+
+def test_a_record_is_written_whole_where_the_system_takes_a_part(tmp_path):
+    class Slow(io.FileIO):
+        def write(self, content):
+            return super().write(content[:7])
+
+    folder = RunDirectory(tmp_path, resume=False, say=print)
+    folder.open_metrics(0, 0)
+    folder._metrics.close()
+    folder._metrics = Slow(tmp_path / "metrics.jsonl", "ab")
+    written = [{"step": n, "split": "train", "loss": n / 3} for n in range(3)]
+    for record in written:
+        folder.log(record)
+    folder.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == written
 
 
 def test_a_system_without_posix_locks_is_told_in_one_line(tmp_path, monkeypatch):

@@ -42,6 +42,9 @@ def load_model(
     model, vocabulary = load(folder, best=best)
     if vocabulary is None:
         raise ValueError(f"{folder} holds no vocabulary.json, so its tokens cannot be decoded")
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(f"{folder}: {name} is not finite, so the model can make no texts")
     return model.to(find_device(device)), vocabulary
 
 
@@ -91,6 +94,13 @@ def check_is_file(data: Path | None, column: str | None, field: str | None, held
     """Raise ValueError for options of files where texts come from standard input."""
     if data is None and (column, field, held_out) != (None, None, False):
         raise ValueError("--column, --field and --held-out are for a file: name it with --data")
+
+
+def check_not_read(option: str, out: Path, *sources: Path | None) -> None:
+    """Raise ValueError where a file to be written is one that is read."""
+    for source in sources:
+        if source is not None and source.exists() and out.exists() and out.samefile(source):
+            raise ValueError(f"{option} {out} is a file that is read: name another one")
 
 
 def in_place(reading: Reading, column: str | None, field: str | None) -> Reading:

@@ -37,6 +37,7 @@ from fastvae.cli.arguments import (
 from fastvae.cli.inputs import (
     LineTokens,
     check_is_file,
+    check_not_read,
     encode_texts,
     find_reading,
     in_batches,
@@ -210,8 +211,11 @@ def reconstruct(
     run: Run,
     data: MaybeData = None,
     n: Annotated[
-        int, typer.Option("-n", "--number", min=1, max=MOST, help="Texts of --data.")
-    ] = 10,
+        int | None,
+        typer.Option(
+            "-n", "--number", min=1, max=MOST, help="Texts; else 10 of --data, or all typed ones."
+        ),
+    ] = None,
     temperature: Temperature = 0.0,
     batch_size: Batch = 256,
     seed: Seed = 0,
@@ -237,6 +241,8 @@ def reconstruct(
     check_is_file(data, column, field, held_out)
     reading = find_reading(run, model, read, normalize, column, field, held_out)
     generator = torch.Generator().manual_seed(seed)
+    if n is None and data is not None:
+        n = 10
     if data is not None and reading.kind == WINDOWS:
         corpus = open_for(model, vocabulary, reading, data)
         rows, lines = (
@@ -245,7 +251,7 @@ def reconstruct(
         )
     else:
         lines = LineTokens(vocabulary, model.length, reading, data, strict=data is None)
-        rows = islice(lines, n if data else None)
+        rows = islice(lines, n)
     found, count = [], 0
     for batch in in_batches(rows, batch_size):
         tokens = torch.from_numpy(np.stack([row for _, row in batch]))
@@ -341,6 +347,7 @@ def encode(
         raise ValueError(f"--out {out}: the file's name must end in .npy")
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: name a file")
+    check_not_read("--out", out, data)
     model, vocabulary = load_model(run, best=best, device=device)
     check_is_file(data, column, field, held_out)
     reading = find_reading(run, model, read, normalize, column, field, held_out)

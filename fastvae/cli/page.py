@@ -8,7 +8,7 @@ import typer
 
 from fastvae.atomic_files import make_folder
 from fastvae.cli.arguments import Best, Column, Field, Run, path
-from fastvae.cli.inputs import find_reading, load_model, tell
+from fastvae.cli.inputs import check_not_read, find_reading, load_model, tell
 from fastvae.page.export import PAGE_CARD, export_page, load_directions
 from fastvae.text.files import byte_chunks
 from fastvae.text.lines import LineCounts, encode_fitting, read_texts
@@ -47,6 +47,9 @@ def export(
     model, vocabulary = load_model(run, best=best, device="cpu")
     if texts is None and (column, field) != (None, None):
         raise ValueError("--column and --field are for the file that --texts names")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{page}: the page's name must end in .html")
+    check_not_read("PAGE", page, texts, card)
     make_folder(page.parent)
     known = _read_known(run, model, vocabulary, texts, column, field) if texts else []
     if card is None and (run / PAGE_CARD).exists():

@@ -8,7 +8,7 @@ from fastvae.atomic_files import check_signature, read_json
 from fastvae.cli.inputs import in_place, read_named, regular_file, shown
 from fastvae.models.pretrained import WEIGHTS
 from fastvae.names import counted, suggestion
-from fastvae.presets import TEXTS, Preset, changed, configure, defaults, parse
+from fastvae.presets import TEXTS, Preset, changed, check_effect, configure, defaults, parse
 from fastvae.text import Corpus, Survey, survey
 from fastvae.text.files import unchanged
 from fastvae.text.reading import FILE as READING
@@ -102,6 +102,7 @@ def plan_training(
         if found and not found.vocabulary:
             long = "each line of text has a MiB or more" if found.counts.too_long else None
             raise ValueError(f"{name}: {long or 'all lines are empty'}")
+        check_effect(chosen, overrides)
         if before and (out / SETTINGS).exists():
             chosen = _as_begun(chosen, overrides, out)
         notes = []

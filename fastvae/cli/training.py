@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -200,7 +201,10 @@ def plot(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", parser=path, help="Picture to write: .png, .svg or .pdf; else in the run."
+            "--out",
+            parser=path,
+            help="Picture to write: .png, .svg or .pdf; else learning-curve.png in the run, or for "
+            "several learning-curves.png here.",
         ),
     ] = None,
 ) -> None:
@@ -231,7 +235,9 @@ def _print_training(result: dict[str, Any], out: Path, kl_target: float, as_json
         )
     if result["latent"]:
         console().print(what_latents_keep(result["latent"]), soft_wrap=True)
-    console().print(f"nats per text; next: fastvae sample {out}", soft_wrap=True)
+    folder = f"./{out}" if str(out).startswith("-") else str(out)
+    line = f"nats per text; next: fastvae sample {shlex.quote(folder)}"
+    console().print(escape(line), soft_wrap=True)
 
 
 def experiment(

@@ -124,7 +124,10 @@ def _grid(
         at_once = options.jobs or default_jobs(options.device)
         failed, interrupted = run_jobs(todo, at_once, options.device, console)
     results = [_labelled(run, result) for run, job in jobs if (result := finished(job))]
-    written = _write(stem, experiment, options, steps, files, results, failed)
+    # Where all runs were refused, the results that are there may be those of other data.
+    written = []
+    if results or not failed:
+        written = _write(stem, experiment, options, steps, files, results, failed)
     left = len(configurations) * options.seeds - len(results)
     return {"written": written, "failed": failed, "left": left, "interrupted": interrupted}
 

@@ -4,7 +4,7 @@ Semeniuta, Severyn, Barth 2017, "A Hybrid Convolutional Variational Autoencoder 
 Generation", arXiv:1702.02390.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -67,6 +67,8 @@ class HybridVAE(TextVAE):
         device=None,
         dtype=None,
     ) -> None:
+        if not isinstance(encoder_channels, Iterable):
+            raise ValueError(f"encoder_channels must be several sizes, got {encoder_channels!r}")
         encoder_channels = tuple(encoder_channels)
         super().__init__(constructor_arguments(locals()))
         _check_blocks(length, encoder_channels)

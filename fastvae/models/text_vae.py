@@ -110,8 +110,8 @@ class TextVAE(NoTorchScript, AcrossProcesses, PretrainedMixin, nn.Module):
             checked on a GPU.
 
         Raises:
-            ValueError: tokens or eps have a wrong shape or dtype, the batch is empty, or an id is
-                outside the vocabulary.
+            ValueError: tokens, kl_weight or eps have a wrong shape or dtype, the batch is empty,
+                free_bits are below 0, or an id is outside the vocabulary.
             RuntimeError: `torch.jit.trace` traces the call, which is not supported.
         """
         if torch.jit.is_tracing():
@@ -122,6 +122,10 @@ class TextVAE(NoTorchScript, AcrossProcesses, PretrainedMixin, nn.Module):
                 f"a loss is a mean over sequences, got tokens of shape {list(tokens.shape)}: "
                 "leave out empty batches"
             )
+        if isinstance(kl_weight, Tensor) and kl_weight.dim():
+            raise ValueError(f"kl_weight must be one number, got shape {list(kl_weight.shape)}")
+        if not free_bits >= 0:
+            raise ValueError(f"free_bits must be 0 or more, got {free_bits}")
         self._warn_if_alone()
         mean, logvar = map(upcast, self._encode(tokens))
         if eps is None:
@@ -522,6 +526,9 @@ def _check_arguments(config: dict[str, Any]) -> None:
                 raise ValueError(f"{name} must be a whole number, got {size!r}")
             if not 1 <= size <= most:
                 raise ValueError(f"{name} must be from 1 to {most:,}, got {size}")
+    for name in ("mask_pad", "carry"):
+        if not isinstance(config.get(name, False), bool):
+            raise ValueError(f"{name} must be True or False, got {config[name]!r}")
     if not 0 <= config["word_dropout"] <= 1:
         raise ValueError(f"word_dropout must be between 0 and 1, got {config['word_dropout']}")
     if not 0 <= config.get("aux_weight", 0) < math.inf:

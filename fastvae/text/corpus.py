@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastvae.names import counted
 from fastvae.text.files import CHUNK, MappedArray, byte_chunks, stored, text_chunks
 from fastvae.text.lines import LineCounts, encode_fitting, no_lines, read_texts
 from fastvae.text.reading import (
@@ -251,6 +252,12 @@ class WindowCorpus(Corpus):
     def counts(self) -> dict[str, int]:
         """Size of the rest after the last whole window: {"characters_left_over": n}, or bytes."""
         return {f"{self.vocabulary.unit}s_left_over": len(self._ids) % self.length}
+
+    def notes(self) -> list[str]:
+        if not (rest := len(self._ids) % self.length):
+            return []
+        rest = counted(rest, self.vocabulary.unit)
+        return [f"{self.name}: the last {rest} left out: they fill no window of {self.length}"]
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
         starts = len(self._ids) - self.length + 1

@@ -29,7 +29,7 @@ except ImportError:  # Windows: folders of killed builds stay
 
 CHUNK = 1 << 20  # bytes read at once
 HEAD = 1 << 12  # bytes read to recognize a format
-FORMAT = 3  # of the cache's files: part of every key
+FORMAT = 4  # of the cache's files: part of every key
 LONGEST_STEM = 128  # bytes of the source's name in those of the cache's files
 LARGEST_NOTES = 1 << 24  # bytes: a vocabulary of every character there is fits
 PARTIAL = "fastvae-partial-"  # folders of files that are being written begin with it
@@ -127,24 +127,16 @@ def text_chunks(path: Path) -> Iterator[str]:
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Chunks of bytes -> lines without their ends (\\n or \\r\\n), cut after a MiB.
-
-    If the first MiB has no \\n, lines end with \\r, as on old Macs.
-    """
-    end, rest = b"", b""
+    """Chunks of bytes -> lines without their ends (\\n, \\r\\n or \\r), cut after a MiB."""
+    rest = b""
     for chunk in chunks:
-        if not end:
-            end = b"\r" if b"\n" not in chunk and b"\r" in chunk[:-1] else b"\n"
-        *whole, rest = (rest + chunk).split(end)
-        yield from map(_without_return, whole)
-        rest = rest[:CHUNK]
+        content = rest + chunk
+        whole, rest = content.splitlines(), b""
+        if not content.endswith(b"\n"):  # a final \r may be a half of \r\n
+            rest = whole.pop()[:CHUNK] + (b"\r" if content.endswith(b"\r") else b"")
+        yield from (line[:CHUNK] for line in whole)
     if rest:
-        yield _without_return(rest)
-
-
-def _without_return(line: bytes) -> bytes:
-    """A line without a final \\r, cut at a MiB."""
-    return line.removesuffix(b"\r") if len(line) < CHUNK else line[:CHUNK]
+        yield rest.removesuffix(b"\r")
 
 
 def _file_chunks(path: Path) -> Iterator[bytes]:

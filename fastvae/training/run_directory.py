@@ -32,6 +32,7 @@ from fastvae.text.reading import FILE as READING
 from fastvae.training.checkpoint import LAST, PREVIOUS
 
 SETTINGS, METRICS, LOCK = "training.json", "metrics.jsonl", "lock"
+MARK = b"of a fastvae run\n"  # in a run's lock: a person's file of that name holds something else
 CURVES = "learning-curve.png"
 FILES = CONFIG, WEIGHTS, VOCABULARY, READING, SETTINGS, METRICS, LAST, PREVIOUS, BEST
 # Settings that may change on resume: the number of steps, and what does not affect training.
@@ -77,12 +78,22 @@ class RunDirectory:
         check_utf8(self.path)
         make_folder(self.path)
         self._check_files()
-        was_run = (self.path / LOCK).exists()
+        new = not (self.path / LOCK).exists()
         self._lock = _lock(self.path)
-        remove_temporaries(self.path / name for name in (*FILES, CURVES))
+        was_run = not new and self._lock.read(len(MARK)) == MARK
         self.fresh = not (self.path / SETTINGS).exists()
+        if was_run or not self.fresh:
+            remove_temporaries(self.path / name for name in (*FILES, CURVES))
+        if new:
+            try:
+                with writing(self.path / LOCK):
+                    self._lock.write(MARK)
+            except OSError:
+                (self.path / LOCK).unlink()
+                self._lock.close()
+                raise
         if wrong := self._unusable(resume, was_run):
-            if not was_run:
+            if new:
                 (self.path / LOCK).unlink()
             self.close()
             raise ValueError(wrong)
@@ -266,8 +277,10 @@ class RunDirectory:
         Raises:
             OSError: metrics.jsonl cannot be written.
         """
+        rest = json.dumps(record).encode() + b"\n"
         with writing(self.path / METRICS):
-            self._metrics.write(json.dumps(record).encode() + b"\n")
+            while rest:  # a disk that is nearly full takes a part of it
+                rest = rest[self._metrics.write(rest) :]
         for name, value in record.items() if self._board else ():
             if name not in ("step", "split"):
                 tag = f"{record['split']}/{name}"
@@ -362,7 +375,8 @@ def _lock(folder: Path):
         message = "training needs POSIX file locks, which this system lacks: on Windows use WSL"
         raise OSError(message) from error
     try:
-        file = open(folder / LOCK, "a+")  # noqa: SIM115  open as long as the run
+        file = open(folder / LOCK, "a+b", buffering=0)  # noqa: SIM115  open as long as the run
+        file.seek(0)
     except OSError as error:
         raise OSError(f"cannot write in {folder}: {error.strerror}") from error
     try:
