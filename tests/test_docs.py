@@ -46,7 +46,7 @@ BLOCKS = [
     for n, block in enumerate(re.findall(r"```python\n(.*?)```", PAGES[name], re.S))
 ]
 TINY = "--steps 2 --batch-size 2 --hidden-size 8 --encoder-channels 4,4 --feature-channels 4 "
-TINY += "--eval-samples 4 --kl-start 0 --kl-end 1 --length 16"
+TINY += "--eval-samples 4 --length 16"
 LONG = ("demo", "experiment")  # other tests run these
 
 

@@ -905,7 +905,7 @@ def test_results_stay_where_all_runs_are_refused(fastvae, tmp_path):
     before = {"fig6.json": "results", "fig6.md": "a table"}
     for name, content in before.items():
         (tmp_path / name).write_text(content)
-    status, out, err = fastvae(*FIG6, "--steps=2", "--points", run.name, "--out", tmp_path)
+    status, out, err = fastvae(*FIG6, "--steps=2", "--points=1", "--out", tmp_path)
     assert status == 2 and "1 runs failed" in err and "fig6.json" not in out
     assert {name: (tmp_path / name).read_text() for name in before} == before
 

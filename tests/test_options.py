@@ -182,7 +182,13 @@ DEFAULTS = {
         "reconstruct_texts": 1000, "int8_texts": 0, "batch_size": 64, "seed": 0,
     },
     commands.sample: {"n": 20, "temperature": 0.0, "batch_size": 256, "seed": 0},
-    commands.reconstruct: {"data": None, "n": 10, "temperature": 0.0, "batch_size": 256, "seed": 0},
+    commands.reconstruct: {
+        "data": None,
+        "n": None,
+        "temperature": 0.0,
+        "batch_size": 256,
+        "seed": 0,
+    },
     commands.interpolate: {"steps": 7},
     commands.encode: {"data": None, "limit": None, "batch_size": 256},
     training.demo: {"out": None, "steps": 1000, "seed": 0},
@@ -301,4 +307,4 @@ def test_train_begins_with_weights_of_its_seed(fastvae, text, tmp_path):
 def test_lines_that_end_twice():
     from fastvae.text.files import lines
 
-    assert [*lines([b"a\r\r\nb\r\n\r\nc\rd\n"])] == [b"a\r", b"b", b"", b"c\rd"]
+    assert [*lines([b"a\r\r\nb\r\n\r\nc\rd\n"])] == [b"a", b"", b"b", b"", b"c", b"d"]
