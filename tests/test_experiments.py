@@ -864,10 +864,11 @@ def test_ctrl_c_stops_all_runs_and_the_same_command_goes_on(tmp_path):
     program = [sys.executable, "-P", "-c", "from fastvae.cli import main; main()"]
     command = [*program, *FIG6, "--steps=300", "--limit=64", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("runs/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 100
+    begun = []
+    while len(begun) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(0.5)
+        begun = [path for path in tmp_path.glob("runs/*/metrics.jsonl") if path.stat().st_size]
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 130
