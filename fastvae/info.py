@@ -32,6 +32,7 @@ ON_GPU |= {f"{op}_backward": ON_GPU[op] for op in BACKWARD}
 PROVED = (
     "run on an NVIDIA H100, but float32 changes made since have not; for AMD's cards compiled only"
 )
+PLAIN = "fastvae.reference has the same models in plain PyTorch, for any device"
 PERSISTENT_PROVED = "run on an NVIDIA H100 before their launch changed"
 
 
@@ -50,6 +51,7 @@ def facts() -> dict[str, Any]:
         "GPU": ", ".join(gpus) or "none",
         "Triton kernels": PROVED,
         "persistent CUDA kernels": _persistent(),
+        "without kernels": PLAIN,
         "ops": {op: {"cpu": _server(op, "CPU"), "cuda": _server(op, "CUDA")} for op in _ops()},
     }
 
