@@ -202,6 +202,15 @@ def test_options_without_effect_are_refused(refused, text, tmp_path, options, me
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_goes_on_by_the_command_that_began_it(fastvae, run, tmp_path):
+    """Also one with an option that has no effect, as earlier versions took it."""
+    shutil.copytree(run, tmp_path / "run")
+    text = run.parent / "text.txt"
+    options = "--data", text, "--valid", text, "--out", tmp_path / "run", *TINY, "--conv-layers=3"
+    status, _, err = fastvae("train", *options, "--resume")
+    assert status == 0 and "the run is at step 4 already" in err
+
+
 def test_a_run_of_any_name_can_be_sampled_from(fastvae, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("-odd", "a b$c'd"):

@@ -102,7 +102,8 @@ def plan_training(
         if found and not found.vocabulary:
             long = "each line of text has a MiB or more" if found.counts.too_long else None
             raise ValueError(f"{name}: {long or 'all lines are empty'}")
-        check_effect(chosen, overrides)
+        if not (resume and (out / SETTINGS).exists()):  # a run goes on by the command that began it
+            check_effect(chosen, overrides)
         if before and (out / SETTINGS).exists():
             chosen = _as_begun(chosen, overrides, out)
         notes = []
