@@ -150,11 +150,13 @@ def test_more_rows_than_a_cache_holds_at_every_isa(isa, dtype, threads):
     assert_accurate(both, both_reference, *make((1, 130, 520), dtype))
 
 
-@pytest.mark.parametrize("B", [13, 129, 200])  # 129: two threads' own sequences are 65 and 64
-def test_lengths_and_thread_counts(threads, B):
+# Threads take sequences of their own; 129: two threads' are 65 and 64. With the larger weight
+# they share steps.
+@pytest.mark.parametrize("B, H", [(13, 49), (129, 49), (200, 49), (5, 301), (13, 301)])
+def test_lengths_and_thread_counts(threads, B, H):
     lengths = torch.randint(0, 5, (B,))
     fn, expected = of_lengths(lengths)
-    inputs = make((4, B, 49))
+    inputs = make((4, B, H))
     assert_accurate(fn, expected, *inputs)
     assert_accurate(gradients(fn), gradients(expected), *inputs)
 
@@ -708,7 +710,7 @@ def test_python_threads(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 13, 49), (1, 1, 160)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 13, 49), (2, 1, 160), (3, 13, 401), (2, 1, 401)], ids=str)
 def test_thread_counts(threads, shape, dtype):
     assert_accurate(both, both_reference, *make(shape, dtype))
 

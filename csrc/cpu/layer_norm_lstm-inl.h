@@ -2,15 +2,16 @@
 // A step is two phases with a barrier after each: the recurrent product, shared out by columns of gates; then norm,
 // gates and state, shared out by rows of the batch.
 
-// What a thread computes of the steps of a batch. Where sequences are many each thread goes through all steps alone
-// with its own: nobody waits, but each reads all of the weight. They stand longest first and are dealt in turn; those
-// of one length lie side by side. Else the team shares each step.
+// What a thread computes of the steps of a batch. Each goes through all steps alone with its own sequences, and nobody
+// waits; they stand longest first and are dealt in turn, those of one length side by side. Or the team shares each
+// step: where every thread would read a whole weight, larger than its cache, for the products of few rows.
 struct Work {
   Team group;
   int64_t rank = 0, stride = 1, own, first = 0;  // own: rank, rank + stride, ..., with scratch from row `first` on
 
-  Work(const Team& team, const LstmRows& rows)
-      : group(rows.B < 2 * MR * team.size ? team : Team{0, 1, team.barrier}), own(rows.B) {
+  Work(const Team& team, const LstmRows& rows, int64_t weight_bytes)
+      : group(weight_bytes > 2 * L2_BYTES && rows.B <= 2 * MR * team.size ? team : Team{0, 1, team.barrier}),
+        own(rows.B) {
     if (group.size == team.size) return;
     const auto [b0, b1] = team.share(rows.B);
     const bool same = rows.count[rows.steps - 1] == rows.B;
@@ -116,7 +117,7 @@ void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
   P* const packed_b = static_cast<P*>(s.packed_b);
   const int64_t depth = packed_depth<P>(H);
   pack_panels(team, Strided<T>{s.weight, 1, H}, H, G, packed_b);
-  Work work(team, rows);
+  Work work(team, rows, H * G * int64_t(sizeof(P)));
   Team& group = work.group;
   P* const packed_a = tile_at(static_cast<P*>(s.packed_a), depth, work.first);
   S *const a = s.a + work.first * G, *const state = s.state + work.first * H;
@@ -220,7 +221,7 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
   const int64_t H = s.H, G = 4 * s.H;
   P* const packed_b = static_cast<P*>(s.packed_b);
   pack_panels(team, Strided<T>{s.weight, H, 1}, G, H, packed_b);
-  Work work(team, rows);
+  Work work(team, rows, H * G * int64_t(sizeof(P)));
   Team& group = work.group;
   P* const packed_a = tile_at(static_cast<P*>(s.packed_a), packed_depth<P>(G), work.first);
   S *const dh_through = s.dh_through + work.first * H, *const dc = s.dc + work.first * H;
