@@ -150,13 +150,6 @@ def backward_kernel(
     cell_before = tl.load(c_before + H * (before + b) + k, m, 0.0).to(acc_dtype)
     tl.store(dc + H * b + k, dcell * f, m & real)
     # Lanes past H are zero: c and dh read as zero there.
-    di, along_i = gate_backward(dcell * g * i * sigmoid(-zi, EXACT), n, gain, dz, m, acc_dtype)
-    df, along_f = gate_backward(
-        dcell * cell_before * f * sigmoid(-zf, EXACT), n + H, gain + H, dz + H, m, acc_dtype
-    )
-    dg, along_g = gate_backward(
-        dcell * i * tanh_slope(zg, EXACT), n + 2 * H, gain + 2 * H, dz + 2 * H, m, acc_dtype
-    )
     do, along_o = gate_backward(
         d * tanh(cell, EXACT) * o * sigmoid(-zo, EXACT),
         n + 3 * H,
@@ -164,6 +157,13 @@ def backward_kernel(
         dz + 3 * H,
         m,
         acc_dtype,
+    )
+    di, along_i = gate_backward(dcell * g * i * sigmoid(-zi, EXACT), n, gain, dz, m, acc_dtype)
+    df, along_f = gate_backward(
+        dcell * cell_before * f * sigmoid(-zf, EXACT), n + H, gain + H, dz + H, m, acc_dtype
+    )
+    dg, along_g = gate_backward(
+        dcell * i * tanh_slope(zg, EXACT), n + 2 * H, gain + 2 * H, dz + 2 * H, m, acc_dtype
     )
     mean = tl.sum(di + df + dg + do, 0) / (4 * H)
     along = tl.sum(along_i + along_f + along_g + along_o, 0) / (4 * H)

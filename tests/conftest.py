@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -40,6 +41,11 @@ def pytest_pyfunc_call(pyfuncitem):
 
 
 def pytest_configure(config):
+    # A shell's background job and nohup ignore these; so would what the tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if isa := config.getoption("--cpu-capability"):
         from fastvae import _C
 

@@ -1,4 +1,5 @@
 // Decoding with a LayerNorm-LSTM. Equations: fastvae/ops/decode_lstm.py.
+// Every other token takes the recurrent panels backwards: those used last are still in the cache.
 // Three phases a token: the products that need hₜ₋₁ (recurrent, and the classifier's for the token before); its
 // choice, the inputs and the norm's statistics; gates and state. Threads share the first by columns and the others by
 // channels.
@@ -85,14 +86,15 @@ void decode_lstm(Team& team, Decode<T, Q>& s, const DecodeLstm<T>& lstm) {
     if (t < s.steps) project_features(team, s, panels.feature, t);
     forget_best(team, s);
     const int64_t recurrent = t < s.steps ? panels.recurrent.count() : 0;
-    share_products(team, recurrent + (t > 0 ? panels.classifier.count() : 0), num_tiles(B),
-                   [&](int64_t p, int64_t t0, int64_t t1) {
-                     if (p >= recurrent)
-                       return classify(team, s, hidden, panels.classifier, t - 1, p - recurrent, t0, t1);
-                     const int64_t column = p * panels.recurrent.W;
-                     multiply_panel(hidden, t0, t1, panels.recurrent, p, projected_row(s, t, t0 * MR) + column, G,
-                                    std::min(panels.recurrent.W, G - column), true);
-                   });
+    share_products(
+        team, recurrent + (t > 0 ? panels.classifier.count() : 0), num_tiles(B),
+        [&](int64_t p, int64_t t0, int64_t t1) {
+          if (p >= recurrent) return classify(team, s, hidden, panels.classifier, t - 1, p - recurrent, t0, t1);
+          const int64_t column = p * panels.recurrent.W;
+          multiply_panel(hidden, t0, t1, panels.recurrent, p, projected_row(s, t, t0 * MR) + column, G,
+                         std::min(panels.recurrent.W, G - column), true);
+        },
+        t % 2 ? recurrent : 0);
     team.wait();
     for (int64_t b = b0; b < b1; ++b) store_token(team, s, t, b);
     if (t == s.steps) return;

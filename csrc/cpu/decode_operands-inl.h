@@ -194,10 +194,17 @@ void multiply_panel(const Rows<T, Q>& a, int64_t t0, int64_t t1, const Panels<T,
 }
 
 // f(p, t0, t1) for this thread's share of the products of `panels` panels with `tiles` tiles: panel p, tiles [t0, t1).
+// The first `backwards` panels are taken in that order, before the others.
 template <class F>
-INLINE void share_products(const Team& team, int64_t panels, int64_t tiles, F f) {
+INLINE void share_products(const Team& team, int64_t panels, int64_t tiles, F f, int64_t backwards = 0) {
   const auto [i0, i1] = team.share(panels * tiles);
-  for (int64_t i = i0; i < i1;) {
+  const int64_t end = std::max(i0, std::min(i1, backwards * tiles));
+  for (int64_t i = end; i > i0;) {
+    const int64_t p = (i - 1) / tiles, t0 = std::max<int64_t>(0, i0 - p * tiles), t1 = i - p * tiles;
+    f(p, t0, t1);
+    i -= t1 - t0;
+  }
+  for (int64_t i = end; i < i1;) {
     const int64_t t0 = i % tiles, t1 = std::min(tiles, t0 + i1 - i);
     f(i / tiles, t0, t1);
     i += t1 - t0;

@@ -560,28 +560,31 @@ void pack_panels(const Team& team, Strided<T> b, int64_t k, int64_t n, P* out) {
 
 // c [m, n] (+)= tiles · panels: this thread's share of the (panel, tile) pairs; the caller waits. `depth`: how deep
 // tiles and panels are, where k is only a part of that. All panels pass for each slice of k where the tiles are too
-// many for the L2 cache.
+// many for the L2 cache. `backwards` takes the panels in that order.
 template <class P>
 void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, opmath_type<P>* c, int64_t ldc, int64_t m,
-                     int64_t n, bool add = false, int64_t depth = 0, Upcoming* upcoming = nullptr) {
+                     int64_t n, bool add = false, int64_t depth = 0, Upcoming* upcoming = nullptr,
+                     bool backwards = false) {
   const int64_t rows = num_tiles(m);
   if (!depth) depth = packed_depth<P>(k);
   const auto [i0, i1] = team.share(num_panels<P>(n) * rows);
   const int64_t own_rows = std::min(rows, i1 - i0) * MR;
   const int64_t together = own_rows * k * int64_t(sizeof(P)) > L2_BYTES ? KC<P> : std::max<int64_t>(k, 1);
   for (int64_t first = 0; first < std::max<int64_t>(k, 1); first += together)
-    for (int64_t i = i0; i < i1;) {
-      const int64_t p = i / rows, t0 = i % rows, t1 = std::min(rows, t0 + i1 - i), last = std::min(k, first + together);
+    for (int64_t done = 0; done < i1 - i0;) {
+      const int64_t i = backwards ? i1 - 1 - done : i0 + done, p = i / rows;
+      const int64_t t0 = std::max<int64_t>(0, i0 - p * rows), t1 = std::min(rows, i1 - p * rows);
+      const int64_t last = std::min(k, first + together), following = backwards ? std::max<int64_t>(0, p - 1) : p + 1;
       for (int64_t k0 = first; k0 < std::max(last, first + 1); k0 += KC<P>) {
         const P* const panel = b + (p * depth + k0) * NR<P>;
         const int64_t here = std::min(KC<P>, last - k0);
-        const P* const next = k0 + here < last ? panel + here * NR<P> : b + ((p + 1) * depth + first) * NR<P>;
+        const P* const next = k0 + here < last ? panel + here * NR<P> : b + (following * depth + first) * NR<P>;
         for (int64_t t = t0; t < t1; ++t)
           multiply(a + (t * depth + k0) * MR, panel, here, c + t * MR * ldc + p * NR<P>, ldc, std::min(MR, m - t * MR),
                    std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR,
                    share_ahead<P>(next, here, t - t0, t1 - t0, upcoming));
       }
-      i += t1 - t0;
+      done += t1 - t0;
     }
 }
 

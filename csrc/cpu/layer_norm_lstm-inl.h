@@ -1,6 +1,7 @@
 // LayerNorm-LSTM, forward and backward. Equations: fastvae/ops/layer_norm_lstm.py.
 // A step is two phases with a barrier after each: the recurrent product, shared out by columns of gates; then norm,
-// gates and state, shared out by rows of the batch.
+// gates and state, shared out by rows of the batch. Every other product takes the panels backwards: those used last are
+// still in the cache.
 
 // What a thread computes of the steps of a batch. Each goes through all steps alone with its own sequences, and nobody
 // waits; they stand longest first and are dealt in turn, those of one length side by side. Or the team shares each
@@ -146,7 +147,7 @@ void layer_norm_lstm(Team& team, const LayerNormLstm<T>& s) {
       if (s.c) upcoming.add(s.c + row * H, here * H);
       upcoming.add(s.h + row * H, here * H);
     }
-    multiply_panels(group, packed_a, packed_b, H, a, G, count, G, false, 0, &upcoming);
+    multiply_panels(group, packed_a, packed_b, H, a, G, count, G, false, 0, &upcoming, t % 2);
     group.wait();
     for (int64_t b = b0; b < b1; ++b) {
       const int64_t sequence = work.sequence(b), i = rows.first[t] + sequence, row = rows.now[i];
@@ -269,7 +270,7 @@ void layer_norm_lstm_backward(Team& team, const LayerNormLstmBackward<T>& s) {
       if (t > 1) upcoming.add(s.c + at(t - 2) * H, here * H);
       upcoming.add(s.dx + at(t - 1) * G, here * G);
     }
-    multiply_panels(group, packed_a, packed_b, G, dh_through, H, count, H, false, 0, &upcoming);
+    multiply_panels(group, packed_a, packed_b, G, dh_through, H, count, H, false, 0, &upcoming, t % 2);
     group.wait();
   }
   for (int64_t b = all0; b < all1; ++b)
