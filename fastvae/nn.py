@@ -5,6 +5,7 @@ inputs are given as token ids and looked up instead of multiplied. Semeniuta et 
 arXiv:1702.02390.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -17,7 +18,7 @@ from fastvae.distributed import AcrossProcesses, combine_statistics
 from fastvae.ops.checks import check_lengths
 from fastvae.ops.linear import mark_unknown
 from fastvae.ops.precision import accumulate_dtype
-from fastvae.scalars import plain
+from fastvae.scalars import is_whole, plain
 
 NO_TORCHSCRIPT = "torch.jit.{} does not work here: use torch.export or torch.compile"
 
@@ -76,6 +77,13 @@ class _Uniform:
             nn.init.uniform_(parameter, -0.1, 0.1)
 
 
+def _check_sizes(**sizes: int) -> None:
+    """Raise ValueError naming a size that is no whole number from 1 on."""
+    for name, size in sizes.items():
+        if not is_whole(size) or size < 1:
+            raise ValueError(f"{name} must be a whole number from 1 on, got {size!r}")
+
+
 class Linear(NoTorchScript, _Uniform, nn.Linear):
     """`torch.nn.Linear`, initialized as in the paper; takes one-hot inputs as token ids too."""
 
@@ -93,7 +101,8 @@ class Linear(NoTorchScript, _Uniform, nn.Linear):
         Raises:
             RuntimeError: an input has a wrong shape, dtype or device, or an id is out of range.
         """
-        return ops.linear(*cast(x, self.weight, self.bias), tokens)
+        bias = self.weight.new_zeros(self.out_features) if self.bias is None else self.bias
+        return ops.linear(*cast(x, self.weight, bias), tokens)
 
 
 class StridedConv(NoTorchScript, _Uniform, nn.Conv1d):
@@ -217,12 +226,18 @@ class BatchNorm(NoTorchScript, AcrossProcesses, nn.BatchNorm1d):
         y = (a - mean.view(shape)) * scale.view(shape) + shift.view(shape)
         return y.to(x.dtype)
 
+    @property
+    def by_batch(self) -> bool:
+        """Whether `forward` uses the batch's statistics: in training mode, or without others."""
+        return self.training or self.running_mean is None
+
     def from_statistics(
         self, count: int, mean: Tensor, m2: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Statistics of a batch -> mean, scale, shift [C]; updates the running statistics.
+        """Statistics of a batch -> mean, scale, shift [C].
 
-        The norm is then (a − mean) · scale + shift.
+        The norm is then (a − mean) · scale + shift. In training mode the running statistics are
+        updated, if there are any.
 
         Args:
             count: values per channel in this process.
@@ -239,13 +254,22 @@ class BatchNorm(NoTorchScript, AcrossProcesses, nn.BatchNorm1d):
         if count < 2 and self.process_group is None:
             raise ValueError("batch statistics need more than 1 value per channel: use eval mode")
         total, mean, m2 = combine_statistics(count, mean, m2, self.process_group)
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            dtype = self.running_mean.dtype
-            self.running_mean.lerp_(mean.to(dtype), self.momentum)
-            self.running_var.lerp_((m2 / (total - 1)).to(dtype), self.momentum)
-        scale = upcast(self.weight) * torch.rsqrt(m2 / total + self.eps)
-        return mean, scale, upcast(self.bias)
+        if self.training and self.track_running_stats and self.running_mean is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                dtype, rate = self.running_mean.dtype, self.momentum
+                if rate is None:  # the mean of all batches
+                    rate = 1 / self.num_batches_tracked.to(dtype)
+                self.running_mean.lerp_(mean.to(dtype), rate)
+                self.running_var.lerp_((m2 / (total - 1)).to(dtype), rate)
+        return mean, *self._scale_and_shift(m2 / total)
+
+    def _scale_and_shift(self, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Variance [C] -> what a deviation from the mean is multiplied by, what is added then."""
+        scale = torch.rsqrt(variance + self.eps)
+        if not self.affine:
+            return scale, torch.zeros_like(scale)
+        return upcast(self.weight) * scale, upcast(self.bias)
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """weight [C, ...], bias [C] of the layer before -> both with the running norm folded in.
@@ -256,10 +280,15 @@ class BatchNorm(NoTorchScript, AcrossProcesses, nn.BatchNorm1d):
 
         Returns:
             the folded weight and bias, in the dtypes of `weight` and `bias`.
+
+        Raises:
+            ValueError: there are no running statistics.
         """
-        scale = upcast(self.weight) * torch.rsqrt(upcast(self.running_var) + self.eps)
+        if self.running_mean is None:
+            raise ValueError("a norm without running statistics cannot be folded into a layer")
+        scale, shift = self._scale_and_shift(upcast(self.running_var))
         folded = upcast(weight) * scale.view(-1, *[1] * (weight.dim() - 1))
-        shifted = (upcast(bias) - self.running_mean) * scale + self.bias
+        shifted = (upcast(bias) - self.running_mean) * scale + shift
         return folded.to(weight.dtype), shifted.to(bias.dtype)
 
 
@@ -327,12 +356,12 @@ class LayerNormLSTM(NoTorchScript, nn.Module):
     ) -> None:
         super().__init__()
         _refuse_lstm_arguments(num_layers, bias, dropout, bidirectional, proj_size)
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if size < 1:
-                raise ValueError(f"{name} must be 1 or more, got {size}")
+        _check_sizes(input_size=input_size, hidden_size=hidden_size)
+        if not isinstance(batch_first, bool):
+            raise ValueError(f"batch_first must be True or False, got {batch_first!r}")
         self.input_size, self.hidden_size, self.eps = plain((input_size, hidden_size, eps))
-        if not self.eps >= 0:
-            raise ValueError(f"eps must be 0 or more, got {eps}")
+        if not 0 <= self.eps < math.inf:
+            raise ValueError(f"eps must be 0 or more, and finite, got {eps}")
         self.batch_first = batch_first
         rows, factory_kwargs = 4 * hidden_size, {"device": device, "dtype": dtype}
         self.weight_ih = nn.Parameter(torch.empty(rows, input_size, **factory_kwargs))
@@ -502,18 +531,23 @@ class HighwayConv(NoTorchScript, nn.Module):
     """Highway masked convolution of kernel size 2 with batch norm: x [T, B, C] -> [T, B, C].
 
     Equation: `fastvae.ops.highway_conv`. Parameters: weight [3C, C, 2], bias [3C] and those of
-    `norm`, which is a part of the op: it is not called, and neither are its hooks. Semeniuta et al.
-    2017, arXiv:1702.02390.
+    `norm`, a `BatchNorm`, whose mode decides between the batch's statistics and the running ones.
+    It is a part of the op: it is not called, and neither are its hooks. Semeniuta et al. 2017,
+    arXiv:1702.02390.
 
     Args:
         channels: C.
         carry: whether the input passes through the carry gate.
         device: where parameters are created.
         dtype: of the parameters.
+
+    Raises:
+        ValueError: channels is below 1.
     """
 
     def __init__(self, channels: int, *, carry: bool = True, device=None, dtype=None) -> None:
         super().__init__()
+        _check_sizes(channels=channels)
         self.channels, self.carry = channels, carry
         factory_kwargs = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(3 * channels, channels, 2, **factory_kwargs))
@@ -536,8 +570,17 @@ class HighwayConv(NoTorchScript, nn.Module):
         return self.norm.fold(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [T, B, C] -> [T, B, C]; batch statistics in training mode, else the running norm."""
-        if not self.training:
+        """x [T, B, C] -> [T, B, C].
+
+        Raises:
+            TypeError: `norm` was replaced by another kind of module.
+        """
+        if not isinstance(self.norm, BatchNorm):
+            raise TypeError(
+                f"norm must be a fastvae.nn.BatchNorm, got {type(self.norm).__name__}; "
+                "fastvae.nn.set_process_group normalizes over all processes"
+            )
+        if not self.norm.by_batch:
             return ops.highway_conv(*cast(x, *self.folded()), self.carry)
         x, weight, bias = cast(x, self.weight, self.bias)
         a, mean, m2 = ops.highway_conv_project(x, weight, bias)
@@ -562,6 +605,7 @@ class HighwayConvStack(_Composite):
         self, channels: int, layers: int, *, carry: bool = True, device=None, dtype=None
     ) -> None:
         super().__init__()
+        _check_sizes(channels=channels)
         if layers < 0:
             raise ValueError(f"layers must be 0 or more, got {layers}")
         self.channels = channels

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.utils import prune
 
+import fastvae
 from fastvae import load
 from fastvae.atomic_files import (
     DamagedFileError,
@@ -351,6 +353,61 @@ def test_one_dtype_is_saved(tmp_path):
     with pytest.raises(ValueError, match=r"mixes dtypes \['torch.float32', 'torch.float64'\]"):
         model.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("kind", ["parametrized", "pruned", "cut", "extended"])
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, kind, quantization):
+    model = hybrid()
+    if kind == "parametrized":
+        torch.nn.utils.parametrizations.weight_norm(model.head, "weight")
+    elif kind == "pruned":
+        prune.random_unstructured(model.head, "weight", 0.5)
+    elif kind == "cut":
+        model.head.weight = torch.nn.Parameter(model.head.weight[:, :-1].clone())
+    else:
+        model.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"could not be loaded|to be loaded, got"):
+        model.save_pretrained(tmp_path / "model", VOCABULARY, quantization=quantization)
+    assert not (tmp_path / "model").exists()
+    if kind == "pruned":
+        prune.remove(model.head, "weight")
+        model.save_pretrained(tmp_path / "model", VOCABULARY)
+        saved = fastvae.load(tmp_path / "model")[0].state_dict()
+        torch.testing.assert_close(saved, model.state_dict(), rtol=0, atol=0)
+
+
+def test_settings_that_were_changed_are_saved(tmp_path):
+    model = hybrid()
+    model.word_dropout, model.aux_weight = 1.0, 0.25
+    model.save_pretrained(tmp_path, VOCABULARY)
+    again = fastvae.load(tmp_path)[0]
+    assert (again.word_dropout, again.aux_weight) == (1.0, 0.25)
+    assert again.config == model.config and model.config["word_dropout"] == 1.0
+
+
+def test_settings_that_are_not_saved_are_told(tmp_path, recwarn):
+    model = hybrid()
+    model.save_pretrained(tmp_path, VOCABULARY)
+    assert not recwarn.list
+    model.decoder.lstm.eps = 0.5
+    with pytest.warns(
+        UserWarning,
+        match=r"^decoder\.lstm\.eps is 0\.5, which is not saved: a loaded model has 0\.0001$",
+    ):
+        model.save_pretrained(tmp_path, VOCABULARY)
+
+
+def test_a_class_with_other_arguments_is_saved(tmp_path):
+    """It loads its own way."""
+
+    class Small(fastvae.HybridVAE):
+        def __init__(self, width):
+            super().__init__(11, 8, latent_size=4, encoder_channels=(8, 8), hidden_size=width)
+            self.extra = torch.nn.Linear(2, 2)
+
+    Small(6).save_pretrained(tmp_path)
+    assert "extra.weight" in load_file(tmp_path / "model.safetensors")
 
 
 def test_folder_that_cannot_be_made(tmp_path):

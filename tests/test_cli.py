@@ -95,6 +95,8 @@ def test_training_leaves_a_run_and_a_summary(fastvae, text, tmp_path):
     assert status == 0
     assert shown.splitlines()[1].split()[:2] == ["train", "4"]
     assert shown.splitlines()[-1] == f"nats per text; next: fastvae sample {out}"
+    odd = "train", "--data", text, "--out", tmp_path / "new\nline", *TINY
+    assert fastvae(*odd)[1].splitlines()[-1] == "nats per text; next: fastvae sample FOLDER"
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [(r["step"], r["split"]) for r in records] == [
         (2, "train"), (2, "valid"), (4, "train"), (4, "valid")

@@ -1,5 +1,6 @@
 """layer_norm_lstm: forward and backward, on every path, against its references."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -423,6 +424,12 @@ def test_equals_the_reference_model():
     inputs = make((6, 3, 11))
     assert_accurate(layer_norm_lstm, reference_model, *inputs)
     assert_accurate(gradients(layer_norm_lstm), gradients(reference_model), *inputs)
+
+
+@pytest.mark.parametrize("eps", [-1e-4, math.nan, math.inf])
+def test_rejects_eps(eps):
+    with pytest.raises(RuntimeError, match=r"^eps must be 0 or more, and finite, got"):
+        layer_norm_lstm(*make(), eps)
 
 
 def test_eps_is_used():

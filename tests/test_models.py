@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 import fastvae
 from fastvae.models import text_vae
@@ -605,11 +606,29 @@ def test_devices_are_not_mixed(part):
         model(torch.zeros(2, 16, dtype=torch.int64))
 
 
-def test_trace_is_one_clear_line():
+@pytest.mark.parametrize(
+    "name", ["forward", "posterior", "encode", "log_likelihood", "logits", "generate"]
+)
+def test_trace_is_one_clear_line(name):
+    model, tokens = tiny().requires_grad_(False), torch.zeros(2, 16, dtype=torch.int64)
+    given = {"generate": (torch.zeros(2, 4),), "log_likelihood": (tokens, torch.zeros(2, 4))}
+    given["logits"] = given["log_likelihood"]
     with pytest.raises(
         RuntimeError, match=r"^torch\.jit\.trace does not work here: use torch\.export"
     ):
-        torch.jit.trace(tiny(), (torch.zeros(2, 16, dtype=torch.int64),))
+        torch.jit.trace(lambda *x: getattr(model, name)(*x), given.get(name, (tokens,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_latent_vectors_are_real_numbers(dtype):
+    with pytest.raises(ValueError, match=f"^z must have a floating-point dtype, got {dtype}$"):
+        tiny().generate(torch.zeros(2, 4, dtype=dtype))
+
+
+def test_ids_of_fake_tensors_are_not_looked_at():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        out = tiny()(torch.zeros(2, 16, dtype=torch.int64))
+    assert out.loss.shape == () and isinstance(out.loss, FakeTensor)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,6 @@
 """Modules against plain PyTorch, and their statistics over several processes."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -134,6 +135,98 @@ def test_highway_conv_keeps_torchs_running_statistics():
         module(x)
         norm(F.conv1d(F.pad(x.permute(1, 2, 0), (1, 0)), module.weight, module.bias))
     torch.testing.assert_close(module.norm.state_dict(), norm.state_dict())
+
+
+def norm_of_torch(norm):
+    """A batch norm of torch's with the settings, weights and statistics of one of ours."""
+    other = nn.BatchNorm1d(norm.num_features, norm.eps, norm.momentum, affine=norm.affine)
+    other.track_running_stats = norm.track_running_stats
+    if norm.running_mean is None:
+        other.running_mean = other.running_var = other.num_batches_tracked = None
+    other.load_state_dict(norm.state_dict())
+    return other.double().train(norm.training)
+
+
+def without_statistics(norm):
+    norm.track_running_stats = False
+    norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+
+
+def without_weights(norm):
+    norm.affine, norm.weight, norm.bias = False, None, None
+
+
+NORMS = {  # what a user may do to a norm, of a layer in training mode or not
+    "frozen": (True, lambda norm: norm.eval()),
+    "alone in training mode": (False, lambda norm: norm.train()),
+    "mean of all batches": (True, lambda norm: setattr(norm, "momentum", None)),
+    "faster": (True, lambda norm: setattr(norm, "momentum", 0.5)),
+    "without statistics": (True, without_statistics),
+    "without statistics, evaluated": (False, without_statistics),
+    "statistics kept as they are": (True, lambda norm: setattr(norm, "track_running_stats", False)),
+    "without weights": (True, without_weights),
+    "without weights, evaluated": (False, without_weights),
+}
+
+
+@pytest.mark.parametrize("case", NORMS)
+def test_the_norm_of_a_highway_conv_is_torchs(case):
+    training, change = NORMS[case]
+    module = HighwayConv(4, carry=False).double()
+    module.norm.running_mean.normal_(), module.norm.running_var.uniform_(0.5, 2)
+    change(module.train(training).norm)
+    norm = norm_of_torch(module.norm)
+    for _ in range(3):
+        x = torch.randn(5, 3, 4, dtype=torch.float64)
+        a = norm(F.conv1d(F.pad(x.permute(1, 2, 0), (1, 0)), module.weight, module.bias))
+        i, _, g = a.permute(2, 0, 1).chunk(3, -1)
+        torch.testing.assert_close(module(x), i.sigmoid() * g.tanh())
+    assert module.norm.state_dict().keys() == norm.state_dict().keys()
+    torch.testing.assert_close(module.norm.state_dict(), norm.state_dict())
+
+
+def test_what_a_highway_conv_cannot_do_with_its_norm():
+    module = HighwayConv(4)
+    without_statistics(module.norm)
+    with pytest.raises(ValueError, match="without running statistics cannot be folded"):
+        module.folded()
+    module = nn.SyncBatchNorm.convert_sync_batchnorm(module).eval()
+    with pytest.raises(TypeError, match=r"must be a fastvae\.nn\.BatchNorm, got SyncBatchNorm; "):
+        module(torch.zeros(2, 3, 4))
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this process alone."""
+    where = f"file://{tmp_path}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=where, rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("decoder", ["lstm", "bytenet", "none"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_update_bn(decoder, grouped, group):
+    """Of torch's weight averaging: the mean of all batches, whatever the statistics were before."""
+    sizes = {"latent_size": 4, "encoder_channels": (8, 12), "feature_channels": 10}
+    model = HybridVAE(11, 8, decoder=decoder, conv_channels=16, conv_layers=2, **sizes)
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, fastvae.nn.BatchNorm)}
+    batches, seen = [torch.randint(0, 11, (6, 8)) for _ in range(3)], []
+    alone = copy.deepcopy(model.train())
+    fastvae.nn.set_process_group(model, group if grouped else None)
+    for norm in alone.modules():
+        if isinstance(norm, fastvae.nn.BatchNorm):
+            norm.momentum = 1.0  # what it keeps is the batch's
+    for tokens in batches:
+        alone(tokens)
+        seen.append({n: alone.get_submodule(n).running_mean.clone() for n in norms})
+    torch.optim.swa_utils.update_bn(batches, model)
+    first = [name for name in norms if not name.startswith(("decoder", "head"))][:2]
+    for name in first:  # those that no draw of latent vectors reaches
+        wanted = torch.stack([found[name] for found in seen]).mean(0)
+        torch.testing.assert_close(norms[name].running_mean, wanted)
+    assert len(first) == 2 and all(norm.num_batches_tracked == 3 for norm in norms.values())
+    assert all(norm.momentum == 0.1 for norm in norms.values())
 
 
 def test_one_value_has_no_statistics():
@@ -567,18 +660,43 @@ def test_a_stack_of_fewer_than_no_layers():
     assert [t.shape for t in none.folded()] == [(0, 12, 4, 2), (0, 12)]
 
 
-@pytest.mark.parametrize("eps", [-1e-4, float("nan")])
+@pytest.mark.parametrize("eps", [-1e-4, float("nan"), float("inf")])
 def test_lstm_of_a_wrong_eps(eps):
-    with pytest.raises(ValueError, match="eps must be 0 or more, got"):
+    with pytest.raises(ValueError, match="eps must be 0 or more, and finite, got"):
         LayerNormLSTM(3, 4, eps=eps)
     assert LayerNormLSTM(3, 4, eps=0.0).eps == 0
 
 
-@pytest.mark.parametrize("name", ["input_size", "hidden_size"])
-def test_lstm_of_no_size(name):
-    with pytest.raises(ValueError, match=f"^{name} must be 1 or more, got 0$"):
-        LayerNormLSTM(**{"input_size": 1, "hidden_size": 1, name: 0})
+@pytest.mark.parametrize("size", [0, -1, True, 2.5])
+@pytest.mark.parametrize("name", ["input_size", "hidden_size", "channels"])
+def test_layers_of_no_size(name, size):
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number from 1 on, got {size}$"):
+        if name == "channels":
+            HighwayConv(size)
+        else:
+            LayerNormLSTM(**{"input_size": 1, "hidden_size": 1, name: size})
+    with pytest.raises(ValueError, match=r"^channels must be a whole number from 1 on, got 0$"):
+        fastvae.nn.HighwayConvStack(0, 2)
     assert LayerNormLSTM(1, 1)(torch.zeros(2, 1, 1))[0].shape == (2, 1, 1)
+
+
+def test_lstm_of_a_batch_first_that_is_no_answer():
+    with pytest.raises(ValueError, match=r"^batch_first must be True or False, got 'no'$"):
+        LayerNormLSTM(1, 1, batch_first="no")
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_linear_without_a_bias(dense):
+    ours, plain = fastvae.nn.Linear(5, 3, bias=False), nn.Linear(5, 3, bias=False)
+    plain.load_state_dict(ours.state_dict())
+    x, tokens = torch.randn(4, 3), torch.randint(0, 2, (4,))
+    wanted = torch.cat([x, F.one_hot(tokens, 2)], 1)
+    found = ours(wanted) if dense else ours(x, tokens)
+    torch.testing.assert_close(found, plain(wanted))
+    torch.testing.assert_close(
+        torch.autograd.grad(found.sum(), ours.weight),
+        torch.autograd.grad(plain(wanted).sum(), plain.weight),
+    )
 
 
 def test_empty_batch_computes():

@@ -266,8 +266,20 @@ def test_records_of_lines_count_what_the_loss_counts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_the_models_mode_stays(tmp_path, mode):
-    model, _ = run(tmp_path, make_model().train(mode), steps=1)
-    assert model.training == mode
+    model = make_model().train(mode)
+    model.encoder.train(not mode)  # as where a part is frozen
+    modes = {name: module.training for name, module in model.named_modules()}
+    run(tmp_path, model, steps=1)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert set(modes.values()) == {True, False}
+
+
+def test_a_model_that_could_not_be_loaded_does_not_train(tmp_path):
+    model = make_model()
+    torch.nn.utils.parametrizations.weight_norm(model.head, "weight")
+    with pytest.raises(ValueError, match=r"remove parametrizations .* and pruning .* first$"):
+        run(tmp_path / "run", model, steps=1)
+    assert not (tmp_path / "run" / "training.json").exists()
 
 
 def test_a_run_without_validation_data_evaluates_nothing(tmp_path):

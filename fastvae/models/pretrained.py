@@ -11,6 +11,7 @@ dimension, under its name and that name with ".scale":
 
 import inspect
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +36,7 @@ from fastvae.atomic_files import (
 from fastvae.names import suggestion
 from fastvae.ops.int8 import round_rows
 from fastvae.ops.precision import accumulate_dtype
+from fastvae.scalars import plain
 from fastvae.text import Vocabulary
 from fastvae.text.reading import FILE as READING
 from fastvae.text.reading import Reading, load_reading, save_reading
@@ -102,7 +104,8 @@ class PretrainedMixin:
                 the bytes of float32. Loading multiplies them out again.
 
         Raises:
-            ValueError: the vocabulary has another size than the model, the model mixes dtypes,
+            ValueError: the vocabulary has another size than the model, the model mixes dtypes, its
+                tensors are not those that its class has (parametrizations, pruning),
                 `quantization` is unknown, or a matrix to quantize is not finite.
             OSError: a file cannot be written.
         """
@@ -116,6 +119,7 @@ class PretrainedMixin:
             )
         if vocabulary is not None:
             _check_vocabulary(vocabulary, self.config, "the vocabulary")
+        _check_loadable(self, tensors)
         if quantization:
             tensors = _quantize(tensors)
         make_folder(folder)
@@ -272,6 +276,53 @@ def _check_vocabulary(vocabulary, config: dict[str, Any], name: Any) -> None:
         )
 
 
+def _check_loadable(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError if loading would not find these tensors; warn of settings that it would not.
+
+    A class whose constructor takes other arguments than its config has loads its own way.
+    """
+    cls, config = type(model), model.config
+    if _arguments_of(cls) != config.keys():
+        return
+    with torch.device("meta"):
+        twin = cls(**config)
+    expected = twin.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        problem = "has the tensor" if name in tensors else "lacks the tensor"
+        raise ValueError(
+            f"the model {problem} {name!r}, unlike {cls.__name__}, and could not be loaded: remove "
+            "parametrizations (torch.nn.utils.parametrize.remove_parametrizations) and pruning "
+            "(torch.nn.utils.prune.remove) first"
+        )
+    for name, t in tensors.items():
+        if t.shape != expected[name].shape:
+            raise ValueError(
+                f"{name} must have shape {list(expected[name].shape)} to be loaded, "
+                f"got {list(t.shape)}"
+            )
+    for (name, module), other in zip(model.named_modules(), twin.modules(), strict=True):
+        found, saved = _settings(module), _settings(other)
+        for key in found.keys() & saved.keys():
+            if found[key] != saved[key]:
+                warnings.warn(
+                    f"{name + '.' if name else ''}{key} is {found[key]!r}, which is not saved: a "
+                    f"loaded model has {saved[key]!r}",
+                    stacklevel=3,
+                )
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """A module's plain attributes but for its mode."""
+    kinds = bool | int | float | str | tuple | None
+    names = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"}
+    return {k: plain(v) for k, v in names.items() if isinstance(plain(v), kinds)}
+
+
+def _arguments_of(cls: type) -> set[str]:
+    """The arguments of a model's constructor that its config keeps."""
+    return inspect.signature(cls.__init__).parameters.keys() - {"self", "device", "dtype"}
+
+
 def _find(source: str | Path, name: str, hub: dict[str, Any]) -> Path:
     """The path of a file of a saved model, downloaded from the Hub if `source` is no folder."""
     if Path(source).is_dir():
@@ -305,7 +356,7 @@ def _build(cls: type, config: dict[str, Any], weights: Path, prefix: str = "") -
     arguments = {
         name: tuple(v) if isinstance(v, list) else v for name, v in config["arguments"].items()
     }
-    known = inspect.signature(cls.__init__).parameters.keys() - {"self", "device", "dtype"}
+    known = _arguments_of(cls)
     for name in sorted(known ^ arguments.keys()):
         problem = "lacks the argument" if name in known else "has an unknown argument"
         raise ValueError(f"{weights.parent / CONFIG} {problem} {name!r} of {cls.__name__}")

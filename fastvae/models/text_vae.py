@@ -22,6 +22,9 @@ from fastvae.ops.gumbel_noise import HOTTEST
 from fastvae.scalars import is_whole, plain
 
 State = tuple[Tensor, Tensor]
+# Arguments that are attributes of a model too, which may be set.
+_SETTINGS = {"vocab_size", "length", "latent_size", "word_dropout", "pad_id", "end_id"}
+_SETTINGS |= {"mask_pad", "aux_weight"}
 LARGEST, MOST_LAYERS = 1 << 24, 1024  # of any size, so that products fit 64 bits, and of layers
 _ALONE = (
     "batch norm and free bits use each process's own samples: call fastvae.nn.set_process_group("
@@ -50,7 +53,7 @@ class TextVAE(NoTorchScript, AcrossProcesses, PretrainedMixin, nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         _check_arguments(config)
-        self.config = config
+        self._config = config
         self.vocab_size, self.length = config["vocab_size"], config["length"]
         self.latent_size, self.word_dropout = config["latent_size"], config["word_dropout"]
         self.pad_id, self.end_id = config["pad_id"], config["end_id"]
@@ -58,6 +61,13 @@ class TextVAE(NoTorchScript, AcrossProcesses, PretrainedMixin, nn.Module):
         self.aux_weight = config.get("aux_weight", 0.0)
         self.decoder: nn.Module | None = None
         self.head: nn.Module | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments by name; what was set afterwards, such as `word_dropout`."""
+        return {
+            k: plain(getattr(self, k)) if k in _SETTINGS else v for k, v in self._config.items()
+        }
 
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""
@@ -114,8 +124,6 @@ class TextVAE(NoTorchScript, AcrossProcesses, PretrainedMixin, nn.Module):
                 free_bits are below 0, or an id is outside the vocabulary.
             RuntimeError: `torch.jit.trace` traces the call, which is not supported.
         """
-        if torch.jit.is_tracing():
-            raise RuntimeError(NO_TORCHSCRIPT.format("trace"))
         self.check_tokens(tokens, ids=validate)
         if not tokens.shape[0]:
             raise ValueError(
@@ -423,7 +431,9 @@ class TextVAE(NoTorchScript, AcrossProcesses, PretrainedMixin, nn.Module):
 
         Raises:
             ValueError: tokens have a wrong shape or dtype, or an id is outside the vocabulary.
+            RuntimeError: `torch.jit.trace` traces the call, which is not supported.
         """
+        _refuse_tracing()
         if tokens.dim() != 2 or tokens.shape[1] != self.length or tokens.dtype != torch.int64:
             raise ValueError(
                 f"tokens must be int64 of shape [B, {self.length}], "
@@ -469,13 +479,16 @@ class TextVAE(NoTorchScript, AcrossProcesses, PretrainedMixin, nn.Module):
         )
 
     def _check_latent(self, z: Tensor, count: int | None = None) -> None:
-        """Raise ValueError unless z is [B, Z], with B = `count` where given."""
+        """Raise ValueError unless z is [B, Z] of real numbers, with B = `count` where given."""
+        _refuse_tracing()
         wrong = z.dim() != 2 or z.shape[1] != self.latent_size
         if wrong or (count is not None and count != z.shape[0]):
             raise ValueError(
                 f"z must have shape [{'B' if count is None else count}, {self.latent_size}], "
                 f"got {list(z.shape)}"
             )
+        if not z.is_floating_point():
+            raise ValueError(f"z must have a floating-point dtype, got {z.dtype}")
 
 
 @contextmanager
@@ -490,9 +503,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def _refuse_tracing() -> None:
+    """Raise RuntimeError under `torch.jit.trace`, which would keep this call's sizes."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(NO_TORCHSCRIPT.format("trace"))
+
+
 def _readable(tokens: Tensor) -> bool:
     """Whether Python can read the values now; where it cannot, unknown ids make the terms NaN."""
-    if torch.compiler.is_compiling() or not tokens.numel():
+    if torch.compiler.is_compiling() or type(tokens) is not Tensor or not tokens.numel():
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(tokens):  # under vmap
         return False

@@ -4,6 +4,8 @@ Each op has one function here. All raise RuntimeError naming the tensor that is 
 has and what it must have.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,12 @@ def check_shapes(
         if not (tensor.numel() or empty):
             raise RuntimeError(f"{name} must have no empty dimension, got {list(tensor.shape)}")
     return [tensor.shape for tensor, _ in wanted.values()]
+
+
+def check_eps(eps: float) -> None:
+    """Raises RuntimeError unless eps can be added to a variance."""
+    if not 0 <= eps < math.inf:
+        raise RuntimeError(f"eps must be 0 or more, and finite, got {eps}")
 
 
 def check_given(name: str, tensor: Tensor | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastvae.ops.checks import check_decode_lstm, check_decode_lstm_pack, check_packed
+from fastvae.ops.checks import check_decode_lstm, check_decode_lstm_pack, check_eps, check_packed
 from fastvae.ops.fallback import register_fallback
 from fastvae.ops.int8 import check_int8, float_linear, int8_linear
 from fastvae.ops.layer_norm_lstm import layer_norm_lstm_cell
@@ -66,9 +66,10 @@ def decode_lstm(
         tokens, [B, T] int64.
 
     Raises:
-        RuntimeError: a tensor has a wrong shape, dtype or device, or rows too wide for `int8`; the
-            message names it.
+        RuntimeError: a tensor has a wrong shape, dtype or device, or rows too wide for `int8`, or
+            eps is negative or not finite; the message names it.
     """
+    check_eps(eps)
     if features.dim() == 3 and not features.shape[1]:  # no kernel starts for nothing
         return features.new_empty(0, features.shape[0], dtype=torch.int64)
     check_int8(int8, feature_weight=feature_weight, weight_hh=weight_hh)

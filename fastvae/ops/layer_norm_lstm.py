@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastvae.ops.autograd import register_autograd, register_gradient
 from fastvae.ops.checks import (
+    check_eps,
     check_layer_norm_lstm,
     check_lengths,
     check_like,
@@ -57,8 +58,10 @@ def layer_norm_lstm(
     Raises:
         ValueError: lengths have a wrong shape, dtype, device or, where they can be read without
             waiting for them, value. Elsewhere values under 0 count as 0 and those over T as T.
-        RuntimeError: another tensor has a wrong shape, dtype or device; the message names it.
+        RuntimeError: another tensor has a wrong shape, dtype or device, or eps is negative or not
+            finite; the message names it.
     """
+    check_eps(eps)
     inputs = (x, weight_hh, norm_weight, norm_bias, h0, c0)
     if lengths is not None:
         check_lengths(lengths, x, h0)

@@ -47,7 +47,8 @@ def train(
 
     Args:
         model: a `HybridVAE` or `LSTMVAE`; it trains in place on its device, with several GPU
-            processes on the GPU of `LOCAL_RANK`.
+            processes on the GPU of `LOCAL_RANK`. All its modules are put in training mode, norms
+            that were in eval mode too; afterwards each has its own mode again.
         corpus: the training data.
         config: the settings.
         run_dir: the run directory, created if missing: weights, checkpoints, metrics.
@@ -91,7 +92,7 @@ def train(
             if not group:
                 step.record(display.say)
         done = step.share(done)
-        stack.callback(model.train, model.training)
+        stack.callback(_restore_modes, {m: m.training for m in model.modules()})
         model.train()
         stop = stack.enter_context(stop_signals(patient=group is not None))
         try:
@@ -101,6 +102,12 @@ def train(
                 saved = f"the last checkpoint is that of step {recorder.saved_at}"
                 recorder.display.say(f"stopped without saving: {saved}")
             raise
+
+
+def _restore_modes(modes: dict[nn.Module, bool]) -> None:
+    """Put each module in the mode that it had: a user may have frozen a norm by `eval`."""
+    for module, training in modes.items():
+        module.training = training
 
 
 def _run_loop(
