@@ -389,6 +389,8 @@ def test_settings_that_were_changed_are_saved(tmp_path):
 def test_settings_that_are_not_saved_are_told(tmp_path, recwarn):
     model = hybrid()
     model.save_pretrained(tmp_path, VOCABULARY)
+    model.extra = torch.nn.Dropout()  # nothing of it would be saved
+    model.save_pretrained(tmp_path, VOCABULARY)
     assert not recwarn.list
     model.decoder.lstm.eps = 0.5
     with pytest.warns(

@@ -1,8 +1,7 @@
 // Decoding with a LayerNorm-LSTM. Equations: fastvae/ops/decode_lstm.py.
-// Every other token takes the recurrent panels backwards: those used last are still in the cache.
 // Three phases a token: the products that need hₜ₋₁ (recurrent, and the classifier's for the token before); its
 // choice, the inputs and the norm's statistics; gates and state. Threads share the first by columns and the others by
-// channels.
+// channels. Every other token takes the recurrent panels backwards: those used last are still in the cache.
 #include "decode-inl.h"
 
 // The packed weights of a decoder, one after the other.

@@ -300,8 +300,9 @@ def _check_loadable(model: nn.Module, tensors: dict[str, Tensor]) -> None:
                 f"{name} must have shape {list(expected[name].shape)} to be loaded, "
                 f"got {list(t.shape)}"
             )
-    for (name, module), other in zip(model.named_modules(), twin.modules(), strict=True):
-        found, saved = _settings(module), _settings(other)
+    modules = dict(model.named_modules())
+    for name, other in twin.named_modules():
+        found, saved = _settings(modules.get(name, other)), _settings(other)
         for key in found.keys() & saved.keys():
             if found[key] != saved[key]:
                 warnings.warn(
