@@ -251,25 +251,30 @@ class BatchNorm(NoTorchScript, AcrossProcesses, nn.BatchNorm1d):
         Raises:
             ValueError: this process is alone and has less than two values per channel.
         """
-        if count < 2 and self.process_group is None:
+        group = self.process_group if self.training else None
+        if count < 2 and group is None:
             raise ValueError("batch statistics need more than 1 value per channel: use eval mode")
-        total, mean, m2 = combine_statistics(count, mean, m2, self.process_group)
+        total, mean, m2 = combine_statistics(count, mean, m2, group)
         if self.training and self.track_running_stats and self.running_mean is not None:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                dtype, rate = self.running_mean.dtype, self.momentum
-                if rate is None:  # the mean of all batches
-                    rate = 1 / self.num_batches_tracked.to(dtype)
-                self.running_mean.lerp_(mean.to(dtype), rate)
-                self.running_var.lerp_((m2 / (total - 1)).to(dtype), rate)
+            self._track(mean.detach(), m2.detach() / (total - 1))
         return mean, *self._scale_and_shift(m2 / total)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """A batch's mean, variance [C] -> into the running ones, as `torch.nn.BatchNorm1d` does."""
+        batches, rate = self.num_batches_tracked, self.momentum
+        if batches is not None:
+            batches.add_(1)
+        if rate is None:  # the mean of all batches
+            rate = 0.0 if batches is None else 1 / batches.to(mean.dtype)
+        for running, now in ((self.running_mean, mean), (self.running_var, variance)):
+            running.copy_(upcast(running).lerp(now, rate))
 
     def _scale_and_shift(self, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Variance [C] -> what a deviation from the mean is multiplied by, what is added then."""
         scale = torch.rsqrt(variance + self.eps)
-        if not self.affine:
-            return scale, torch.zeros_like(scale)
-        return upcast(self.weight) * scale, upcast(self.bias)
+        shift = torch.zeros_like(scale) if self.bias is None else upcast(self.bias)
+        return scale if self.weight is None else upcast(self.weight) * scale, shift
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """weight [C, ...], bias [C] of the layer before -> both with the running norm folded in.
@@ -285,7 +290,10 @@ class BatchNorm(NoTorchScript, AcrossProcesses, nn.BatchNorm1d):
             ValueError: there are no running statistics.
         """
         if self.running_mean is None:
-            raise ValueError("a norm without running statistics cannot be folded into a layer")
+            raise ValueError(
+                "a batch norm without running statistics cannot be folded into a layer, as "
+                "generation does"
+            )
         scale, shift = self._scale_and_shift(upcast(self.running_var))
         folded = upcast(weight) * scale.view(-1, *[1] * (weight.dim() - 1))
         shifted = (upcast(bias) - self.running_mean) * scale + shift
@@ -566,8 +574,22 @@ class HighwayConv(NoTorchScript, nn.Module):
         return f"{self.channels}, carry={self.carry}"
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """The convolution with the running norm folded in -> weight [3C, C, 2], bias [3C]."""
+        """The convolution with the running norm folded in -> weight [3C, C, 2], bias [3C].
+
+        Raises:
+            ValueError: the norm has no running statistics.
+            TypeError: `norm` was replaced by another kind of module.
+        """
+        self._check_norm()
         return self.norm.fold(self.weight, self.bias)
+
+    def _check_norm(self) -> None:
+        """Raise TypeError for a norm that cannot be a part of the op."""
+        if not isinstance(self.norm, BatchNorm):
+            raise TypeError(
+                f"norm must be a fastvae.nn.BatchNorm, got {type(self.norm).__name__}; "
+                "fastvae.nn.set_process_group normalizes over all processes"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, B, C] -> [T, B, C].
@@ -575,11 +597,7 @@ class HighwayConv(NoTorchScript, nn.Module):
         Raises:
             TypeError: `norm` was replaced by another kind of module.
         """
-        if not isinstance(self.norm, BatchNorm):
-            raise TypeError(
-                f"norm must be a fastvae.nn.BatchNorm, got {type(self.norm).__name__}; "
-                "fastvae.nn.set_process_group normalizes over all processes"
-            )
+        self._check_norm()
         if not self.norm.by_batch:
             return ops.highway_conv(*cast(x, *self.folded()), self.carry)
         x, weight, bias = cast(x, self.weight, self.bias)
@@ -599,6 +617,9 @@ class HighwayConvStack(_Composite):
         carry: as in `HighwayConv`.
         device: where parameters are created.
         dtype: of the parameters.
+
+    Raises:
+        ValueError: channels is below 1, or layers below 0.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -41,11 +42,13 @@ def pytest_pyfunc_call(pyfuncitem):
 
 
 def pytest_configure(config):
-    # A shell's background job and nohup ignore these; so would what the tests start and interrupt.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # A shell's background job and nohup ignore these. What the tests start would too, but for a
+    # handler here, in whose place a started program has the default.
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, lambda number, frame: None)
     if isa := config.getoption("--cpu-capability"):
         from fastvae import _C
 

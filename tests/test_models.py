@@ -625,6 +625,21 @@ def test_latent_vectors_are_real_numbers(dtype):
         tiny().generate(torch.zeros(2, 4, dtype=dtype))
 
 
+class Ids(torch.Tensor):
+    """A kind of tensor that a data library may give."""
+
+
+@pytest.mark.parametrize("kind", ["subclass", "parameter"])
+@pytest.mark.parametrize("name", ["forward", "logits", "posterior"])
+def test_ids_of_every_kind_of_tensor_are_checked(name, kind):
+    tokens, model = torch.zeros(2, 16, dtype=torch.int64), tiny()
+    tokens[1, 2] = 20
+    z = (torch.zeros(2, 4),) if name == "logits" else ()
+    tokens = tokens.as_subclass(Ids) if kind == "subclass" else nn.Parameter(tokens, False)
+    with pytest.raises(ValueError, match=r"tokens hold the id 20; this model's ids are 0 to 19"):
+        getattr(model, name)(tokens, *z)
+
+
 def test_ids_of_fake_tensors_are_not_looked_at():
     with FakeTensorMode(allow_non_fake_inputs=True):
         out = tiny()(torch.zeros(2, 16, dtype=torch.int64))

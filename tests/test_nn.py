@@ -139,10 +139,11 @@ def test_highway_conv_keeps_torchs_running_statistics():
 
 def norm_of_torch(norm):
     """A batch norm of torch's with the settings, weights and statistics of one of ours."""
-    other = nn.BatchNorm1d(norm.num_features, norm.eps, norm.momentum, affine=norm.affine)
+    other = nn.BatchNorm1d(norm.num_features, norm.eps, norm.momentum)
     other.track_running_stats = norm.track_running_stats
-    if norm.running_mean is None:
-        other.running_mean = other.running_var = other.num_batches_tracked = None
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        if getattr(norm, name) is None:
+            setattr(other, name, None)
     other.load_state_dict(norm.state_dict())
     return other.double().train(norm.training)
 
@@ -165,6 +166,10 @@ NORMS = {  # what a user may do to a norm, of a layer in training mode or not
     "without statistics, evaluated": (False, without_statistics),
     "statistics kept as they are": (True, lambda norm: setattr(norm, "track_running_stats", False)),
     "without weights": (True, without_weights),
+    "without a weight alone": (True, lambda norm: setattr(norm, "weight", None)),
+    "without a bias alone": (False, lambda norm: setattr(norm, "bias", None)),
+    "called without weights": (True, lambda norm: setattr(norm, "affine", False)),
+    "batches not counted": (True, lambda norm: setattr(norm, "num_batches_tracked", None)),
     "without weights, evaluated": (False, without_weights),
 }
 
@@ -174,6 +179,7 @@ def test_the_norm_of_a_highway_conv_is_torchs(case):
     training, change = NORMS[case]
     module = HighwayConv(4, carry=False).double()
     module.norm.running_mean.normal_(), module.norm.running_var.uniform_(0.5, 2)
+    nn.init.normal_(module.norm.weight), nn.init.normal_(module.norm.bias)
     change(module.train(training).norm)
     norm = norm_of_torch(module.norm)
     for _ in range(3):
@@ -185,14 +191,27 @@ def test_the_norm_of_a_highway_conv_is_torchs(case):
     torch.testing.assert_close(module.norm.state_dict(), norm.state_dict())
 
 
+def test_a_process_that_evaluates_alone_waits_for_no_other(group, monkeypatch):
+    module = HighwayConv(4)
+    without_statistics(module.norm)
+    alone = copy.deepcopy(module).eval()
+    fastvae.nn.set_process_group(module, group)
+    monkeypatch.delattr(torch.distributed, "all_reduce")
+    x = torch.randn(5, 3, 4)
+    torch.testing.assert_close(module.eval()(x), alone(x))
+
+
 def test_what_a_highway_conv_cannot_do_with_its_norm():
     module = HighwayConv(4)
     without_statistics(module.norm)
     with pytest.raises(ValueError, match="without running statistics cannot be folded"):
         module.folded()
     module = nn.SyncBatchNorm.convert_sync_batchnorm(module).eval()
-    with pytest.raises(TypeError, match=r"must be a fastvae\.nn\.BatchNorm, got SyncBatchNorm; "):
-        module(torch.zeros(2, 3, 4))
+    for call in (module.folded, lambda: module(torch.zeros(2, 3, 4))):
+        with pytest.raises(
+            TypeError, match=r"must be a fastvae\.nn\.BatchNorm, got SyncBatchNorm; "
+        ):
+            call()
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ void decode_lstm(Team& team, Decode<T, Q>& s, const DecodeLstm<T>& lstm) {
           if (p >= recurrent) return classify(team, s, hidden, panels.classifier, t - 1, p - recurrent, t0, t1);
           const int64_t column = p * panels.recurrent.W;
           multiply_panel(hidden, t0, t1, panels.recurrent, p, projected_row(s, t, t0 * MR) + column, G,
-                         std::min(panels.recurrent.W, G - column), true);
+                         std::min(panels.recurrent.W, G - column), true, t % 2 ? -1 : 1);
         },
         t % 2 ? recurrent : 0);
     team.wait();

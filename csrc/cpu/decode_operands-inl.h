@@ -148,10 +148,10 @@ INLINE void put_row(const Rows<T, Q>& to, int64_t r, const X* x) {
 }
 
 // c [·, n] (+)= rows of tiles [t0, t1) · panel p; c [t1 − t0 tiles] starts at the first of these rows. Slices of k
-// bound the rounding of long sums; those of integers are exact.
+// bound the rounding of long sums; those of integers are exact. `step`: to the panel that is next.
 template <class T, class Q>
 void multiply_panel(const Rows<T, Q>& a, int64_t t0, int64_t t1, const Panels<T, Q>& b, int64_t p, opmath_type<T>* c,
-                    int64_t ldc, int64_t n, bool add = false) {
+                    int64_t ldc, int64_t n, bool add = false, int64_t step = 1) {
   using P = Packed<Q>;
   constexpr int64_t W = NR<P>;
   const auto rows = [&](int64_t t) { return std::min(MR, a.m - t * MR); };
@@ -177,10 +177,11 @@ void multiply_panel(const Rows<T, Q>& a, int64_t t0, int64_t t1, const Panels<T,
     for (int64_t k0 = 0; k0 < std::max<int64_t>(a.k, 1); k0 += slice) {
       const Stored* const panel = b.operands(p) + k0 * W;
       const int64_t here = std::min(slice, a.k - k0);
+      const Stored* const next = k0 + here < a.k ? panel + here * W : b.operands(std::max<int64_t>(0, p + step));
       const auto multiply_tiles = [&](const auto* columns) __attribute__((always_inline)) {
         for (int64_t t = t0; t < t1; ++t)
           multiply(a.tile(t, k0), columns, here, c + (t - t0) * MR * ldc, ldc, rows(t), n, add || k0 > 0, a.tile_rows(),
-                   share_ahead<P>(panel + here * W, here, t - t0, t1 - t0));
+                   share_ahead<P>(next, here, t - t0, t1 - t0));
       };
       if constexpr (!as_stored)
         if (t1 - t0 > 1) {  // several tiles: converted once for all of them

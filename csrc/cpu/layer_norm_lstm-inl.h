@@ -5,19 +5,22 @@
 
 // What a thread computes of the steps of a batch. Each goes through all steps alone with its own sequences, and nobody
 // waits; they stand longest first and are dealt in turn, those of one length side by side. Or the team shares each
-// step: where every thread would read a whole weight, larger than its cache, for the products of few rows.
+// step: where the weight is too large for an L2 cache and every thread would read all of it for few rows, or where it
+// is not small and sequences are fewer than threads.
 struct Work {
   Team group;
   int64_t rank = 0, stride = 1, own, first = 0;  // own: rank, rank + stride, ..., with scratch from row `first` on
 
   Work(const Team& team, const LstmRows& rows, int64_t weight_bytes)
-      : group(weight_bytes > 2 * L2_BYTES && rows.B <= 2 * MR * team.size ? team : Team{0, 1, team.barrier}),
-        own(rows.B) {
+      : group(shares(team.size, rows.B, weight_bytes) ? team : Team{0, 1, team.barrier}), own(rows.B) {
     if (group.size == team.size) return;
     const auto [b0, b1] = team.share(rows.B);
     const bool same = rows.count[rows.steps - 1] == rows.B;
     rank = same ? b0 : team.id, stride = same ? 1 : team.size, own = same ? b1 - b0 : rows.B;
     first = team.id * num_tiles((rows.B + team.size - 1) / team.size) * MR;
+  }
+  static bool shares(int64_t threads, int64_t B, int64_t weight_bytes) {
+    return weight_bytes > (B < threads ? 1 : 2) * L2_BYTES && B <= 2 * MR * threads;
   }
   // How many of the first n sequences are the group's, and its b-th one.
   int64_t count(int64_t n) const { return std::min(own, std::max<int64_t>(n + stride - 1 - rank, 0) / stride); }

@@ -236,7 +236,7 @@ def _print_training(result: dict[str, Any], out: Path, kl_target: float, as_json
     if result["latent"]:
         console().print(what_latents_keep(result["latent"]), soft_wrap=True)
     folder = f"./{out}" if str(out).startswith("-") else str(out)
-    name = shlex.quote(folder) if folder.isprintable() else "FOLDER"  # of no use in a shell
+    name = shlex.quote(folder) if folder.isprintable() else "FOLDER"  # nobody could paste it
     line = f"nats per text; next: fastvae sample {name}"
     console().print(escape(line), soft_wrap=True)
 

@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.utils import parametrize
 
 from fastvae.atomic_files import (
     DTYPES,
@@ -36,7 +37,6 @@ from fastvae.atomic_files import (
 from fastvae.names import suggestion
 from fastvae.ops.int8 import round_rows
 from fastvae.ops.precision import accumulate_dtype
-from fastvae.scalars import plain
 from fastvae.text import Vocabulary
 from fastvae.text.reading import FILE as READING
 from fastvae.text.reading import Reading, load_reading, save_reading
@@ -104,10 +104,13 @@ class PretrainedMixin:
                 the bytes of float32. Loading multiplies them out again.
 
         Raises:
-            ValueError: the vocabulary has another size than the model, the model mixes dtypes, its
-                tensors are not those that its class has (parametrizations, pruning),
+            ValueError: the vocabulary has another size than the model, the model mixes dtypes, a
+                model made from its config has other tensors or shapes (parametrizations, pruning),
                 `quantization` is unknown, or a matrix to quantize is not finite.
             OSError: a file cannot be written.
+
+        Warns:
+            UserWarning: a setting was changed that config.json does not hold.
         """
         if quantization not in (None, INT8):
             raise ValueError(f'quantization must be None or "{INT8}", got {quantization!r}')
@@ -193,8 +196,9 @@ class PretrainedMixin:
             what `huggingface_hub.HfApi.upload_folder` returns: the address of the commit.
 
         Raises:
-            ValueError: the vocabulary has another size than the model, or the model mixes dtypes.
+            ValueError: as in `save_pretrained`; the repository is not created then.
         """
+        _check_loadable(self, self.state_dict())
         from huggingface_hub import HfApi  # here, or importing fastvae would take twice as long
 
         api = HfApi(token=token)
@@ -277,22 +281,27 @@ def _check_vocabulary(vocabulary, config: dict[str, Any], name: Any) -> None:
 
 
 def _check_loadable(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Raise ValueError if loading would not find these tensors; warn of settings that it would not.
+    """Raise ValueError if a model of the same config has other tensors; warn of other settings.
 
-    A class whose constructor takes other arguments than its config has loads its own way.
+    Nothing is known of a class whose constructor takes other arguments than its config holds.
     """
-    cls, config = type(model), model.config
-    if _arguments_of(cls) != config.keys():
+    cls = type(model)
+    if _arguments_of(cls) != model.config.keys():
         return
-    with torch.device("meta"):
-        twin = cls(**config)
-    expected = twin.state_dict()
-    for name in sorted(expected.keys() ^ tensors.keys()):
-        problem = "has the tensor" if name in tensors else "lacks the tensor"
+    try:
+        with torch.device("meta"):
+            fresh = cls(**model.config)
+    except Exception as error:  # whatever a constructor says
         raise ValueError(
-            f"the model {problem} {name!r}, unlike {cls.__name__}, and could not be loaded: remove "
-            "parametrizations (torch.nn.utils.parametrize.remove_parametrizations) and pruning "
-            "(torch.nn.utils.prune.remove) first"
+            f"{cls.__name__} cannot be made from its config, and a saved model not be loaded: "
+            f"{first_line(error)}"
+        ) from error
+    expected = fresh.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        problem = "has a tensor" if name in tensors else "lacks the tensor"
+        raise ValueError(
+            f"the model {problem} {name!r}, unlike a {cls.__name__} of its config: it could not be "
+            f"loaded{_advice(model, name)}"
         )
     for name, t in tensors.items():
         if t.shape != expected[name].shape:
@@ -301,22 +310,40 @@ def _check_loadable(model: nn.Module, tensors: dict[str, Tensor]) -> None:
                 f"got {list(t.shape)}"
             )
     modules = dict(model.named_modules())
-    for name, other in twin.named_modules():
-        found, saved = _settings(modules.get(name, other)), _settings(other)
-        for key in found.keys() & saved.keys():
-            if found[key] != saved[key]:
+    for name, other in fresh.named_modules():
+        found, loaded = _settings(modules.get(name, other)), _settings(other)
+        for key in found.keys() & loaded.keys():
+            if found[key] != loaded[key]:
+                hint = f"; set model.config[{key!r}] to save it" if key in model.config else ""
                 warnings.warn(
                     f"{name + '.' if name else ''}{key} is {found[key]!r}, which is not saved: a "
-                    f"loaded model has {saved[key]!r}",
+                    f"loaded model has {loaded[key]!r}{hint}",
                     stacklevel=3,
                 )
 
 
+def _advice(model: nn.Module, name: str) -> str:
+    """What to do about a tensor of this name, where that is known."""
+    if "_orig_mod." in name:
+        return ": use module.compile() instead of torch.compile(module)"
+    if any(parametrize.is_parametrized(module) for module in model.modules()):
+        return ": call torch.nn.utils.parametrize.remove_parametrizations first"
+    if any(key.endswith("_orig") for key in model.state_dict()):
+        return ": call torch.nn.utils.prune.remove first"
+    return ""
+
+
 def _settings(module: nn.Module) -> dict[str, Any]:
     """A module's plain attributes but for its mode."""
-    kinds = bool | int | float | str | tuple | None
-    names = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"}
-    return {k: plain(v) for k, v in names.items() if isinstance(plain(v), kinds)}
+    kinds = bool | int | float | str | None
+
+    def is_plain(value: Any) -> bool:
+        parts = value if isinstance(value, tuple) else (value,)
+        return all(isinstance(part, kinds) for part in parts)
+
+    return {
+        k: v for k, v in vars(module).items() if k[0] != "_" and k != "training" and is_plain(v)
+    }
 
 
 def _arguments_of(cls: type) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from fastvae import ops
 from fastvae.device import check_fits
@@ -22,9 +23,6 @@ from fastvae.ops.gumbel_noise import HOTTEST
 from fastvae.scalars import is_whole, plain
 
 State = tuple[Tensor, Tensor]
-# Arguments that are attributes of a model too, which may be set.
-_SETTINGS = {"vocab_size", "length", "latent_size", "word_dropout", "pad_id", "end_id"}
-_SETTINGS |= {"mask_pad", "aux_weight"}
 LARGEST, MOST_LAYERS = 1 << 24, 1024  # of any size, so that products fit 64 bits, and of layers
 _ALONE = (
     "batch norm and free bits use each process's own samples: call fastvae.nn.set_process_group("
@@ -53,7 +51,7 @@ class TextVAE(NoTorchScript, AcrossProcesses, PretrainedMixin, nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         _check_arguments(config)
-        self._config = config
+        self.config = config
         self.vocab_size, self.length = config["vocab_size"], config["length"]
         self.latent_size, self.word_dropout = config["latent_size"], config["word_dropout"]
         self.pad_id, self.end_id = config["pad_id"], config["end_id"]
@@ -61,13 +59,6 @@ class TextVAE(NoTorchScript, AcrossProcesses, PretrainedMixin, nn.Module):
         self.aux_weight = config.get("aux_weight", 0.0)
         self.decoder: nn.Module | None = None
         self.head: nn.Module | None = None
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments by name; what was set afterwards, such as `word_dropout`."""
-        return {
-            k: plain(getattr(self, k)) if k in _SETTINGS else v for k, v in self._config.items()
-        }
 
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""
@@ -511,7 +502,7 @@ def _refuse_tracing() -> None:
 
 def _readable(tokens: Tensor) -> bool:
     """Whether Python can read the values now; where it cannot, unknown ids make the terms NaN."""
-    if torch.compiler.is_compiling() or type(tokens) is not Tensor or not tokens.numel():
+    if torch.compiler.is_compiling() or is_fake(tokens) or not tokens.numel():
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(tokens):  # under vmap
         return False
