@@ -558,6 +558,21 @@ void pack_panels(const Team& team, Strided<T> b, int64_t k, int64_t n, P* out) {
     pack_panel(b.at(0, p * NR<P>), b.si, b.sj, k, std::min(NR<P>, n - p * NR<P>), out + p * packed_depth<P>(k) * NR<P>);
 }
 
+// c [m, n] (+)= tiles [t0, t1) · one panel: steps [k0, k1) of k, of `depth` that there are. Then `next` is wanted.
+template <class P>
+INLINE void multiply_panel(const P* a, int64_t t0, int64_t t1, const P* panel, int64_t k0, int64_t k1, int64_t depth,
+                           opmath_type<P>* c, int64_t ldc, int64_t m, int64_t n, bool add, const P* next,
+                           Upcoming* upcoming) {
+  constexpr int64_t W = NR<P>;
+  for (int64_t k = k0; k < std::max(k1, k0 + 1); k += KC<P>) {
+    const int64_t here = std::min(KC<P>, k1 - k);
+    const P* const ahead = k + here < k1 ? panel + (k + here) * W : next;
+    for (int64_t t = t0; t < t1; ++t)
+      multiply(a + (t * depth + k) * MR, panel + k * W, here, c + t * MR * ldc, ldc, std::min(MR, m - t * MR), n,
+               add || k > 0, MR, share_ahead<P>(ahead, here, t - t0, t1 - t0, upcoming));
+  }
+}
+
 // c [m, n] (+)= tiles · panels: this thread's share of the (panel, tile) pairs; the caller waits. `depth`: how deep
 // tiles and panels are, where k is only a part of that. All panels pass for each slice of k where the tiles are too
 // many for the L2 cache. `backwards` takes the panels in that order.
@@ -574,16 +589,9 @@ void multiply_panels(const Team& team, const P* a, const P* b, int64_t k, opmath
     for (int64_t done = 0; done < i1 - i0;) {
       const int64_t i = backwards ? i1 - 1 - done : i0 + done, p = i / rows;
       const int64_t t0 = std::max<int64_t>(0, i0 - p * rows), t1 = std::min(rows, i1 - p * rows);
-      const int64_t last = std::min(k, first + together), following = backwards ? std::max<int64_t>(0, p - 1) : p + 1;
-      for (int64_t k0 = first; k0 < std::max(last, first + 1); k0 += KC<P>) {
-        const P* const panel = b + (p * depth + k0) * NR<P>;
-        const int64_t here = std::min(KC<P>, last - k0);
-        const P* const next = k0 + here < last ? panel + here * NR<P> : b + (following * depth + first) * NR<P>;
-        for (int64_t t = t0; t < t1; ++t)
-          multiply(a + (t * depth + k0) * MR, panel, here, c + t * MR * ldc + p * NR<P>, ldc, std::min(MR, m - t * MR),
-                   std::min(NR<P>, n - p * NR<P>), add || k0 > 0, MR,
-                   share_ahead<P>(next, here, t - t0, t1 - t0, upcoming));
-      }
+      const int64_t following = backwards ? std::max<int64_t>(0, p - 1) : p + 1;
+      multiply_panel(a, t0, t1, b + p * depth * NR<P>, first, std::min(k, first + together), depth, c + p * NR<P>, ldc,
+                     m, std::min(NR<P>, n - p * NR<P>), add, b + (following * depth + first) * NR<P>, upcoming);
       done += t1 - t0;
     }
 }

@@ -182,7 +182,7 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
   using S = opmath_type<T>;
   using P = Packed<T>;
   const int64_t C = s.C, G = 3 * s.C, B = (s.B + STEP<P> - 1) / STEP<P> * STEP<P>, n = s.steps * B;
-  const int64_t depth = 2 * packed_depth<P>(G);
+  const int64_t depth = packed_depth<P>(G);
   // Products over all rows start at row 0 or B and end with a whole step of A's: rows past n are zeros.
   const int64_t all = packed_depth<P>(n) + (ROW_STEP<P> > STEP<P> ? ROW_STEP<P> : 0);
   P* const weights = static_cast<P*>(s.packed_b);
@@ -193,10 +193,10 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
   P* const slab_tiles = static_cast<P*>(s.packed_a) + team.id * SLAB * depth;
   P* const rows = static_cast<P*>(s.rows) + team.id * MR * G;
   S* const product = s.product + team.id * SLAB * NR<P>;
+  S* const kept = s.kept + team.id * s.kept_rows * C;
   S* const slab_sums = s.slab_sums + team.id * G;
   double* const sums = s.sums + team.id * G;
   std::fill(sums, sums + G, 0.0);
-  const Team alone{0, 1, team.barrier};
   // Which row of the tensors row k is, or −1: padding, or past the end.
   const auto source = [&](int64_t k) { return k < n && k % B < s.B ? k / B * s.B + k % B : -1; };
   // da with what reaches a through its statistics: d mean / d a = 1 / n, d m2 / d a = 2 (a − mean).
@@ -210,42 +210,53 @@ void highway_conv_project_backward(Team& team, const HighwayProjectBackward<T>& 
     }
   };
   const auto [s0, s1] = team.share(slabs(all));
-  for (int64_t k0 = s0 * SLAB; k0 < std::min(s1 * SLAB, all); k0 += SLAB) {
-    const int64_t m = std::min(SLAB, all - k0);
+  const int64_t first = s0 * SLAB, last = std::min(s1 * SLAB, all);
+  // dx = da₊ W₀ + da W₁, da₊ that of the row after. Of a slab of da, the second part waits until the first of the row
+  // after is there; past this thread's rows, only the first is wanted.
+  for (int64_t k0 = first; first < last && k0 < last + B; k0 += SLAB) {
+    const int64_t m = std::min(SLAB, last + B - k0);
+    const bool own = k0 < last;
     std::fill(slab_sums, slab_sums + G, S(0));
-    for (int64_t i0 = 0; i0 < m; i0 += MR) {
-      // dx = da₊ W₀ + da W₁, da₊ that of the row after; da last, for it is wanted once more.
+    for (int64_t i0 = 0; i0 < m && k0 < all; i0 += MR) {
       const P* tile[MR];
-      for (int tap = 0; tap < 2; ++tap) {
-        for (int64_t i = 0; i < MR; ++i) {
-          const int64_t r = i0 + i < m ? source(k0 + i0 + i + (1 - tap) * B) : -1;
-          tile[i] = r < 0 ? nullptr : rows + i * G;
-          if (r >= 0) total(r, rows + i * G, tap == 1);
-        }
-        pack_tile(tile, G, tile_at(slab_tiles, depth, i0, tap * depth / 2));
-      }
       const T* x[MR];
       for (int64_t i = 0; i < MR; ++i) {
-        const int64_t r = source(k0 + i0 + i);
+        const int64_t r = i0 + i < m ? source(k0 + i0 + i) : -1;
+        tile[i] = r < 0 ? nullptr : rows + i * G;
         x[i] = r < 0 ? nullptr : s.x + r * C;
+        if (r >= 0) total(r, rows + i * G, own);
       }
+      pack_tile(tile, G, tile_at(slab_tiles, depth, i0));
+      if (!own || k0 + i0 >= all) continue;
       put_rows<NR<P>>(tile, std::min(MR, all - k0 - i0), G, k0 + i0, all, da_panels);
       put_transposed(x, C, k0 + i0, all, x_tiles);
     }
-    for (int64_t j = 0; j < G; ++j) sums[j] += double(slab_sums[j]);
-    Upcoming upcoming;  // what the next slab adds
-    if (const int64_t r = k0 + SLAB + B, later = std::min(SLAB, n - r);
-        B == s.B && later > 0 && k0 + SLAB < s1 * SLAB) {
+    if (own)
+      for (int64_t j = 0; j < G; ++j) sums[j] += double(slab_sums[j]);
+    Upcoming upcoming;  // what the next slab is made of
+    if (const int64_t r = k0 + SLAB, later = std::min({SLAB, n - r, last + B - r}); B == s.B && later > 0) {
       upcoming.add(s.da + r * G, later * G);
       upcoming.add(s.a + r * G, later * G);
     }
-    for (int64_t j = 0; j < C; j += NR<P>) {
-      const int64_t columns = std::min(NR<P>, C - j);
-      multiply_taps(alone, slab_tiles, weights + j * depth, depth, product, NR<P>, m, columns, &upcoming);
-      for (int64_t i = 0; i < m; ++i) {
-        const int64_t r = source(k0 + i);
+    // Every other slab takes the panels backwards: those used last are still in the L2 cache.
+    const int64_t end = 2 * num_panels<P>(C) - 1, backwards = k0 / SLAB % 2;
+    const bool before = k0 + m > first + B;
+    for (int64_t done = 0; done <= end; ++done) {
+      const int64_t i = backwards ? end - done : done, next = backwards ? std::max<int64_t>(i - 1, 0) : i + 1;
+      const int64_t tap = i % 2, j = i / 2 * NR<P>, columns = std::min(NR<P>, C - j);
+      const auto multiply_tap = [&](S* c, int64_t ldc) {
+        multiply_panel(slab_tiles, 0, num_tiles(m), weights + i * depth * NR<P>, 0, G, depth, c, ldc, m, columns, false,
+                       weights + next * depth * NR<P>, &upcoming);
+      };
+      if (tap == 1 && own) multiply_tap(kept + k0 % s.kept_rows * C + j, C);
+      if (tap == 0 && before && k0 < all) multiply_tap(product, NR<P>);
+      if (tap == 0 && before && k0 >= all) std::fill(product, product + m * NR<P>, S(0));
+      if (tap == backwards || !before) continue;  // until both are there
+      for (int64_t k = std::max(k0, first + B); k < k0 + m; ++k) {
+        const int64_t r = source(k - B);
+        const S* const other = kept + (k - B) % s.kept_rows * C + j;
         for (int64_t v = 0; r >= 0 && v < columns; v += LANES<T>)
-          store(s.dx + r * C + j + v, load(product + i * NR<P> + v), columns - v);
+          store(s.dx + r * C + j + v, load(product + (k - k0) * NR<P> + v) + load(other + v, columns - v), columns - v);
       }
     }
   }

@@ -21,7 +21,8 @@ struct HighwayProjectBackward {
   const opmath_type<T>* mean;
   T *dx, *dweight, *dbias;
   void *packed_b, *packed_a, *rows, *da_panels, *x_tiles;
-  opmath_type<T>*product, *slab_sums, *dw;
+  opmath_type<T>*product, *kept, *slab_sums, *dw;  // kept [threads, kept_rows, C]
+  int64_t kept_rows;
   double* sums;
 };
 
@@ -123,10 +124,11 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project_backward(Tensor da, Tens
   DISPATCH(x.scalar_type(), "highway_conv_project_backward", [&] {
     using S = opmath_type<scalar_t>;
     const int threads = team_size(6.0 * T * B * C * C);
-    Buffer<S> packed_b(2 * packed_length(3 * C) * packed_columns(C)),
-        packed_a(threads * SLAB * 2 * packed_length(3 * C)), rows(threads * 32 * 3 * C);
+    Buffer<S> packed_b(2 * packed_length(3 * C) * packed_columns(C)), packed_a(threads * SLAB * packed_length(3 * C)),
+        rows(threads * 32 * 3 * C);
     Buffer<S> da_panels((T * B + 32) * packed_columns(3 * C)), x_tiles((T * B + 32) * packed_rows(C));
-    Buffer<S> product(threads * SLAB * 48), slab_sums(threads * 3 * C), dw(6 * C * C);
+    const int64_t kept_rows = SLAB + SLAB * std::min(slabs(B + 1), slabs(T * (B + 1) + 64) / threads + 1);
+    Buffer<S> product(threads * SLAB * 48), kept(threads * kept_rows * C), slab_sums(threads * 3 * C), dw(6 * C * C);
     Buffer<double> sums(threads * 3 * C);
     const HighwayProjectBackward<scalar_t> args{.steps = T,
                                                 .B = B,
@@ -147,8 +149,10 @@ std::tuple<Tensor, Tensor, Tensor> highway_conv_project_backward(Tensor da, Tens
                                                 .da_panels = da_panels,
                                                 .x_tiles = x_tiles,
                                                 .product = product,
+                                                .kept = kept,
                                                 .slab_sums = slab_sums,
                                                 .dw = dw,
+                                                .kept_rows = kept_rows,
                                                 .sums = sums};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv_project_backward, team, args); });
   });
