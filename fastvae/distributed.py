@@ -5,10 +5,32 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+class _Shared:
+    """Holds a process group: a copy of its owner shares the group, a pickled one has none."""
+
+    def __init__(self, group=None):
+        self.group = group
+
+    def __deepcopy__(self, memo: dict) -> "_Shared":
+        return self
+
+    def __reduce__(self) -> tuple:
+        return _Shared, ()
+
+
 class AcrossProcesses:
     """Mixin of modules with batch statistics: those of `process_group`, or its own for None."""
 
-    process_group = None
+    _shared = _Shared()
+
+    @property
+    def process_group(self):
+        """The processes; copies of the module share it, pickled ones have None."""
+        return self._shared.group
+
+    @process_group.setter
+    def process_group(self, group) -> None:
+        self._shared = _Shared(group)
 
 
 class _AllReduce(torch.autograd.Function):

@@ -195,6 +195,40 @@ def test_without_vocabulary(tmp_path):
     assert load(tmp_path)[1] is None
 
 
+def test_files_of_another_model_do_not_count_as_this_ones(saved, tmp_path):
+    """Those of a model with the same config stay: it may be the same model, trained on."""
+    hybrid().save_pretrained(saved)
+    assert load(saved)[1] == VOCABULARY
+    other = hybrid(hidden_size=7)
+    with pytest.raises(ValueError, match=r"vocabulary\.json belongs to another model: remove it,"):
+        other.save_pretrained(saved)
+    assert load(saved)[0].config == hybrid().config
+    other.save_pretrained(saved, VOCABULARY)
+    assert load(saved)[0].config == other.config
+    other.reading = Reading("lines")
+    other.save_pretrained(saved, VOCABULARY)
+    with pytest.raises(ValueError, match=r"text\.json belongs to another model"):
+        hybrid().save_pretrained(saved, VOCABULARY)
+    (saved / "text.json").unlink()
+    (saved / "config.json").write_text("damaged")
+    hybrid().save_pretrained(saved, VOCABULARY)
+    assert load(saved)[1] == VOCABULARY
+
+
+class OfASubclass(torch.Tensor):
+    pass
+
+
+def test_tensors_of_subclasses_are_not_saved(tmp_path):
+    """Such as the parts of a sharded model."""
+    model = hybrid()
+    weight = model.head.weight.detach().as_subclass(OfASubclass)
+    model.head.weight = torch.nn.Parameter(weight)
+    with pytest.raises(ValueError, match=r"^head\.weight is a OfASubclass: save a model of plain"):
+        model.save_pretrained(tmp_path / "model", VOCABULARY)
+    assert not (tmp_path / "model").exists()
+
+
 def test_vocabulary_of_another_size(saved, tmp_path):
     with pytest.raises(ValueError, match=r"259 tokens, the model 11"):
         hybrid().save_pretrained(saved, ByteVocabulary())

@@ -28,6 +28,7 @@ from fastvae.text import (
     LineCorpus,
     Reading,
     SyntheticCorpus,
+    TokenVocabulary,
     WindowCorpus,
     normalize_tweet,
     tweets,
@@ -120,6 +121,22 @@ def test_a_given_vocabulary_is_used_as_it_is(tmp_path, chunk):
     assert corpus.batch(1, generator()).tolist() == [[3, 1, 2, 0, 3, 1, 2]]
     with pytest.raises(ValueError, match=r"'☃' \(U\+2603\) at position 3 of .*text"):
         WindowCorpus(path, 7, vocabulary=CharVocabulary("abc"))
+
+
+def test_a_token_may_cross_what_is_read_at_once(tmp_path, chunk):
+    """Or half a token would be read as another, or be unknown."""
+    path = tmp_path / "text"
+    path.write_text("CClCCl" * 5)
+    expected = [0, 1] * 10
+    for tokens in (["C", "Cl"], ["C", "Cl", "l"]):
+        vocabulary = TokenVocabulary(tokens, "Cl|.")
+        assert WindowCorpus(path, 20, vocabulary=vocabulary)[0].tolist() == expected
+    path.write_text("CClCCl" * 5 + "x")
+    with pytest.raises(ValueError, match=r"token 'x' at position 20 of .*text is not among the 2"):
+        WindowCorpus(path, 20, vocabulary=TokenVocabulary(["C", "Cl"], "Cl|."))
+    path.write_text("")
+    with pytest.raises(ValueError, match="text is empty"):
+        WindowCorpus(path, 20, vocabulary=vocabulary)
 
 
 @given(st.text(), st.binary(min_size=1), st.text())

@@ -655,6 +655,9 @@ def test_a_grid_measures_each_of_its_runs_once(texts, tmp_path, monkeypatch):
     texts["test"].write_text("line 2 of train, valid and test\n" * 9)
     experiment("fig6", replace(options, limit=19), console)
     assert began[3:] == began[:1]
+    texts["test"].write_text("line 3 of train, valid and test\n" * 9)  # of the same size
+    experiment("fig6", replace(options, limit=19), console)
+    assert began[4:] == began[:1]
 
 
 def test_another_text_has_files_of_its_own(texts, tmp_path, monkeypatch):

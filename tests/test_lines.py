@@ -752,6 +752,12 @@ def test_every_command_reads_the_column_of_the_run(tmp_path, fastvae):
     shown = json.loads(fastvae(*arguments)[1])
     assert [NAMES[pair["line"] - 1] for pair in shown] == [pair["text"] for pair in shown]
     assert len(shown) == held_out
+    # Another column or normalization would hold out other texts, which training saw.
+    for other in (("--column", "1"), ("--normalize", "tweets"), ("--field", "x")):
+        status, shown, err = fastvae(*arguments, *other)
+        assert (status, shown) == (2, "") and err.count("\n") == 1
+        assert f"which texts were held out depends on how {out} read them: leave out" in err
+    assert fastvae(*arguments, "--column", "2", "--normalize", "none")[0] == 0
     status, _, _ = fastvae("encode", out, "--data", path, "--out", tmp_path / "z.npy")
     assert status == 0 and np.isfinite(np.load(tmp_path / "z.npy")).all()
     # Texts that are typed are whole lines, tables on standard input are tables.

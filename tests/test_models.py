@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import warnings
 
 import numpy as np
@@ -15,10 +16,12 @@ from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 import fastvae
+from fastvae.distributed import AcrossProcesses
 from fastvae.models import text_vae
 from fastvae.models.hybrid import HybridVAE
 from fastvae.models.lstm_vae import LSTMVAE
 from fastvae.models.text_vae import constructor_arguments
+from fastvae.nn import set_process_group
 
 NAMES = ["lstm", "bytenet", "none", "lstm_vae"]
 RECURRENT = ["lstm", "bytenet", "lstm_vae"]
@@ -375,6 +378,7 @@ def test_bad_calls(call, message):
         ({"encoder_channels": (8.0, 8)}, r"encoder_channels must be a whole number, got 8\.0"),
         ({"end_id": 2}, "end_id requires pad_id"),
         ({"mask_pad": True}, "mask_pad requires pad_id"),
+        ({"mask_pad": True, "pad_id": 2, "end_id": 2}, "pad_id and end_id are both 2: give pads"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -515,6 +519,27 @@ def test_data_parallel_waits_for_nothing(name, tmp_path):
             plain(tokens, **step).loss.backward()
         for (key, p), q in zip(model.named_parameters(), plain.named_parameters(), strict=True):
             torch.testing.assert_close(p.grad, q[1].grad, msg=lambda m, key=key: f"{key}: {m}")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_share_the_process_group(name, tmp_path):
+    """Pickled models have none: a process that reads them has other groups."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        group, model = torch.distributed.group.WORLD, make(name)
+        set_process_group(model, group)
+        averaged = torch.optim.swa_utils.AveragedModel(model).module
+        read = pickle.loads(pickle.dumps(model))
+        for copied, expected in ((copy.deepcopy(model), group), (averaged, group), (read, None)):
+            groups = [m.process_group for m in copied.modules() if isinstance(m, AcrossProcesses)]
+            assert groups and all(found is expected for found in groups)
+            tokens, step = batch()
+            torch.testing.assert_close(copied(tokens, **step).loss, model(tokens, **step).loss)
+        assert make(name).process_group is None
     finally:
         torch.distributed.destroy_process_group()
 

@@ -303,6 +303,17 @@ def test_command(fastvae, vocabulary, tmp_path):
     assert known == ["abc", "fade"]
 
 
+@pytest.mark.parametrize("normalization", ["none", "tweets", "mine.lower"])
+def test_what_the_page_cannot_call_is_told(fastvae, vocabulary, tmp_path, normalization):
+    model = small(vocabulary)
+    model.reading = text.Reading("lines", normalization)
+    model.save_pretrained(tmp_path / "run", vocabulary)
+    status, _, err = fastvae("export", tmp_path / "run", tmp_path / "page.html")
+    told = "the page reads texts as they are typed: it cannot call mine.lower, which normalized the"
+    assert status == 0
+    assert err == (f"{told} training lines\n" if normalization == "mine.lower" else "")
+
+
 def test_options_of_the_command(fastvae, vocabulary, tmp_path):
     """Its own title, the best weights, and texts in a field."""
     run, path = tmp_path / "run", tmp_path / "page.html"

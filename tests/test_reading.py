@@ -25,6 +25,7 @@ from fastvae.text import (
     CharVocabulary,
     LineCorpus,
     SyntheticCorpus,
+    TokenVocabulary,
     WindowCorpus,
     normalize_tweet,
 )
@@ -309,6 +310,18 @@ def test_windows_tell_what_is_cut_and_left_over(windows_model, tmp_path, fastvae
     )
     status, _, err = fastvae_cli("interpolate", windows_model, "a" * 17, "b")
     assert (status, err) == (0, "only the first 16 characters of A were read\n")
+
+
+def test_windows_of_tokens_are_cut_by_tokens(tmp_path, fastvae_cli):
+    vocabulary = TokenVocabulary(["Cl", "C", "l", "Br"], "Cl|Br|.")
+    model_of(vocabulary, None).save_pretrained(tmp_path / "model", vocabulary)
+    read = "reconstruct", tmp_path / "model", "--json", "--read", "windows"
+    for text, told in (("ClBr" * 8, False), ("C" * 15 + "Cl", False), ("ClBr" * 8 + "C", True)):
+        status, out, err = fastvae_cli(*read, stdin=text.encode())
+        assert status == 0 and json.loads(out)[0]["text"] == text.removesuffix("C" * told)
+        assert ("1 of 1 lines have more than 16 tokens: only their first 16" in err) == told
+    status, _, err = fastvae_cli("interpolate", tmp_path / "model", "ClBr" * 8 + "C", "C")
+    assert (status, err) == (0, "only the first 16 tokens of A were read\n")
 
 
 # Standard input

@@ -20,7 +20,7 @@ from fastvae.device import find_device
 from fastvae.models import load
 from fastvae.models.text_vae import TextVAE
 from fastvae.presets import TEXTS, read_corpus
-from fastvae.text import ByteVocabulary, Corpus, Reading, Vocabulary
+from fastvae.text import ByteVocabulary, CharVocabulary, Corpus, Reading, Vocabulary
 from fastvae.text.files import CHUNK, byte_chunks, stream_chunks
 from fastvae.text.lines import LineCounts, encode_fitting, no_lines, read_texts
 from fastvae.text.reading import (
@@ -68,7 +68,7 @@ def find_reading(
         reading = Reading(WINDOWS) if model.end_id is None else TEXTS["tweets"].reading
     if held_out and reading.part is None:
         raise ValueError(f"--held-out: {folder} was trained on all texts of its file")
-    reading = replace(reading, part=VALID if held_out else None)
+    recorded = reading = replace(reading, part=VALID if held_out else None)
     if kind not in (None, WINDOWS, LINES):
         raise ValueError(f"--read {kind}: text is read as {WINDOWS} or {LINES}")
     if kind not in (None, reading.kind):
@@ -81,7 +81,14 @@ def find_reading(
     if column is not None or field is not None:
         reading = in_place(reading, column, field)
     if normalization is not None:
-        return reading.normalized_by(normalization)
+        reading = reading.normalized_by(normalization)
+    if recorded.normalization not in NORMALIZERS:  # left to the user, see below
+        recorded = replace(recorded, normalization=reading.normalization)
+    if held_out and reading != recorded:
+        raise ValueError(
+            f"--held-out: which texts were held out depends on how {folder} read them: leave out "
+            "--read, --normalize, --column and --field"
+        )
     if reading.normalization not in NORMALIZERS:
         raise ValueError(
             f"{folder} was trained on lines that {reading.normalization} had normalized, which the "
@@ -258,8 +265,12 @@ class LineTokens:
             characters, _ = codecs.utf_8_decode(text, "strict", len(text) < CHUNK)
         except UnicodeDecodeError as error:
             raise ValueError(f"{name} is not UTF-8 at byte {error.start}") from None
-        self.cut += len(characters) > self.length
-        return self.vocabulary.encode_array(characters[: self.length], source=name)
+        if isinstance(self.vocabulary, CharVocabulary):  # what is cut may hold unknown ones
+            self.cut += len(characters) > self.length
+            return self.vocabulary.encode_array(characters[: self.length], source=name)
+        ids = self.vocabulary.encode_array(characters, source=name)
+        self.cut += len(ids) > self.length
+        return ids[: self.length]
 
     def _fitting_tokens(self, text: bytes, name: str) -> np.ndarray | None:
         """Ids [< L] of a text, or None if it does not fit and this is no error."""

@@ -67,6 +67,13 @@ def export(
     )
     inside = f", with {len(known):,} known texts" if known else ""
     print(f"{page}: {written.size / 1e6:.2f} MB{inside}")
+    if model.reading and model.reading.normalization not in NORMALIZERS:
+        tell(
+            [
+                f"the page reads texts as they are typed: it cannot call "
+                f"{model.reading.normalization}, which normalized the training lines"
+            ]
+        )
     if show and not webbrowser.open(page.resolve().as_uri()):
         tell([f"found no browser: open {page.resolve()} in one"])
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +22,7 @@ from fastvae.models.text_vae import TextVAE
 from fastvae.plots import read_metrics
 from fastvae.presets import Preset, build_model, open_corpus
 from fastvae.text import Corpus
+from fastvae.text.files import file_digest
 from fastvae.training import train
 from fastvae.training.config import TrainingConfig
 from fastvae.training.run_directory import METRICS
@@ -132,9 +134,20 @@ def _device(model: TextVAE) -> str:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """What a result depends on; of files the names and sizes, and nothing of where they lie."""
-    files = {split: [Path(p).name, os.path.getsize(p)] for split, p in job.files.items()}
+    """What a result depends on; of files the names and contents, and nothing of where they lie."""
+    files = {split: [Path(p).name, _content(p)] for split, p in job.files.items()}
     return {"settings": asdict(job.preset), "files": files, "limit": job.limit}
+
+
+def _content(path: str) -> str:
+    """File -> hex digest, which jobs with the same file share."""
+    status = os.stat(path)
+    return _cached_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _cached_digest(path: str, size: int, modified: int) -> str:
+    return file_digest(Path(path))
 
 
 def main() -> None:

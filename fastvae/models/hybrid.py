@@ -37,8 +37,8 @@ class HybridVAE(TextVAE):
             them, in evaluation and generation too.
         pad_id: the id that fills a sequence after its end, or None.
         end_id: the id that ends a sequence, or None; requires `pad_id`.
-        mask_pad: leave pads out of the loss; requires `pad_id`. On a CPU, decoders "lstm" and
-            "none" then compute no position after a sequence's last token.
+        mask_pad: leave pads out of the loss; requires `pad_id`, other than `end_id`. On a CPU,
+            decoders "lstm" and "none" then compute no position after a sequence's last token.
         device: where parameters are created.
         dtype: of the parameters.
 

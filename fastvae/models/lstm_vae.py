@@ -27,7 +27,7 @@ class LSTMVAE(TextVAE):
         pad_id: the id that fills a sequence after its end, or None.
         end_id: the id that ends a sequence, or None; requires `pad_id`.
         mask_pad: leave pads out of the loss, and end the encoder at a sequence's last token;
-            requires `pad_id`. On a CPU, positions after that are not computed.
+            requires `pad_id`, other than `end_id`. On a CPU, positions after that are not computed.
         device: where parameters are created.
         dtype: of the parameters.
 

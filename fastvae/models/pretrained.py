@@ -10,6 +10,7 @@ dimension, under its name and that name with ".scale":
 """
 
 import inspect
+import json
 import tempfile
 import warnings
 from pathlib import Path
@@ -95,7 +96,8 @@ class PretrainedMixin:
         """Save the model to a folder: config.json, model.safetensors, vocabulary.json, text.json.
 
         vocabulary.json is written if a vocabulary is given. text.json is written if `reading` is
-        set; it records how the training text was read.
+        set; it records how the training text was read. Where they are not written, those of a model
+        with the same config stay.
 
         Args:
             folder: where to save; created if missing, existing files are replaced.
@@ -106,7 +108,9 @@ class PretrainedMixin:
         Raises:
             ValueError: the vocabulary has another size than the model, the model mixes dtypes, a
                 model made from its config has other tensors or shapes (parametrizations, pruning),
-                `quantization` is unknown, or a matrix to quantize is not finite.
+                a tensor is of a subclass (sharded, quantized), `quantization` is unknown, a matrix
+                to quantize is not finite, or the folder has a file of another model that would not
+                be replaced.
             OSError: a file cannot be written.
 
         Warns:
@@ -125,9 +129,6 @@ class PretrainedMixin:
         _check_loadable(self, tensors)
         if quantization:
             tensors = _quantize(tensors)
-        make_folder(folder)
-        if vocabulary is not None:
-            write_json(folder / VOCABULARY, vocabulary.to_dict())
         config = {
             "class": type(self).__name__,
             "version": FORMAT,
@@ -135,6 +136,10 @@ class PretrainedMixin:
             **({"quantization": quantization} if quantization else {}),
             "arguments": self.config,
         }
+        make_folder(folder)
+        _check_left(folder, config, {VOCABULARY: vocabulary, READING: self.reading})
+        if vocabulary is not None:
+            write_json(folder / VOCABULARY, vocabulary.to_dict())
         write_json(folder / CONFIG, config)
         if self.reading is not None:
             save_reading(folder, self.reading)
@@ -280,11 +285,36 @@ def _check_vocabulary(vocabulary, config: dict[str, Any], name: Any) -> None:
         )
 
 
+def _check_left(folder: Path, config: dict[str, Any], written: dict[str, Any]) -> None:
+    """Raise ValueError if a file of another model in the folder would count as this one's."""
+    if not (folder / CONFIG).exists():
+        return
+
+    def key(content: Any) -> list:
+        return [content.get("class"), content.get("arguments")]
+
+    try:
+        same = key(read_json(folder / CONFIG, dict)) == key(json.loads(json.dumps(config)))
+    except ValueError:  # a damaged file, which is replaced
+        same = False
+    for name, value in written.items():
+        if value is None and not same and (folder / name).exists():
+            raise ValueError(
+                f"{folder / name} belongs to another model: remove it, or choose another folder"
+            )
+
+
 def _check_loadable(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Raise ValueError if a model of the same config has other tensors; warn of other settings.
 
     Nothing is known of a class whose constructor takes other arguments than its config holds.
     """
+    for name, t in tensors.items():
+        if type(t) is not Tensor:
+            raise ValueError(
+                f"{name} is a {type(t).__name__}: save a model of plain tensors; of a sharded one, "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict gathers them"
+            )
     cls = type(model)
     if _arguments_of(cls) != model.config.keys():
         return

@@ -553,3 +553,8 @@ def _check_arguments(config: dict[str, Any]) -> None:
     for name in ("end_id", "mask_pad"):
         if config[name] not in (None, False) and config["pad_id"] is None:
             raise ValueError(f"{name} requires pad_id")
+    if config["mask_pad"] and config["pad_id"] == config["end_id"]:
+        raise ValueError(
+            f"mask_pad leaves pads out of the loss, and with them the end: pad_id and end_id are "
+            f"both {config['pad_id']}: give pads an id of their own"
+        )

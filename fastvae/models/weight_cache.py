@@ -12,7 +12,7 @@ import fastvae._C as _C
 
 Derived = tuple[Sequence[Tensor], Tensor]  # an op's weights, and these packed
 # Attributes of a module that no derived weight depends on.
-_UNRELATED = vars(nn.Module()).keys() | {"process_group", "weight_cache"}
+_UNRELATED = vars(nn.Module()).keys() | {"_shared", "weight_cache"}
 _CONSTANTS = (bool, int, float, complex, str, bytes, type, type(None), torch.dtype, torch.device)
 _optimizer_steps, _hook = 0, None
 

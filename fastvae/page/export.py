@@ -64,7 +64,8 @@ def export_page(
     Weights are rounded to 8 bits; docs/page.md says what that costs.
 
     Args:
-        model: a `HybridVAE` or `LSTMVAE`. Its `reading` says whether texts are lines.
+        model: a `HybridVAE` or `LSTMVAE`. Its `reading` says whether texts are lines, and which
+            normalization the page applies to them: that of tweets, but no function of Python.
         vocabulary: the vocabulary of its ids.
         path: the file to write; an existing one is replaced.
         title: of the page.

@@ -165,7 +165,7 @@ class WindowCorpus(Corpus):
             `from_text` takes any text.
         length: L, tokens of a window.
         vocabulary: None is the text's characters in order of first appearance; a `ByteVocabulary`
-            reads any file.
+            reads any file. Other vocabularies than of characters and bytes read the file at once.
         cache: directory that keeps the ids for the next run; None is a temporary one.
 
     Raises:
@@ -417,11 +417,13 @@ def _why_none(counts: LineCounts, name: str, reading: Reading, room: int, unit: 
 
 
 def _encoded(path: Path, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
-    """A file's ids, a chunk at a time -> arrays [n]."""
+    """A file's ids -> arrays [n], a chunk at a time where a token is a character or a byte."""
     if isinstance(vocabulary, ByteVocabulary):
         yield from map(vocabulary.encode_bytes, byte_chunks(path))
         return
-    offset = 0
-    for text in text_chunks(path):
+    texts, offset = text_chunks(path), 0
+    if not isinstance(vocabulary, CharVocabulary):  # a token may cross the chunks' borders
+        texts = filter(None, ["".join(texts)])
+    for text in texts:
         yield vocabulary.encode_array(text, offset=offset, source=str(path))
         offset += len(text)

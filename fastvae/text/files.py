@@ -273,7 +273,7 @@ def stored(
         with _partial_folder(cache) as folder:
             with unchanged(path), writing(cache):
                 notes = write(folder)
-            digests = {file.name: _file_digest(file) for file in folder.iterdir()}
+            digests = {file.name: file_digest(file) for file in folder.iterdir()}
             content = json.dumps({"notes": notes, "digests": digests})
             with writing(cache):
                 (folder / "json").write_text(f"{_digest(content)}\n{content}", encoding="ascii")
@@ -291,7 +291,7 @@ def _read_notes(locate: Callable[[str], Path]) -> dict | None:
         if digest != _digest(content):
             return None
         found = json.loads(content)
-        whole = all(_file_digest(locate(n)) == d for n, d in found["digests"].items())
+        whole = all(file_digest(locate(n)) == d for n, d in found["digests"].items())
     except (OSError, ValueError):
         return None
     return found["notes"] if whole else None
@@ -302,7 +302,7 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """File -> hex digest."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
