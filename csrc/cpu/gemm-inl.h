@@ -530,13 +530,14 @@ class Upcoming {
 };
 
 // What the i-th of so many products with k steps of a panel fetches: an even share of as many steps at `next`, so that
-// they have come from far away once the last product is done. Or, while `upcoming` has something left, as few products
-// as can fetch them all at a line a step, and the others that.
+// they have come from far away once the last product is done; two products leave out every third line, which the
+// machine fetches with its neighbor. Or, while `upcoming` has something left, as few products as can fetch them all at
+// a line a step, and the others that.
 template <class P, class E>
 INLINE Ahead share_ahead(const E* next, int64_t k, int64_t i, int64_t products, Upcoming* upcoming = nullptr) {
   constexpr int64_t STEP_BYTES = NR<P> * STEP<P> * int64_t(sizeof(E)), LEAST = (STEP_BYTES + LINE - 1) / LINE;
-  if (products < LEAST) return {};  // left to the machine
-  const int64_t fetching = upcoming && upcoming->left() ? LEAST : products;
+  if (products < std::min<int64_t>(2, LEAST)) return {};  // left to the machine
+  const int64_t fetching = upcoming && upcoming->left() ? std::min(LEAST, products) : products;
   if (i >= fetching) return upcoming->next(k / STEP<P>);
   return {reinterpret_cast<const char*>(next) + i * (k / STEP<P> * STEP_BYTES / fetching),
           (STEP_BYTES + fetching - 1) / fetching};
