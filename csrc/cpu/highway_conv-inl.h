@@ -309,9 +309,8 @@ template <class T>
 void highway_conv_gate_backward(Team& team, const HighwayGateBackward<T>& s) {
   const int64_t C = s.C, G = 3 * s.C;
   double* sums = s.sums + team.id * 2 * G;  // of dz and of dz (a − mean), this thread's rows
-  opmath_type<T>* slab_sums = s.slab_sums + team.id * 2 * G;
+  opmath_type<T>* row = s.row_sums + team.id * 2 * G;
   std::fill(sums, sums + 2 * G, 0.0);
-  std::fill(slab_sums, slab_sums + 2 * G, opmath_type<T>(0));
   const auto [r0, r1] = team.share(s.rows);
   for (int64_t r = r0; r < r1; ++r) {
     for (int64_t k = 0; k < C; k += LANES<T>) {
@@ -334,12 +333,11 @@ void highway_conv_gate_backward(Team& team, const HighwayGateBackward<T>& s) {
       for (int q = 0; q < 3; ++q) {
         const int64_t j = q * C + k;
         store(s.da + r * G + j, dz[q] * load(s.scale + j, n), n);
-        store(slab_sums + j, load(slab_sums + j, n) + dz[q], n);
-        store(slab_sums + G + j, load(slab_sums + G + j, n) + dz[q] * d[q], n);
+        store(row + j, dz[q], n);
+        store(row + G + j, dz[q] * d[q], n);
       }
     }
-    if ((r + 1 - r0) % SLAB && r + 1 < r1) continue;
-    for (int64_t k = 0; k < 2 * G; ++k) sums[k] += double(slab_sums[k]), slab_sums[k] = 0;
+    for (int64_t k = 0; k < 2 * G; ++k) sums[k] += double(row[k]);
   }
   team.wait();
   const auto [k0, k1] = team.share(G);

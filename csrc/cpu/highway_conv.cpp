@@ -42,7 +42,7 @@ struct HighwayGateBackward {
   const opmath_type<T>*mean, *scale, *shift;
   bool carry;
   T *da, *dx;
-  opmath_type<T>*dmean, *dscale, *dshift, *slab_sums;
+  opmath_type<T>*dmean, *dscale, *dshift, *row_sums;
   double* sums;
 };
 
@@ -207,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> highway_conv_gate_backward(Te
   DISPATCH(x.scalar_type(), "highway_conv_gate_backward", [&] {
     using S = opmath_type<scalar_t>;
     const int threads = team_size(8.0 * T * B * C);
-    Buffer<S> slab_sums(threads * 6 * C);
+    Buffer<S> row_sums(threads * 6 * C);
     Buffer<double> sums(threads * 6 * C);
     const HighwayGateBackward<scalar_t> args{.rows = T * B,
                                              .C = C,
@@ -223,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> highway_conv_gate_backward(Te
                                              .dmean = out<S>(dmean),
                                              .dscale = out<S>(dscale),
                                              .dshift = out<S>(dshift),
-                                             .slab_sums = slab_sums,
+                                             .row_sums = row_sums,
                                              .sums = sums};
     parallel(threads, [&](Team& team) { CALL_BEST(scalar_t, highway_conv_gate_backward, team, args); });
   });
