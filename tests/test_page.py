@@ -48,6 +48,16 @@ def block(page, name):
     return re.search(rf'<script type="[^"]*" id="{name}">(.*?)</script>', page, re.S)[1]
 
 
+def known_texts(page):
+    return json.loads(gzip.decompress(base64.b64decode(block(page, "known"))))
+
+
+def test_known_texts_may_have_lines(vocabulary, tmp_path):
+    path = tmp_path / "page.html"
+    package.export_page(small(vocabulary), vocabulary, path, texts=["a\nb", "ba", "a\nb"])
+    assert known_texts(path.read_text()) == ["a\nb", "ba"]
+
+
 def test_holds_the_weights_and_the_engine(page):
     model, content = page
     assert gzip.decompress(base64.b64decode(block(content, "weights"))) == pack(model)
@@ -131,39 +141,65 @@ def test_what_does_not_belong_together_is_refused(vocabulary, tmp_path):
         package.export_page(small(vocabulary), vocabulary, path, examples=["xyz"])
     with pytest.raises(ValueError, match="got Linear"):
         pack(torch.nn.Linear(1, 1))
+    half, up = "a\ud800", torch.zeros(4)
+    for name, given in [
+        ("title", half), ("prompt", half), ("card", half), ("examples", [half]),
+        ("directions", {half: up}), ("texts", ["a", half]),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=rf"^{name}: 'a\\ud800' is not Unicode: it has half"):
+            package.export_page(small(vocabulary), vocabulary, path, **{name: given})
     assert not path.exists()
 
 
-@pytest.mark.parametrize("pattern", [r"(?>a|b)c|.", r"a++|.", r"(a)?(?(1)b|c)|.", r"(?a:\w)|."])
+REFUSED = [r"(?>a|b)c|.", r"a++|.", r"(a)?(?(1)b|c)|.", r"(?a:\w)|."]
+# Python finds nothing, or in either case, where JavaScript finds an empty text.
+REFUSED += [r"(?:(a)|b)\1c|.", r"(?:(a)|b)*\1|.", r"(?=(a))\1|.", r"(?i)(a)\1|."]
+
+
+@pytest.mark.parametrize("pattern", REFUSED)
 def test_patterns_that_javascript_lacks_are_refused(pattern):
     with pytest.raises(ValueError, match="JavaScript has no"):
         to_javascript(pattern)
 
 
+SPACE = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+
+
 @pytest.mark.parametrize(
-    ("pattern", "source", "flags"),
+    ("pattern", "source"),
     [
-        ("Cl|Br|.", "(?:Cl|Br|[^])", ""),
-        ("[^a-c]", "[^a-c]", ""),
-        ("[^a]é", r"[^a]\u{e9}", ""),
-        (r"\d-", r"[\p{Nd}]\u{2d}", ""),
-        (r"\D", r"[\P{Nd}]", ""),
-        (r"\S", r"(?:[^\s\x1c-\x1f\x85])", ""),
-        (r"[\Wab]", r"(?:[ab]|[^\p{L}\p{N}_])", ""),
-        (r"[^\Wa]", r"(?:(?![a]|[^\p{L}\p{N}_])[^])", ""),
-        ("a{2,3}?", "(?:a){2,3}?", ""),
-        ("a+b*c?", "(?:a){1,}(?:b){0,}(?:c){0,1}", ""),
-        (r"(a)(?:bc)\1", r"(a)(?:bc)(?:\1)".replace("(?:bc)", "bc"), ""),
-        ("(?<=a)b(?!c)", "(?<=a)b(?!c)", ""),
-        ("(?<!a)b(?=c)", "(?<!a)b(?=c)", ""),
-        ("^a$", r"^a(?=\n?(?![^]))", ""),
-        ("(?m)^a$", "^a$", "m"),
-        ("(?i)a", "a", "i"),
-        (r"\Aa\Z", "(?<![^])a(?![^])", ""),
+        ("Cl|Br|.", "(?:Cl|Br|[^])"),
+        ("[^a-c]", "[^a-c]"),
+        ("[^a]é", r"[^a]\u{e9}"),
+        (r"\d-", r"[\p{Nd}]\u{2d}"),
+        (r"\D", r"[\P{Nd}]"),
+        (r"\S", f"(?:[^{SPACE}])"),
+        (r"[\Wab]", r"(?:[ab]|[^\p{L}\p{N}_])"),
+        (r"[^\Wa]", r"(?:(?![a]|[^\p{L}\p{N}_])[^])"),
+        ("a{2,3}?", "(?:a){2,3}?"),
+        ("a+b*c?", "(?:a){1,}(?:b){0,}(?:c){0,1}"),
+        (r"(a)(?:bc)\1", r"(a)bc(?:\1)"),
+        (r"((a)b)+\2", r"(?:((a)b)){1,}(?:\2)"),
+        ("(?<=a)b(?!c)", "(?<=a)b(?!c)"),
+        ("(?<!a)b(?=c)", "(?<!a)b(?=c)"),
+        ("^a$", r"(?<![^])a(?=\n?(?![^]))"),
+        ("(?m)^a$", r"(?<![^\n])a(?![^\n])"),
+        ("(?i)k", r"[Kk\u{212a}]"),
+        ("(?i)[b-i]", r"[B-Ib-i\u{130}-\u{131}]"),
+        (r"\Aa\Z", "(?<![^])a(?![^])"),
+        (r"(a)\1|b*", r"(?=([^]*))(?:(?:(a)(?:\2)|(?:b){0,}))(?!\1(?![^]))"),
     ],
 )
-def test_patterns_as_javascript(pattern, source, flags):
-    assert to_javascript(pattern) == (source, "gsu" + flags)
+def test_patterns_as_javascript(pattern, source):
+    assert to_javascript(pattern) == source
+
+
+def test_python_space_is_what_the_page_takes_for_it():
+    """As ranges: of the pattern's \\s, and of words in tweets."""
+    codes = [n for n in range(0x110000) if re.match(r"\s", chr(n))]
+    assert codes == [n for n in range(0x110000) if re.match(f"[{SPACE}]", chr(n))]
+    script = (FOLDER / "vocabulary.js").read_text()
+    assert f'const SPACE = "{SPACE}";'.replace("\\", "\\\\") in script
 
 
 def manifest_of(model, vocabulary, folder, **options):
@@ -299,8 +335,7 @@ def test_command(fastvae, vocabulary, tmp_path):
     assert manifest["examples"] == ["bad", "cafe", "abc"] or manifest["examples"][2] == "fade"
     assert manifest["prompt"] == "Type." and manifest["card"] == "One.\n\nTwo."
     assert [name for name, _ in manifest["directions"]] == ["more h", "a little"]  # longest first
-    known = gzip.decompress(base64.b64decode(block(content, "known"))).decode().split("\n")
-    assert known == ["abc", "fade"]
+    assert known_texts(content) == ["abc", "fade"]
 
 
 @pytest.mark.parametrize("normalization", ["none", "tweets", "mine.lower"])
@@ -327,8 +362,7 @@ def test_options_of_the_command(fastvae, vocabulary, tmp_path):
     content = path.read_text()
     assert "<title>Mine &amp; &lt;yours></title>" in content
     assert gzip.decompress(base64.b64decode(block(content, "weights"))) == pack(best)
-    known = gzip.decompress(base64.b64decode(block(content, "known"))).decode()
-    assert known.split("\n") == ["abc", "hgf"]
+    assert known_texts(content) == ["abc", "hgf"]
     manifest = json.loads(block(content, "manifest"))
     assert manifest["prompt"] == "Type over either text."
     assert fastvae("export", run, path)[0] == 0

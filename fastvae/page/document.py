@@ -40,7 +40,7 @@ def document(title: str, manifest: dict[str, Any], weights: bytes, known: list[s
         "manifest": json.dumps(manifest, separators=(",", ":")).replace("<", "\\u003c"),
         "engine": _packed(_read("engine.wasm")),
         "weights": _packed(weights),
-        "known": _packed("\n".join(known).encode()) if known else "",
+        "known": _packed(json.dumps(known).encode()) if known else "",
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("page.html").decode())
     return page.encode()

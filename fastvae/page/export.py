@@ -17,6 +17,7 @@ from fastvae.page.pattern import to_javascript
 from fastvae.page.weights import pack, quantize, rounded
 from fastvae.text import ByteVocabulary, CharVocabulary, TokenVocabulary, Vocabulary
 from fastvae.text.reading import LINES, WINDOWS
+from fastvae.text.vocabulary import SURROGATES
 
 # Of a saved model, if it has directions with names, and paragraphs about it.
 MOST_EXAMPLES = 3
@@ -83,8 +84,8 @@ def export_page(
     Raises:
         ValueError: the vocabulary has another size than the model, a direction another size than
             its latent vectors or a value that is not finite, there are more than three examples or
-            one holds nothing that the model reads, or a tokens' pattern cannot be written in
-            JavaScript.
+            one holds nothing that the model reads, a text has half of a surrogate pair, or a
+            tokens' pattern cannot be written in JavaScript.
         OSError: the file cannot be written.
     """
     if len(examples) > MOST_EXAMPLES:
@@ -95,6 +96,12 @@ def export_page(
             "not belong together"
         )
     path, known = Path(path), list(dict.fromkeys(texts))
+    shown = {"title": [title], "prompt": [prompt], "card": [card or ""]}
+    shown |= {"examples": examples, "directions": directions or {}, "texts": known}
+    for name, values in shown.items():
+        for value in values:
+            if SURROGATES.search(value):
+                raise ValueError(f"{name}: {value!r} is not Unicode: it has half of a character")
     exact = rounded(model)
     lines = _reads_lines(model)
     room = model.length - (lines and model.end_id is not None)
@@ -146,9 +153,8 @@ def _describe(vocabulary: Vocabulary) -> dict[str, Any]:
     if isinstance(vocabulary, CharVocabulary):
         return {"kind": "character", "characters": vocabulary.characters}
     if isinstance(vocabulary, TokenVocabulary):
-        pattern, flags = to_javascript(vocabulary.pattern)
-        tokens = list(vocabulary.tokens)
-        return {"kind": "token", "tokens": tokens, "pattern": pattern, "flags": flags}
+        pattern, tokens = to_javascript(vocabulary.pattern), list(vocabulary.tokens)
+        return {"kind": "token", "tokens": tokens, "pattern": pattern}
     if isinstance(vocabulary, ByteVocabulary):
         return {"kind": "byte"}
     raise ValueError(f"the page cannot read texts with a {type(vocabulary).__name__}")

@@ -175,7 +175,7 @@ class App {
 
   async readKnown() {
     if (!this.manifest.known) return;
-    const texts = new TextDecoder().decode(await inflate(data("known"))).split("\n");
+    const texts = JSON.parse(new TextDecoder().decode(await inflate(data("known"))));
     this.client.send({ kind: "known", texts });
     this.known = true;
     this.view.again();

@@ -1,6 +1,8 @@
 // Texts to token ids and back, as fastvae.text.vocabulary does it.
 
-const TWEET_WORD = "(?:@(?<!\\S@)|h(?<!\\Sh)ttps?://)\\S*";
+// What Python's \s finds; JavaScript's differs.
+const SPACE = "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
+const TWEET_WORD = `(?<![^${SPACE}])(?:@|https?://)[^${SPACE}]*`;
 
 export class Vocabulary {
   constructor({ vocabulary, length, pad, end, lines, normalization }) {
@@ -9,23 +11,34 @@ export class Vocabulary {
     this.ends = lines && end !== null;
     this.tokens = this.kind === "character" ? Array.from(this.characters) : this.tokens || [];
     this.ids = new Map(this.tokens.map((token, id) => [token, id]));
-    if (this.kind === "token") this.pattern = new RegExp(this.pattern, this.flags);
+    if (this.kind === "token") this.pattern = new RegExp(this.pattern, "gsu");
   }
 
   /** A text -> its tokens, those that are none left out and listed in `unknown`. */
   split(text, unknown) {
-    if (this.kind === "character") return Array.from(text).flatMap((c) => this.character(c, unknown));
+    if (this.kind === "character") {
+      return this.composed(text).flatMap((c) => this.character(c, unknown));
+    }
     const found = [];
     let at = 0;
     for (const match of text.matchAll(this.pattern)) {
       if (match.index > at) unknown.add(text.slice(at, match.index));
       at = match.index + match[0].length;
-      if (!match[0]) continue;
       if (this.ids.has(match[0])) found.push(match[0]);
       else unknown.add(match[0]);
     }
     if (at < text.length) unknown.add(text.slice(at));
     return found;
+  }
+
+  /** A text -> its characters, a letter and its marks composed where more of them are known so. */
+  composed(text) {
+    const missing = (list) => list.filter((c) => !this.ids.has(c)).length;
+    const clusters = /(?:[\u1100-\u11ff\ua960-\ua97f\ud7b0-\ud7ff]+|\P{M})?\p{M}*/gsu; // of Hangul, syllables
+    return (text.match(clusters) ?? []).flatMap((cluster) => {
+      const [typed, whole] = [cluster, cluster.normalize("NFC")].map((form) => Array.from(form));
+      return missing(whole) < missing(typed) ? whole : typed;
+    });
   }
 
   /** A character -> itself, or the letter below its marks, or nothing. */
@@ -47,9 +60,6 @@ export class Vocabulary {
     if (this.kind === "byte") {
       ids = Array.from(new TextEncoder().encode(normal.slice(0, 4 * this.room)), (b) => b + 3);
     } else {
-      if (this.kind === "character" && Array.from(normal).some((c) => !this.ids.has(c))) {
-        normal = normal.normalize("NFC");
-      }
       ids = this.split(normal, unknown).map((token) => this.ids.get(token));
     }
     const cut = ids.length > this.room;
