@@ -107,7 +107,11 @@ def terms_per_text(model: nn.Module, tokens: Tensor, *, seed: int = 0) -> tuple[
 
     Returns:
         reconstruction and KL of each text, [B] each, on the CPU.
+
+    Raises:
+        ValueError: there is no text.
     """
+    _check_any(tokens)
     generator = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters())
     tokens = tokens.to(parameter.device)
@@ -129,9 +133,9 @@ def int8_loss(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0) -> 
 
     Returns:
         bpc_loss: increase of the bound, bits per character.
-        token_agreement: top-1 agreement, teacher-forced, without pads.
+        token_agreement: top-1 agreement, teacher-forced, without pads; NaN for texts of pads alone.
         greedy_agreement: fraction of equal tokens in greedy sequences from the same z, without
-            positions that are pads in both; one difference leads to others.
+            positions that are pads in both; one difference leads to others. NaN where all are.
         texts: number of texts.
 
     Raises:
@@ -142,6 +146,8 @@ def int8_loss(model: nn.Module, batches: Iterable[Tensor], *, seed: int = 0) -> 
     nats, agreed, equal, count, characters = 0.0, [], [], 0, 0
     with evaluating(model):
         for tokens in batches:
+            if not len(tokens):
+                continue
             tokens = tokens.to(parameter.device)
             mean, logvar = model.posterior(tokens)
             z = mean + (logvar / 2).exp() * _row_noise(model, tokens, generator).to(parameter)
@@ -265,13 +271,18 @@ def mutual_information(
     mean, logvar = mean.detach().cpu().double(), logvar.detach().cpu().double()
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device="cpu")
     z = mean + (logvar / 2).exp() * noise
-    precision = (-logvar).exp()
-    # log q(z | x) without its constant, which cancels; the squares are expanded into products.
-    constant = (mean.square() * precision + logvar).sum(1)
+    precision, constant = (-logvar).exp(), logvar.sum(1)
     total = 0.0
-    for rows, own in zip(z.split(chunk), _log_normal(noise, logvar).split(chunk), strict=True):
-        squares = rows.square() @ precision.T - 2 * rows @ (mean * precision).T + constant
-        total += (own - (-squares / 2).logsumexp(1)).sum().item()
+    for first in range(0, len(z), chunk):
+        rows = z[first : first + chunk]
+        # log q(z | x) without its constant, which cancels. By dimension: squares of differences,
+        # for expanded ones would cancel where posteriors are narrow or far from zero.
+        squares = constant.repeat(len(rows), 1)
+        for own, of_all, scale in zip(rows.T, mean.T, precision.T, strict=True):
+            difference = own[:, None] - of_all
+            squares.addcmul_(difference.square_(), scale.expand_as(difference))
+        density = -squares / 2
+        total += (density.diagonal(first) - density.logsumexp(1)).sum().item()
     return total / len(z) + math.log(len(z))
 
 

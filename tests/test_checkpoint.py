@@ -382,6 +382,22 @@ def test_pushing_to_the_hub_uploads_the_folder_and_a_card(monkeypatch):
     assert b'fastvae.HybridVAE.from_pretrained("somebody/m")' in uploaded["README.md"]
 
 
+def test_no_repository_is_made_for_a_model_that_is_refused(monkeypatch):
+    class Hub:
+        def __init__(self, token):
+            pass
+
+        def create_repo(self, *given, **options):
+            raise AssertionError("a repository was made")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    mixed = hybrid()
+    mixed.head.double()
+    for model, vocabulary in ((hybrid(), ByteVocabulary()), (mixed, None)):
+        with pytest.raises(ValueError, match=r"they do not belong together|mixes dtypes"):
+            model.push_to_hub("m", vocabulary)
+
+
 def test_one_dtype_is_saved(tmp_path):
     model = hybrid()
     model.head.double()

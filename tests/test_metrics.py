@@ -103,6 +103,18 @@ def test_mutual_information_of_posteriors_far_apart_is_log_n(chunk):
     assert found == pytest.approx(math.log(50))
 
 
+@pytest.mark.parametrize(
+    ("scale", "logvar"), [(1, -30), (1, -40), (1, -80), (1e8, 0), (100, -20), (1e3, -60)]
+)
+def test_mutual_information_of_narrow_posteriors_is_log_n(scale, logvar):
+    """And never above, wherever they are."""
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(64, 8, generator=generator, dtype=torch.float64) * scale
+    logvar = torch.full_like(mean, logvar)
+    found = metrics.mutual_information(mean, logvar, generator=generator, chunk=50)
+    assert found == pytest.approx(math.log(64), rel=1e-12) and found <= math.log(64) + 1e-12
+
+
 def test_mutual_information_of_two_overlapping_posteriors():
     # The mixture of N(−1, 1) and N(1, 1): I = H(z) − H(z | x), its entropy by quadrature.
     grid = torch.linspace(-12, 12, 20001, dtype=torch.float64)
@@ -240,6 +252,14 @@ def test_int8_loss_of_weights_that_say_nothing():
         model.decoder.classifier.weight.zero_()
     found = metrics.int8_loss(model, [torch.randint(11, (4, 8))])
     assert found == {"bpc_loss": 0, "token_agreement": 1, "greedy_agreement": 1, "texts": 4}
+
+
+def test_batches_without_texts_count_nothing():
+    model, tokens = small(), torch.randint(11, (4, 8))
+    found = metrics.int8_loss(model, [tokens[:0], tokens, tokens[:0]])
+    assert found == metrics.int8_loss(model, [tokens])
+    with pytest.raises(ValueError, match="there are no texts to measure"):
+        metrics.terms_per_text(model, tokens[:0])
 
 
 def test_int8_loss_needs_data_and_a_decoder():

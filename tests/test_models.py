@@ -378,6 +378,7 @@ def test_bad_calls(call, message):
         ({"encoder_channels": (8.0, 8)}, r"encoder_channels must be a whole number, got 8\.0"),
         ({"end_id": 2}, "end_id requires pad_id"),
         ({"mask_pad": True}, "mask_pad requires pad_id"),
+        ({"aux_weight": 10**400}, "aux_weight must be 0 or more, and finite, got 1"),
         ({"mask_pad": True, "pad_id": 2, "end_id": 2}, "pad_id and end_id are both 2: give pads"),
     ],
 )

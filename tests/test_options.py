@@ -222,6 +222,17 @@ def test_least_and_largest_values(fastvae, run):  # noqa: F811
         assert f"a seed has 64 bits at most, got {seed}" in fastvae(*sample, seed)[2]
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["interpolate RUN a b --steps", "demo --steps", "experiment fig6 --steps", "sample RUN -n"],
+)
+def test_whole_numbers_of_any_length_are_one_line(fastvae, run, command):  # noqa: F811
+    arguments = [run if word == "RUN" else word for word in command.split()]
+    status, out, err = fastvae(*arguments, "9" * 400)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"Invalid value for '{arguments[-1]}'" in err or "'-n' / '--number'" in err
+
+
 MEASURES = {
     "reconstruction": "reconstruction",
     "KL": "kl",

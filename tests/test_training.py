@@ -127,6 +127,8 @@ def test_least_and_largest_whole_numbers(field):
     assert getattr(TrainingConfig(**{field: largest, **others}), field) == largest
     with pytest.raises(ValueError, match=f"^{field} must be at most {largest}, got {largest + 1}$"):
         TrainingConfig(**{field: largest + 1, **others})
+    with pytest.raises(ValueError, match=f"^{field} must be at most {largest}, got a larger one"):
+        TrainingConfig(**{field: 10**5000})
 
 
 @pytest.mark.parametrize("field", ["lr_floor", "free_bits", "kl_floor", "kl_target"])

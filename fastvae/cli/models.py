@@ -297,7 +297,7 @@ def interpolate(
     run: Run,
     a: Annotated[str, typer.Argument(metavar="A", help="Text at one end.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Text at the other end.")],
-    steps: Annotated[int, typer.Option(min=2, help="Texts, the ends included.")] = 7,
+    steps: Annotated[int, typer.Option(min=2, max=MOST, help="Texts, the ends included.")] = 7,
     device: Device = None,
     threads: Threads = None,
     best: Best = False,

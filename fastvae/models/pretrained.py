@@ -203,13 +203,12 @@ class PretrainedMixin:
         Raises:
             ValueError: as in `save_pretrained`; the repository is not created then.
         """
-        _check_loadable(self, self.state_dict())
         from huggingface_hub import HfApi  # here, or importing fastvae would take twice as long
 
         api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, vocabulary)
+            self.save_pretrained(folder, vocabulary)  # first: it refuses what could not be loaded
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             card = CARD.format(repo_id=repo_id, name=type(self).__name__)
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             return api.upload_folder(

@@ -1,6 +1,6 @@
 """Base class of the text VAEs: the bound and its terms, word dropout, generation, input checks."""
 
-import math
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -541,7 +541,7 @@ def _check_arguments(config: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be True or False, got {config[name]!r}")
     if not 0 <= config["word_dropout"] <= 1:
         raise ValueError(f"word_dropout must be between 0 and 1, got {config['word_dropout']}")
-    if not 0 <= config.get("aux_weight", 0) < math.inf:
+    if not 0 <= config.get("aux_weight", 0) <= sys.float_info.max:
         raise ValueError(f"aux_weight must be 0 or more, and finite, got {config['aux_weight']}")
     for name in ("pad_id", "end_id"):
         id_ = config[name]

@@ -143,11 +143,12 @@ def _check_field(name: str, kind: Any, value: Any) -> None:
         raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
     if value is None or isinstance(value, str):
         return
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
+    if value > LARGEST:
+        got = value if value < 1e30 else "a larger one by far"
+        raise ValueError(f"{name} must be at most {LARGEST}, got {got}")
     if name in ABOVE_ZERO and value <= 0:
         raise ValueError(f"{name} must be above 0, got {value}")
-    if value > LARGEST:
-        raise ValueError(f"{name} must be at most {LARGEST}, got {value}")
     if value < LEAST.get(name, 0):
         raise ValueError(f"{name} must be {LEAST.get(name, 0)} or more, got {value}")
