@@ -26,9 +26,17 @@ COLOURS = {
 def draw(run, path: Path, works: Sequence[str] | None = None) -> None:
     """Writes the chart of a `report.Run`: bars per work on a logarithmic scale, as PNG.
 
-    `works`: those to draw, where the run has them; None: all.
+    `works`: those to draw, where the run has them; None: all. Raises ValueError where it has none.
     """
-    there = [work for work, lines in run.works.items() if "eager" in lines]
+    there = [
+        work for work, lines in run.works.items() if "eager" in lines and lines.keys() & {*COLOURS}
+    ]
+    if not there:
+        lines = ", ".join(dict.fromkeys(line for lines in run.works.values() for line in lines))
+        raise ValueError(
+            f"no work has both a line of fastvae and eager, only {lines}: save a run of "
+            "benchmarks/ without --rows, or with those that match both"
+        )
     works = [work for work in there if works is None or work in works] or there
     figure, axes = plt.subplots(figsize=(9, 1 + 0.5 * len(works)), layout="constrained")
     for n, work in enumerate(works):

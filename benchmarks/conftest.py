@@ -42,6 +42,13 @@ def pytest_addoption(parser) -> None:
 
 def pytest_configure(config) -> None:
     """Every line gets the allocator that the command line sets: ours and the rivals alike."""
+    rows = config.getoption("--rows")
+    try:
+        re.compile(rows or "")
+    except re.error as error:
+        raise pytest.UsageError(
+            f"--rows {rows!r} is not a regular expression: {error}; write a parenthesis as \\("
+        ) from None
     fastvae.keep_freed_memory()
 
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,12 +53,18 @@ class Line(NamedTuple):
 class Run:
     """A saved run: `works[work][line]`, the machine's peaks, and the setting."""
 
-    def __init__(self, saved: dict[str, Any], limits: dict[str, Any] | None = None) -> None:
-        self.exchange = exchange_times(limits) if limits else {}
+    def __init__(self, saved: dict[str, Any], exchange: dict[int, float] | None = None) -> None:
+        self.exchange = exchange or {}  # see exchange_times
         entries = [(b["stats"]["median"], b["extra_info"]) for b in saved["benchmarks"]]
         entries = [(median, info) for median, info in entries if "work" in info]
         if not entries:
             raise ValueError("no benchmark in it tells its work: save a run of benchmarks/")
+        lines = dict.fromkeys(info["line"] for _, info in entries)
+        if not lines.keys() & {*OURS}:
+            raise ValueError(
+                f"it has no line of fastvae, only {', '.join(lines)}: save a run of benchmarks/ "
+                "without --rows, or with those that match fastvae's lines too"
+            )
         self.machine, self.info = saved["machine_info"]["cpu"], entries[0][1]
         self.gpu = self.info.get("GPU")
         self.targets = GPU_TARGETS if self.gpu else CPU_TARGETS
@@ -158,8 +165,9 @@ def _per_symbol(line: Line) -> float:
 
 
 def summary(run: Run) -> str:
-    """Rows of the main works, or of all where the run has none, without targets, as markdown."""
-    works = [work for work in MAIN_WORKS if work in run.works] or [*run.works]
+    """Rows of the main works, or of all where ours has none, without targets, as markdown."""
+    ours = [work for work, lines in run.works.items() if lines.keys() & {*OURS}]
+    works = [work for work in MAIN_WORKS if work in ours] or ours
     rows = [HEADER] + [
         row(run, work, line, [])[: len(HEADER)]
         for work in works
@@ -336,6 +344,21 @@ def replace_block(readme: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
 
 
+def read(path: Path, writer: str, make: Callable[[Any], Any]) -> Any:
+    """JSON file -> make(its content). Raises ValueError where it is not what `writer` writes."""
+    saved = json.loads(path.read_text("utf-8"))
+    try:
+        return make(saved)
+    except (LookupError, TypeError, AttributeError) as error:
+        lacking = f"without {error}" if isinstance(error, KeyError) else "of another form"
+        got = f"got JSON {lacking}: {json.dumps(saved)[:40]}"
+        raise ValueError(f"it must be what {writer} writes, {got}") from error
+
+
+def with_report(run: Run) -> tuple[Run, str]:
+    return run, report(run)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="what --benchmark-json wrote")
@@ -346,13 +369,12 @@ def main() -> None:
     parser.add_argument("--png", type=Path, help="where to draw the chart of the main rows")
     parser.add_argument("--whole-png", type=Path, help="where to draw the chart of all rows")
     arguments = parser.parse_args()
-    path, limits = arguments.limits, None
+    path, exchange = arguments.limits, None
     try:
         if path:
-            limits = json.loads(path.read_text("utf-8"))
-        path = arguments.results
-        run = Run(json.loads(path.read_text("utf-8")), limits)
-        text = report(run)
+            exchange = read(path, "gpu_limits.py", exchange_times)
+        path, writer = arguments.results, "pytest benchmarks/ --benchmark-json"
+        run, text = read(path, writer, lambda saved: with_report(Run(saved, exchange)))
         if arguments.readme:
             path = arguments.readme
             before = path.read_text("utf-8")

@@ -73,6 +73,17 @@ def test_rows_that_are_left_out_are_not_set_up(tmp_path):
     assert "set up slow" not in printed and "set up compiled once" not in printed
 
 
+def test_rows_must_be_an_expression(tmp_path):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(FOLDER)]
+    done = subprocess.run(
+        [*command, "--rows", "B=1, ("], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR and done.stdout == ""
+    said = done.stderr.strip()
+    assert said.startswith("ERROR: --rows 'B=1, (' is not a regular expression: missing )")
+    assert said.endswith(r"write a parenthesis as \(") and said.count("\n") == 0
+
+
 def test_slow_rivals_are_left_out_and_named(tmp_path):
     printed = run_timed(tmp_path)
     assert "2 passed, 1 skipped" in printed and "7 calls of compiled once" in printed

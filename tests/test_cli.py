@@ -678,6 +678,25 @@ def test_demo(fastvae, refused, tmp_path, monkeypatch):
     assert "is not empty" in refused("demo", "--steps", 2, "--out", folder)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_stopped_tells_what_is_saved(fastvae, tmp_path, monkeypatch, number):
+    drawn = []
+
+    class Interrupting(SyntheticCorpus):
+        def batch(self, count, generator):
+            drawn.append(count)
+            if len(drawn) == 5:
+                os.kill(os.getpid(), number)
+            return super().batch(count, generator)
+
+    monkeypatch.setattr(sys.modules["fastvae.cli.demo"], "SyntheticCorpus", Interrupting)
+    folder = tmp_path / "demo"
+    status, out, err = fastvae("demo", "--steps", 24, "--out", folder)
+    assert status == 130 and len(drawn) == 5 and "Samples" not in out
+    assert err == f"stopped and saved at step 5: try fastvae sample {folder}\n"
+    assert fastvae("sample", folder, "-n", 1)[0] == 0
+
+
 def test_demo_counts_what_copies_keep():
     """Of the lines half come back as they are, and of the others nothing."""
     corpus, console = SyntheticCorpus(48), Console(file=io.StringIO(), width=120)
@@ -695,7 +714,7 @@ def test_demo_counts_what_copies_keep():
 
 def test_demos_go_to_the_first_free_folder(fastvae, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastvae.cli.training.run_demo", lambda out, **rest: out.mkdir())
+    monkeypatch.setattr("fastvae.cli.training.run_demo", lambda out, **rest: out.mkdir() or {})
     for name in ("fastvae-demo", "fastvae-demo-2", "fastvae-demo-3"):
         assert not Path(name).exists() and fastvae("demo")[0] == 0
         assert Path(name).is_dir()

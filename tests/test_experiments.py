@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ from fastvae.experiments import (
     runner,
     speed,
 )
-from fastvae.experiments.configuration import Job
+from fastvae.experiments.configuration import Job, finished
 from fastvae.experiments.configuration import main as run_main
 from fastvae.experiments.configuration import run as run_job
 from fastvae.experiments.fig3 import EQUAL_SIZE
@@ -43,7 +43,15 @@ from fastvae.experiments.grid import (
     runs,
     shortened,
 )
-from fastvae.experiments.report import LONG, code, facts, in_mode, markdown, rows_of
+from fastvae.experiments.report import (
+    LONG,
+    code,
+    ends_before_annealing,
+    facts,
+    in_mode,
+    markdown,
+    rows_of,
+)
 from fastvae.experiments.runner import _last_step
 from fastvae.metrics import variety
 from fastvae.models import load
@@ -288,6 +296,16 @@ def test_overrides_are_not_shortened():
     assert run.preset.training["lr_decay_start"] == 1800
 
 
+@pytest.mark.parametrize("name", ["fig6", "table3"])
+@pytest.mark.parametrize("start", [100_000, 150_000])
+def test_a_decay_that_begins_after_the_last_step_is_not_shortened(name, start):
+    for run in runs(configurations(name), 4, 1, {"lr_decay_start": str(start)}):
+        c, whole = run.preset.config(), config(run.configuration)
+        assert (c.steps, c.lr_decay_start) == (4, start)
+        assert (c.lr_decay, c.lr_decay_every) == (whole.lr_decay, whole.lr_decay_every)
+        assert {c.learning_rate_at(step) for step in range(4)} == {1e-3}
+
+
 def test_points_are_picked_by_number_or_name():
     grid = configurations("fig6")
     assert pick(grid, None) == list(grid)
@@ -350,6 +368,7 @@ def fake(configuration, seed, kl):
         "device": "cpu", "threads": 1, "variety_of_held_out": variety, "parameters": 5,
         "kl_weight": 1.0, "steps_per_second": 2.0,
         "samples": ["a|b", "*c*"], "interpolations": [["`x`", "b", "c"]],
+        "settings": asdict(configuration.settings),
         "curves": {"train": [record, {**record, "step": 2}], "valid": [record]},
     }  # fmt: skip
 
@@ -404,6 +423,33 @@ def test_documents_keep_the_long_part_that_they_show(name, tmp_path, monkeypatch
     shown = {"fig3": {"curves"}, "fig6": set()}.get(name, {name})
     assert results and all(result.keys() & set(LONG) == shown for result in results)
     assert all(result[key] == made[key] for result in results for key in shown)
+
+
+@pytest.mark.parametrize(
+    ("changes", "weight", "expected"),
+    [
+        ({"steps": 4}, 0.0, True),  # long before kl_start
+        ({"steps": 16_999}, 1.0, True),
+        ({"steps": 17_000}, 1.0, False),
+        ({"steps": 4, "kl_start": 0, "kl_end": 1, "kl_target": 0.5}, 0.5, False),
+        ({"steps": 4, "kl_start": 0, "kl_end": 5, "kl_target": 0.5}, 0.3, True),
+        ({"steps": 4, "kl_nats": 2.0}, 0.2, False),
+        ({"steps": 4, "kl_floor": 1.0}, 1.0, False),
+        ({"steps": 4, "kl_start": 0, "kl_end": 0, "kl_target": 0.0}, 0.0, False),
+    ],
+)
+def test_a_note_tells_of_annealing_that_does_not_end(
+    changes, weight, expected, tmp_path, monkeypatch, drawn
+):
+    (one, *_) = configurations("fig6")
+    made = fake(replace(one, preset="ptb-lstm-vae", changes=changes), 0, 4.0)
+    made["kl_weight"] = weight
+    assert ends_before_annealing(made) == expected
+    made = {key: made[key] for key in made.keys() - {"series", "x", "mode", "seed"}}
+    monkeypatch.setattr("fastvae.experiments.finished", lambda job: made)
+    experiment("fig6", Options(tmp_path), Console(quiet=True))
+    note = "some runs end before their annealing does"
+    assert (note in (tmp_path / "fig6.md").read_text()) == expected
 
 
 def lines_of(axis):
@@ -541,6 +587,8 @@ def test_options_of_the_command(fastvae, texts, tmp_path, monkeypatch):
     assert asked.pop() == ("fig4", wanted)
     assert fastvae("experiment", "fig4", "--paper")[0] == 0
     assert asked.pop()[1] == Options(Path("experiments"), steps=100_000)
+    assert fastvae("experiment", "speed", files[0])[0] == 0
+    assert asked.pop()[1].files == {"train": texts["train"]}
     result["interrupted"] = True
     assert fastvae("experiment", "fig4")[0] == 130
     result |= {"interrupted": False, "failed": {"one": "no memory", "two": "no disk"}}
@@ -660,15 +708,58 @@ def test_a_grid_measures_each_of_its_runs_once(texts, tmp_path, monkeypatch):
     assert began[4:] == began[:1]
 
 
-def test_another_text_has_files_of_its_own(texts, tmp_path, monkeypatch):
-    """Without results there is no figure."""
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("samples", CHARACTERS, ["samples-characters.json", "samples-characters.md"]),
+        ("fig6", None, ["fig6.json", "fig6.md", "fig6.png"]),
+    ],
+)
+def test_another_text_has_files_of_its_own(name, text, names, texts, tmp_path, monkeypatch):
+    grid, measured = configurations(name, text), []
+    made = fake(grid[0], 0, 4.0)
+    made = {key: made[key] for key in made.keys() - {"series", "x", "mode", "seed"}}
     monkeypatch.setattr("fastvae.experiments.run_jobs", lambda *given: ({}, True))
-    for name, text, stem in (("samples", CHARACTERS, "samples-characters"), ("fig6", None, "fig6")):
-        result = experiment(name, Options(tmp_path, texts, text=text), Console(quiet=True))
-        written = [str(tmp_path / f"{stem}.{kind}") for kind in ("json", "md")]
-        left = len(configurations(name, text))
-        assert result == {"written": written, "failed": {}, "left": left, "interrupted": True}
-        assert all(Path(path).exists() for path in written)
+    monkeypatch.setattr(
+        "fastvae.experiments.finished", lambda job: made if job.folder.name in measured else None
+    )
+    options, out = Options(tmp_path / "out", texts, text=text), tmp_path / "out"
+    result = experiment(name, options, Console(quiet=True))
+    assert result == {"written": [], "failed": {}, "left": len(grid), "interrupted": True}
+    assert not list(out.iterdir())
+
+    measured += [run.name for run in runs(grid[:1], 20_000, 1, {})]
+    result = experiment(name, options, Console(quiet=True))
+    assert result["written"] == [str(out / name) for name in names]
+    assert result["left"] == len(grid) - 1
+    assert sorted(path.name for path in out.iterdir()) == names
+    before = {path: path.read_bytes() for path in out.iterdir()}
+
+    measured.clear()
+    assert experiment(name, options, Console(quiet=True))["written"] == []
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_damaged_result_is_measured_again(texts, tmp_path):
+    (found,) = runs(configurations("fig6")[:1], 2, 1, TINY)
+    files = {split: str(path) for split, path in texts.items()}
+    job = Job(found.preset, tmp_path / "run", files, str(tmp_path / "cache"), limit=4)
+    path = job.folder / "result.json"
+    assert finished(job) is None and run_job(job)
+    whole, content = finished(job), path.read_bytes()
+    assert whole == json.loads(content)
+    parts = [json.dumps({k: v for k, v in whole.items() if k != key}) for key in whole]
+    needed = [key for key, part in zip(whole, parts, strict=True) if not reads(job, part.encode())]
+    assert {"settings", "valid", "unit", "kl_weight", "curves"} <= {*needed}
+    other = [b"[1]", b"null", b"1", b"{}", b"", b"\xff", content[:-9], content[:99]]
+    assert not any(reads(job, damaged) for damaged in other)
+    assert run_job(job) and path.read_bytes() == content
+
+
+def reads(job, content):
+    """Whether a run counts as measured with this result."""
+    (job.folder / "result.json").write_bytes(content)
+    return finished(job) is not None
 
 
 @pytest.mark.slow
@@ -915,7 +1006,7 @@ def test_results_stay_where_all_runs_are_refused(fastvae, tmp_path):
 
 
 def test_speed_compares_steps_in_turns(tmp_path):
-    tiny = {k: v for k, v in TINY.items() if k != "conv_channels"}
+    tiny = {k: v for k, v in TINY.items() if k != "conv_channels"} | {"batch_size": "4"}
     options = Options(tmp_path, text="characters", steps=2, overrides=tiny)
     result = experiment("speed", options, Console(file=io.StringIO()))
     found = json.loads((tmp_path / "speed-characters.json").read_text())
@@ -939,6 +1030,26 @@ def test_speed_compares_steps_in_turns(tmp_path):
     assert {split: len(found) for split, found in lines.items()} == sizes
     assert not any(lines[a][:9] == lines[b][:9] for a, b in itertools.combinations(lines, 2))
     assert len(result["written"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--points=1"], "--points has no effect with speed: leave it out"),
+        (["--seeds=2", "--jobs=3"], "--seeds, --jobs have no effect with speed: leave them out"),
+        (["--limit=2"], "--limit has no effect with speed"),
+        (["--data=x", "--valid=x", "--test=x"], "--valid, --test have no effect with speed"),
+        (["--valid=x"], "--valid has no effect with speed"),
+        (["--kl-end=4", "--hidden-size=8"], "--kl-end has no effect with speed"),
+        (["--precision=bf16", "--seed=1"], "--precision, --seed have no effect with speed"),
+        (["--conv-layers=3"], "--conv-layers has no effect with speed"),
+        (["--lenght=3"], "no configuration has a field 'lenght': did you mean length?"),
+    ],
+)
+def test_speed_refuses_options_without_effect(fastvae, tmp_path, options, message):
+    status, _, err = fastvae("experiment", "speed", *options, "--out", tmp_path / "out")
+    assert status == 2 and err.startswith(f"fastvae: {message}") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_use_is_one_line(fastvae, tmp_path):

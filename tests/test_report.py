@@ -202,7 +202,7 @@ def measured_limits():
 
 def test_limits_of_the_card(report):
     """Exchanges bound a persistent line: the fastest of each payload's next smaller one."""
-    run = report.Run(saved_on_gpu(), measured_limits())
+    run = report.Run(saved_on_gpu(), report.exchange_times(measured_limits()))
     text = report.report(run)
     assert (
         "| 89% | 4.5 | 123 MB | ≤ 3.5 µs a step | **short by 22%**: 4.5 µs; at best 4 µs >" in text
@@ -217,7 +217,7 @@ def test_limits_of_the_card(report):
         "- LayerNorm-LSTM training, T=60 B=128 H=1000, bf16, persistent: 3 a step, at least 4 µs; "
         "ours takes 16.7 µs, of which that is 24%\n"
     ) in text
-    assert "Exchanges" not in report.report(report.Run(saved_on_gpu(), {"rows": []}))
+    assert "Exchanges" not in report.report(report.Run(saved_on_gpu(), {}))
 
 
 def test_a_file_of_limits(report, monkeypatch, tmp_path, capsys):
@@ -265,6 +265,64 @@ def test_another_file(report, monkeypatch, tmp_path):
         results.write_text(text, "utf-8")
         with pytest.raises(SystemExit, match=r"run\.json: "):
             run(report, monkeypatch, results)
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        ({}, r"without 'benchmarks': \{\}"),
+        ([1], r"of another form: \[1\]"),
+        (None, "of another form: null"),
+        ({"benchmarks": 1}, 'of another form: {"benchmarks": 1}'),
+        ({"benchmarks": [{}]}, "without 'stats': "),
+        ({"benchmarks": saved()["benchmarks"]}, "without 'machine_info': "),
+    ],
+)
+def test_json_of_something_else(report, monkeypatch, tmp_path, content, got):
+    results = tmp_path / "run.json"
+    results.write_text(json.dumps(content), "utf-8")
+    wanted = r"run\.json: it must be what pytest benchmarks/ --benchmark-json writes, got JSON "
+    with pytest.raises(SystemExit, match=wanted + got):
+        run(report, monkeypatch, results)
+    results.write_text(json.dumps(saved_on_gpu()), "utf-8")
+    limits = tmp_path / "limits.json"
+    limits.write_text("{}", "utf-8")
+    with pytest.raises(SystemExit, match=r"what gpu_limits\.py writes, got JSON without 'rows'"):
+        run(report, monkeypatch, results, "--limits", limits)
+
+
+@pytest.mark.parametrize("option", [None, "--readme", "--png", "--whole-png"])
+def test_a_run_without_a_line_of_ours(report, monkeypatch, tmp_path, option):
+    data, results, out = saved(), tmp_path / "run.json", tmp_path / "out"
+    data["benchmarks"] = data["benchmarks"][3:5]
+    results.write_text(json.dumps(data), "utf-8")
+    out.write_text(f"{report.BEGIN}\nold\n{report.END}\n")
+    before = out.read_bytes()
+    message = r"run\.json: it has no line of fastvae, only eager, eager bf16: save a run of "
+    with pytest.raises(SystemExit, match=message):
+        run(report, monkeypatch, results, *([option, out] if option else []))
+    assert out.read_bytes() == before
+
+
+def test_works_without_a_line_of_ours(report, monkeypatch, tmp_path):
+    """Of main works that only a rival has README and charts show nothing."""
+    data, chart = saved(), tmp_path / "speed.png"
+    only_eager = entry(f"{DECODING}, B=1", "eager", 0.6, 0.25, 10.0)
+    data["benchmarks"] = [only_eager, *data["benchmarks"][1:6]]
+    made = report.Run(data)
+    rows = report.table_rows(report.summary(made))
+    assert [*rows] == [f"{DECODING}, B=16, fp32", f"{DECODING}, B=16, bf16"]
+    old = f"| {DECODING}, B=1, fp32 | 50 ms |  |  |  |  | 80% |"
+    before = f"{report.BEGIN}\n| work | ours |\n|---|---|\n{old}\n{report.END}\n"
+    assert old in report.with_rows_of(before, report.summary(made)).splitlines()
+    from chart import draw
+
+    draw(made, chart)
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    data["benchmarks"] = [only_eager, data["benchmarks"][1]]
+    with pytest.raises(ValueError, match="no work has both a line of fastvae and eager, only"):
+        draw(report.Run(data), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_a_real_run(report, tmp_path):

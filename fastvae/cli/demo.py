@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from fastvae import reference
+from fastvae.cli.inputs import tell
 from fastvae.console import escape, progress, table
 from fastvae.models.hybrid import HybridVAE
 from fastvae.plots import learning_curves, read_metrics
@@ -31,10 +33,10 @@ MODEL = {
 
 def demo(
     folder: Path, *, steps: int, seed: int, device: torch.device, console: Console
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     """Train, show and measure; the run and its plot go to `folder` -> bound, entropy, speed-ups.
 
-    Raises ValueError where the folder is not empty.
+    None where a signal stopped the training. Raises ValueError where the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: name another folder with --out")
@@ -50,9 +52,10 @@ def demo(
         "On fresh lines the\nbound (reconstruction + KL) comes down towards it, and no model's "
         "can pass it.\n"
     )
-    bound = _train(model, corpus, folder, steps, seed, console)
-    if bound is None:
-        return {}
+    result = _train(model, corpus, folder, steps, seed, console)
+    if result["interrupted"]:
+        tell([f"stopped and saved at step {result['step']}: try fastvae sample {folder}"])
+        return None
     model.eval()
     _show_samples(model, corpus, seed, console)
     _show_reconstructions(model, corpus, seed, console)
@@ -72,13 +75,13 @@ def demo(
         "  fastvae export places places.html --open",
         soft_wrap=True,
     )
-    return {"bound": bound, "entropy": corpus.entropy, **speed}
+    return {"bound": result["valid"]["bound"], "entropy": corpus.entropy, **speed}
 
 
 def _train(
     model: HybridVAE, corpus: SyntheticCorpus, folder: Path, steps: int, seed: int, console: Console
-) -> float | None:
-    """Train in as many parts as the table has rows -> the last bound; None on Ctrl-C."""
+) -> dict[str, Any]:
+    """Train in as many parts as the table has rows, or until a signal -> the last part's result."""
     config = TrainingConfig(
         steps=steps,
         seed=seed,
@@ -102,13 +105,13 @@ def _train(
                 model, corpus, part, folder, validation=fresh, resume=end > ends[0], console=quiet
             )
             if result["interrupted"]:
-                return None
+                return result
             row = result["valid"]
             above = row["bound"] - corpus.entropy
             terms = f"{end:7,}   {row['reconstruction']:13.2f} {row['kl']:6.2f} {row['bound']:6.2f}"
             console.print(f"{terms}  {above:6.2f} {'━' * min(30, max(1, round(above / 3)))}")
     console.print()
-    return row["bound"]
+    return result
 
 
 def _show_samples(model: HybridVAE, corpus: SyntheticCorpus, seed: int, console: Console) -> None:

@@ -12,7 +12,18 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from fastvae.cli.arguments import Column, Data, Device, Field, Json, Normalize, Seed, Threads, path
+from fastvae.cli.arguments import (
+    MOST,
+    Column,
+    Data,
+    Device,
+    Field,
+    Json,
+    Normalize,
+    Seed,
+    Threads,
+    path,
+)
 from fastvae.cli.demo import demo as run_demo
 from fastvae.cli.fields import MODEL, groups, shown, with_field_options
 from fastvae.cli.inputs import tell
@@ -43,7 +54,7 @@ def demo(
             parser=path, help="Folder to write, new or empty; else the first free fastvae-demo.."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, max=MOST, help="Training steps.")] = 1000,
     seed: Seed = 0,
     device: Device = None,
     threads: Threads = None,
@@ -52,7 +63,9 @@ def demo(
     if out is None:
         free = (Path(f"fastvae-demo-{n}" if n > 1 else "fastvae-demo") for n in itertools.count(1))
         out = next(path for path in free if not path.exists())
-    run_demo(out, steps=steps, seed=seed, device=find_device(device), console=console())
+    result = run_demo(out, steps=steps, seed=seed, device=find_device(device), console=console())
+    if result is None:
+        raise typer.Exit(130)
 
 
 @with_field_options
@@ -259,7 +272,7 @@ def experiment(
     text: Annotated[
         str | None, typer.Option(help="characters or tweets, where an experiment has both.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=MOST, help="Steps of a run.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's 100,000 steps.")] = False,
     points: Annotated[
         str | None, typer.Option(help="How many configurations, or their names or parts of names.")
@@ -277,7 +290,8 @@ def experiment(
 
     Ctrl-C saves all runs; the same command goes on from there, and finished runs are kept.
     """
-    if (data is None) != (valid is None) or (test is not None and data is None):
+    incomplete = (data is None) != (valid is None) or (test is not None and data is None)
+    if incomplete and name != "speed":  # which takes --data alone
         raise ValueError("give --data and --valid together, with or without --test")
     if paper and steps:
         raise ValueError("--steps and --paper exclude each other")

@@ -23,7 +23,7 @@ from fastvae.experiments import (
 )
 from fastvae.experiments.configuration import Job, finished
 from fastvae.experiments.grid import STEPS, Configuration, Experiment, Run, pick, runs
-from fastvae.experiments.report import LONG, markdown, rows_of
+from fastvae.experiments.report import LONG, ends_before_annealing, markdown, rows_of
 from fastvae.experiments.runner import default_jobs, run_jobs
 from fastvae.names import suggestion
 from fastvae.text import SyntheticCorpus
@@ -75,7 +75,8 @@ class Options:
 def experiment(name: str, options: Options, console: Console) -> dict[str, Any]:
     """Run or resume an experiment and write NAME.json, NAME.md and NAME.png to `options.out`.
 
-    For a text that is not the experiment's first, they are NAME-TEXT.json and so on.
+    For a text that is not the experiment's first, they are NAME-TEXT.json and so on. Without any
+    result nothing is written, and earlier files stay.
 
     Args:
         name: of the experiment.
@@ -86,7 +87,7 @@ def experiment(name: str, options: Options, console: Console) -> dict[str, Any]:
         the written paths; failed, run -> why; left, runs that are not finished; interrupted.
 
     Raises:
-        ValueError: a name, configuration or field that does not exist.
+        ValueError: a name, configuration or field that does not exist, or an option without effect.
     """
     if name not in NAMES:
         raise ValueError(f"no experiment {name!r}: {suggestion(name, NAMES)}")
@@ -94,6 +95,8 @@ def experiment(name: str, options: Options, console: Console) -> dict[str, Any]:
     text = options.text or next(iter(grids))
     if text not in grids:
         raise ValueError(f"{name} has no text {text!r}: {suggestion(text, grids)}")
+    if name == "speed":
+        _check_speed_options(options, text)
     find_device(options.device)
     stem = name if text == next(iter(grids)) else f"{name}-{text}"
     if name == "speed":
@@ -124,9 +127,8 @@ def _grid(
         at_once = options.jobs or default_jobs(options.device)
         failed, interrupted = run_jobs(todo, at_once, options.device, console)
     results = [_labelled(run, result) for run, job in jobs if (result := finished(job))]
-    # Where all runs were refused, the results that are there may be those of other data.
     written = []
-    if results or not failed:
+    if results:
         written = _write(stem, experiment, options, steps, files, results, failed)
     left = len(configurations) * options.seeds - len(results)
     return {"written": written, "failed": failed, "left": left, "interrupted": interrupted}
@@ -160,14 +162,14 @@ def _write(
 ) -> list[str]:
     rows, out = rows_of(results), options.out
     written = [out / f"{stem}.json", out / f"{stem}.md"]
-    if rows and experiment.draw:
+    if experiment.draw:
         written.append(out / f"{stem}.png")
         unit = results[0]["unit"]
         experiment.draw(rows, written[-1], unit=unit, axis=experiment.axis)
     left_out = {*LONG} - {experiment.shows}
     kept = [{k: v for k, v in r.items() if k not in left_out} for r in results]
     notes = _notes(options, files, f"{steps:,} of the paper's {PAPER_STEPS:,} steps")
-    if any(result["kl_weight"] < 1 for result in results if result["kl_weight"]):
+    if any(map(ends_before_annealing, results)):
         notes.append("some runs end before their annealing does: see the KL's weight")
     document = {"exhibit": stem, "title": experiment.title, "notes": notes, "results": kept}
     write_json(written[0], document)
@@ -184,6 +186,24 @@ def _notes(options: Options, files: Mapping[str, str], steps: str) -> list[str]:
         fields = ", ".join(f"{key} = {value}" for key, value in options.overrides.items())
         notes.append(f"changed from the paper's settings: {fields}")
     return notes
+
+
+def _check_speed_options(options: Options, text: str) -> None:
+    """Raise ValueError for options that change neither the timed models nor their batch."""
+    given = {
+        "valid": "valid" in options.files,
+        "test": "test" in options.files,
+        "points": options.points is not None,
+        "seeds": options.seeds != 1,
+        "jobs": options.jobs is not None,
+        "limit": options.limit is not None,
+    }
+    idle = [name for name, is_given in given.items() if is_given]
+    idle += speed.idle_fields(text, options.overrides)
+    if idle:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        has, it = ("has", "it") if len(idle) == 1 else ("have", "them")
+        raise ValueError(f"{names} {has} no effect with speed: leave {it} out")
 
 
 def _speed(stem: str, options: Options, text: str) -> dict[str, Any]:

@@ -30,6 +30,16 @@ from fastvae.training.run_directory import METRICS
 RESULT = "result.json"
 SAMPLES, SHOWN, INTERPOLATIONS = 1000, 20, 3
 CURVES = ("step", "reconstruction", "kl", "bound", "bpc")
+SCHEMA = {
+    **dict.fromkeys(("settings", "files", "valid", "test?", "curves"), dict),
+    **dict.fromkeys(("variety", "variety_of_held_out"), dict),
+    **dict.fromkeys(("kl_weight", "steps_per_second"), float),
+    **dict.fromkeys(("parameters", "threads"), int),
+    **dict.fromkeys(("unit", "device"), str),
+    **dict.fromkeys(("samples", "interpolations"), list),
+    "limit": (int, type(None)),
+    "...": object,
+}
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,12 @@ def run(job: Job) -> bool:
 
 def finished(job: Job) -> dict[str, Any] | None:
     """The result in the job's folder, or None while there is none for its settings and files."""
-    path = job.folder / RESULT
-    result = read_json(path) if path.exists() else None
+    try:
+        result = read_json(job.folder / RESULT, SCHEMA)
+    except (FileNotFoundError, ValueError):  # none yet, or a damaged one: it is measured again
+        return None
     wanted = json.loads(json.dumps(_identity(job)))
-    return result if result and wanted.items() <= result.items() else None
+    return result if wanted.items() <= result.items() else None
 
 
 def _open(job: Job) -> dict[str, Corpus]:

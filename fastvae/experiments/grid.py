@@ -145,9 +145,10 @@ def shortened(preset: Preset, steps: int) -> Preset:
     values = {"steps": steps, **looks}
     if config.lr_decay != 1:
         start = max(round(config.lr_decay_start * steps / config.steps), config.kl_end)
-        share = (steps - start) / (config.steps - config.lr_decay_start)
         values["lr_decay_start"] = start
-        values["lr_decay_every"] = max(1, round(config.lr_decay_every * share))
+        if config.lr_decay_start < config.steps:  # else it never decays
+            share = (steps - start) / (config.steps - config.lr_decay_start)
+            values["lr_decay_every"] = max(1, round(config.lr_decay_every * share))
     training = {**preset.training, **values}
     return replace(preset, training=training)
 
@@ -182,7 +183,8 @@ def _check_overrides(configurations: Sequence[Configuration], overrides: Mapping
             raise ValueError(f"no configuration has a field {name!r}: {suggestion(name, known)}")
         if name in ("steps", "seed") or any(name in p.changes for p in configurations):
             raise ValueError(
-                f"{name} is set by the grid: choose among its configurations with --points"
+                f"{name} is set by the grid: leave it out, or choose among its configurations with "
+                "--points"
             )
 
 

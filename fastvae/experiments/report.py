@@ -9,6 +9,7 @@ from typing import Any
 from fastvae.console import escape
 from fastvae.experiments.grid import BOTH, MATCHED, RELEASED, Experiment
 from fastvae.metrics import bits_per_character
+from fastvae.training.config import TrainingConfig
 
 # Parts of a result that are long: documents keep them only where their experiment shows them.
 LONG = ("curves", "samples", "interpolations")
@@ -48,6 +49,13 @@ def rows_of(results: Iterable[Mapping[str, Any]]) -> list[Row]:
     for result in results:
         groups.setdefault((result["series"], result["x"], result["mode"]), []).append(result)
     return [Row(*key, group) for key, group in groups.items()]
+
+
+def ends_before_annealing(result: Mapping[str, Any]) -> bool:
+    """Whether the run ends at a step where its KL weight is still annealed."""
+    config = TrainingConfig(**result["settings"]["training"])
+    is_annealed = config.kl_nats is None and config.kl_floor != config.kl_target
+    return is_annealed and config.steps < config.kl_end
 
 
 def modes_of(rows: Sequence[Row]) -> list[str]:
