@@ -501,8 +501,13 @@ def test_a_run_too_short_for_its_annealing_says_so(words, tmp_path, fastvae_cli)
     said = fastvae_cli(*arguments, "--out", tmp_path / "a", "--kl-end", 100)[2]
     assert "annealed until step 100 (kl_end), but the run ends at step 2 (steps)" in said
     assert "with a weight of 0.011 instead of 1" in said
-    said = fastvae_cli(*arguments, "--out", tmp_path / "b", "--kl-end", 2)[2]
-    assert "anneal" not in said
+    for name, finished in {
+        "b": ("--kl-end", 2),
+        "c": ("--kl-end", 100, "--kl-floor", 0.5, "--kl-target", 0.5),
+        "d": ("--kl-end", 100, "--kl-nats", 1),
+    }.items():
+        said = fastvae_cli(*arguments, "--out", tmp_path / name, *finished)[2]
+        assert "anneal" not in said
 
 
 def test_the_bound_is_shown_once_it_means_something(words, tmp_path, fastvae_cli):

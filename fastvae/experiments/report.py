@@ -52,10 +52,8 @@ def rows_of(results: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def ends_before_annealing(result: Mapping[str, Any]) -> bool:
-    """Whether the run ends at a step where its KL weight is still annealed."""
-    config = TrainingConfig(**result["settings"]["training"])
-    is_annealed = config.kl_nats is None and config.kl_floor != config.kl_target
-    return is_annealed and config.steps < config.kl_end
+    """Whether the last step of the run comes while its KL weight is still annealed."""
+    return TrainingConfig(**result["settings"]["training"]).ends_before_annealing
 
 
 def modes_of(rows: Sequence[Row]) -> list[str]:

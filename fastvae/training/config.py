@@ -125,6 +125,12 @@ class TrainingConfig:
         return KLSchedule(**{name: getattr(self, f"kl_{name}") for name in names})
 
     @property
+    def ends_before_annealing(self) -> bool:
+        """Whether the last step comes while the KL weight is still annealed."""
+        is_annealed = self.kl_nats is None and self.kl_floor != self.kl_target
+        return is_annealed and self.steps < self.kl_end
+
+    @property
     def honest_kl_weight(self) -> float:
         """The least KL weight at which the bound is shown: `kl_target`, or 0 with `kl_nats`."""
         return self.kl_target if self.kl_nats is None else 0.0

@@ -118,7 +118,7 @@ def _run_loop(
     say, stopping = recorder.display.say if recorder.display else None, False
     if say and done >= config.steps:
         say(f"the run is at step {done} already: raise steps to continue")
-    if say and config.kl_nats is None and done < config.steps < config.kl_end:
+    if say and done < config.steps and config.ends_before_annealing:
         say(_unfinished_annealing(config))
     recorder.start(done)
     while done < config.steps and not stopping:
