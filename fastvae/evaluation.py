@@ -50,7 +50,7 @@ def measure(
     Raises:
         ValueError: there is no sample.
     """
-    count = min(len(corpus), limit or len(corpus))
+    count = len(corpus) if limit is None else min(limit, len(corpus))
     batches = track(corpus.batches(batch_size, count), "bound", -(-count // batch_size))
     result: dict[str, Any] = metrics.evaluate(model, batches, seed=seed)
     generator = torch.Generator().manual_seed(seed)

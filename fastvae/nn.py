@@ -133,7 +133,7 @@ class StridedConv(NoTorchScript, _Uniform, nn.Conv1d):
 
         Raises:
             ValueError: not exactly one of x and tokens is given, or it has another shape.
-            RuntimeError: an id is out of range; on a GPU its outputs are NaN instead.
+            IndexError: an id is out of range; on a GPU its outputs are NaN instead.
         """
         if (x is None) == (tokens is None):
             raise ValueError("either x or tokens must be given")
@@ -155,8 +155,8 @@ class StridedConv(NoTorchScript, _Uniform, nn.Conv1d):
         table = F.pad(upcast(self.weight).permute(2, 1, 0), (0, 0, 0, 1))
         if tokens.device.type != "cpu":  # the CPU raises; on others a wrong id would abort
             tokens = mark_unknown(tokens, V)
-            tokens = tokens + (tokens == V)
             table = F.pad(table, (0, 0, 0, 1), value=float("nan"))
+        tokens = tokens + (tokens == V)  # a wrong id too: V is the position before the sequence
         windows = F.pad(tokens, (0, 0, 1, 0), value=V).unfold(0, 3, 2)
         y = self.bias + sum(map(F.embedding, windows.unbind(-1), table.unbind()))
         return cast(y.to(self.weight.dtype))[0]

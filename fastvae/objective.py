@@ -77,6 +77,14 @@ class KLSchedule:
         if not 0 < self.rise <= 1:
             raise ValueError(f"KL schedule: rise must be above 0 and at most 1, got {self.rise}")
 
+    @property
+    def settled(self) -> float:
+        """The number of steps after which the weight stays at its target."""
+        if self.floor == self.target:
+            return 0.0
+        rises = (self.cycles - 1 + self.rise) / self.cycles
+        return self.start + (self.end - self.start) * rises
+
     def __call__(self, step: int) -> float:
         """step, counted from 0 -> weight."""
         if step >= self.end:
@@ -176,6 +184,9 @@ def reconstruction_nats(logits: Tensor, tokens: Tensor, ignored: int | None = No
     return nats.view(tokens.shape).sum(0)
 
 
+_NO_ID = -(2**62)  # PyTorch's default, -100, might be a wrong id, which is to be reported
+
+
 def token_nats(logits: Tensor, tokens: Tensor, ignored: int | None = None) -> Tensor:
     """−log p of each token, nats: logits [N, V], tokens [N] -> [N].
 
@@ -190,5 +201,5 @@ def token_nats(logits: Tensor, tokens: Tensor, ignored: int | None = None) -> Te
     if tokens.device.type != "cpu":  # a wrong target would stop the device; its inputs are NaN
         tokens = tokens.clamp(0, logits.shape[-1] - 1)
     return F.cross_entropy(
-        logits, tokens, reduction="none", ignore_index=-100 if ignored is None else ignored
+        logits, tokens, reduction="none", ignore_index=_NO_ID if ignored is None else ignored
     )

@@ -4,6 +4,7 @@ import atexit
 import math
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -30,13 +31,18 @@ Lines = Mapping[str, tuple[list[dict[str, Any]], str, bool]]
 
 def pyplot():
     """matplotlib's, which draws to files here, with a cache of its own where the home has none."""
-    if "MPLCONFIGDIR" not in os.environ and not os.access(Path.home(), os.W_OK):
+    try:
+        has_home = os.access(Path.home(), os.W_OK)
+    except RuntimeError:  # no home, and none in the system's list of users
+        has_home = False
+    if "MPLCONFIGDIR" not in os.environ and not has_home:
         cache = tempfile.mkdtemp(prefix="fastvae-")
         atexit.register(shutil.rmtree, cache, ignore_errors=True)
         os.environ["MPLCONFIGDIR"] = cache
     import matplotlib
 
-    matplotlib.use("Agg")
+    if "matplotlib.pyplot" not in sys.modules:  # else the caller has a backend
+        matplotlib.use("Agg")
     from matplotlib import pyplot
 
     return pyplot

@@ -1004,14 +1004,23 @@ def test_encode_makes_the_folder(fastvae, run, text, tmp_path):
     assert np.load(out).shape[1] == 3
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_pictures_where_the_home_is_read_only(tmp_path, told):
-    """As of a user without rights to write there: matplotlib keeps its cache elsewhere."""
-    program = """
-import os
-from pathlib import Path
+READ_ONLY = """
 access = os.access
 os.access = lambda path, *rest, **named: path != Path.home() and access(path, *rest, **named)
+"""
+NONE = """
+def home():
+    raise RuntimeError("Could not determine home directory.")
+Path.home = home
+"""
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("home", [READ_ONLY, NONE], ids=["read-only", "none"])
+def test_pictures_without_a_home_to_write_to(tmp_path, home, told):
+    """Matplotlib keeps its cache elsewhere."""
+    program = f"import os\nfrom pathlib import Path\n{home}"
+    program += """
 from fastvae.plots import pyplot
 pyplot()
 import matplotlib

@@ -17,6 +17,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -219,6 +220,13 @@ def test_an_endless_line_is_left_out_and_not_held(tmp_path):
     corpus = LineCorpus(path, 8, normalize=lambda line: line[:2])
     assert [corpus.vocabulary.decode(row) for row in fixed_pass(corpus)] == ["ab", "cd"]
     assert corpus.left_out == 2
+
+
+def test_lengths_of_numpy(tmp_path):
+    (tmp_path / "text").write_text("ab\nabc\n")
+    for corpus in (LineCorpus, WindowCorpus):
+        found = corpus(tmp_path / "text", np.int64(4), vocabulary=ByteVocabulary())
+        assert found.length == 4 and type(found.length) is int and found[0].shape == (4,)
 
 
 def test_lines_need_an_end_token(tmp_path):

@@ -109,6 +109,8 @@ def test_every_package_of_the_tree_is_installed():
     setuptools = PYPROJECT["tool"]["setuptools"]
     placed = {path: name for name, path in setuptools["package-dir"].items()}
     names = [str(folder.relative_to(ROOT)) for folder in folders]
+    models = (ROOT / "fastvae" / "pretrained").glob("*/config.json")
+    names += [str(path.parent.relative_to(ROOT)) for path in models]
     in_tree = {placed.get(name, name.replace("/", ".")) for name in names}
     assert sorted(setuptools["packages"]) == sorted(in_tree | {"fastvae.kernels"})
 

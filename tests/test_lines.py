@@ -1,14 +1,17 @@
 """Files of short lines: vocabularies, columns, fields, tokens, the split, what train chooses."""
 
 import hashlib
+import io
 import json
 import os
 import pickle
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -708,6 +711,18 @@ def test_large_vocabularies_are_told(tmp_path, characters, told):
     plan = plan_training(path, tmp_path / "run", {})
     assert plan.corpus.vocabulary.size == characters + 2
     assert any("make training slow" in note for note in plan.notes) == told
+
+
+def test_standard_input_leaves_no_copy_in_the_cache(names, tmp_path, monkeypatch):
+    """Its name is another one each time, so the copy would never be read."""
+    left = []
+    for _ in range(2):
+        text = io.BytesIO("\n".join(NAMES[:2]).encode())
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(text))
+        plan = plan_training(names, tmp_path / "run", {}, valid=Path("-"))
+        assert len(plan.validation) == 2
+        left.append(len(list((tmp_path / "run" / "cache").iterdir())))
+    assert left[0] == left[1] > 0
 
 
 def test_standard_input_is_read_once(tmp_path, fastvae):

@@ -344,6 +344,8 @@ def test_measures_of_no_texts_are_left_out():
     plain = measure(small(), texts, **none)
     assert plain.keys() == metrics.evaluate(small(), [texts.tokens]).keys()
     assert measure(small(), texts, **none, limit=3)["samples"] == 3
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        measure(small(), texts, **none, limit=0)
     for name, result in (
         ("mi_texts", "mutual_information_texts"),
         ("nll_texts", "importance_weighted_nll_texts"),

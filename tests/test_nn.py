@@ -668,6 +668,9 @@ def test_a_strided_convolution_looks_up_one_hot_inputs():
     for wrong in (tokens[:3], tokens[0]):
         with pytest.raises(ValueError, match=r"^tokens must have shape \[2T, B\], got \["):
             conv(None, wrong)
+    for unknown in (-1, 5, 6):
+        with pytest.raises(IndexError, match="out of range"):
+            conv(None, tokens.masked_fill(tokens == tokens[1, 1], unknown))
 
 
 def test_a_stack_of_fewer_than_no_layers():

@@ -42,6 +42,25 @@ def test_cyclical_schedule():
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        {"start": 3, "end": 40},
+        {"start": 3, "end": 40, "rise": 0.5},
+        {"start": 3, "end": 40, "rise": 0.3, "cycles": 3},
+        {"end": 40, "floor": 0.7, "target": 0.7},
+        {"end": 40, "floor": 0.7, "target": 0.2, "cycles": 2},
+        {},
+    ],
+)
+def test_the_weight_settles_at_its_target(arguments):
+    """After the fewest steps from which on it is the target; the first step's weight is of none."""
+    schedule = KLSchedule(**arguments)
+    weights = [schedule(step) for step in range(60)]
+    least = min(n for n in range(60) if all(w == schedule.target for w in weights[n:]))
+    assert least - 1 < schedule.settled <= least or least == 0 == schedule.settled
+
+
+@pytest.mark.parametrize(
     ("arguments", "word"),
     [
         ({"floor": -0.1}, "floor"),
@@ -65,6 +84,16 @@ def test_gaussian_kl_is_that_of_torch_distributions():
     prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     expected = torch.distributions.kl_divergence(posterior, prior)
     torch.testing.assert_close(gaussian_kl(mean, logvar), expected)
+
+
+@pytest.mark.parametrize("unknown", [-100, -1, 5])
+def test_no_unknown_id_costs_nothing(unknown):
+    tokens = torch.tensor([[1], [unknown]])
+    with pytest.raises(IndexError, match=f"Target {unknown} is out of bounds"):
+        reconstruction_nats(torch.randn(2, 1, 5), tokens)
+    if unknown < 0:  # such as an ignored one
+        nats = reconstruction_nats(torch.zeros(2, 1, 5), tokens, ignored=unknown)
+        torch.testing.assert_close(nats, torch.tensor([math.log(5)]))
 
 
 def test_gaussian_kl_by_hand():

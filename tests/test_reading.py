@@ -312,6 +312,16 @@ def test_windows_tell_what_is_cut_and_left_over(windows_model, tmp_path, fastvae
     assert (status, err) == (0, "only the first 16 characters of A were read\n")
 
 
+def test_a_line_may_be_cut_within_a_character(tmp_path, fastvae_cli):
+    """Lines of more than a MiB are; they are too long, and no bad UTF-8."""
+    vocabulary = CharVocabulary("aé", end=True)
+    model_of(vocabulary, vocabulary.end_id).save_pretrained(tmp_path / "model", vocabulary)
+    for text, least in (("a" + "é" * 600_000, 524_288), ("é" * 600_000, 524_288)):
+        status, _, err = fastvae_cli("reconstruct", tmp_path / "model", stdin=text.encode())
+        assert status == 2
+        assert f"line 1 of standard input has at least {least} characters, more than the 15" in err
+
+
 def test_windows_of_tokens_are_cut_by_tokens(tmp_path, fastvae_cli):
     vocabulary = TokenVocabulary(["Cl", "C", "l", "Br"], "Cl|Br|.")
     model_of(vocabulary, None).save_pretrained(tmp_path / "model", vocabulary)
@@ -505,6 +515,7 @@ def test_a_run_too_short_for_its_annealing_says_so(words, tmp_path, fastvae_cli)
         "b": ("--kl-end", 2),
         "c": ("--kl-end", 100, "--kl-floor", 0.5, "--kl-target", 0.5),
         "d": ("--kl-end", 100, "--kl-nats", 1),
+        "e": ("--kl-end", 4, "--kl-rise", 0.5),
     }.items():
         said = fastvae_cli(*arguments, "--out", tmp_path / name, *finished)[2]
         assert "anneal" not in said

@@ -276,9 +276,11 @@ class LineTokens:
         """Ids [< L] of a text, or None if it does not fit and this is no error."""
         if not self.strict:
             return encode_fitting(self.vocabulary, text, self.room, self.counts, name)
+        if len(text) >= CHUNK and not isinstance(self.vocabulary, ByteVocabulary):
+            text = text.decode("utf-8", "ignore").encode()  # it may have been cut in a character
         ids = self.vocabulary.encode_bytes(text, source=name)
         if len(ids) > self.room:
-            least = "at least " * (len(text) >= CHUNK)  # longer lines are cut there
+            least = "at least " * (len(text) > CHUNK - 4)  # longer lines are cut there
             raise ValueError(
                 f"{name} has {least}{len(ids)} {self.vocabulary.unit}s, more than the "
                 f"{self.room} that fit: {text[:40].decode('utf-8', 'replace')!r}"

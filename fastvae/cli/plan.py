@@ -136,8 +136,9 @@ def plan_training(
             other = replace(reading, part=VALID)
             validation = read_named(data, path, chosen.length, other, vocabulary, cache=cache)
     if valid is not None:
+        kept = None if str(valid) == "-" else cache  # a copy of standard input is never read again
         with regular_file(valid) as path:
-            validation = read_named(valid, path, chosen.length, reading, vocabulary, cache=cache)
+            validation = read_named(valid, path, chosen.length, reading, vocabulary, cache=kept)
     return Plan(chosen, corpus, validation, notes)
 
 

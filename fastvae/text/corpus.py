@@ -332,7 +332,7 @@ class LineCorpus(Corpus):
         locate, notes = stored(
             path,
             self._cache_folder(None if source is None else cache),
-            {"lines": length, "vocabulary": self.vocabulary.to_dict(), **settings},
+            {"lines": self.length, "vocabulary": self.vocabulary.to_dict(), **settings},
             lambda folder: self._write(path, normalize, folder),
         )
         self._counts = LineCounts(**notes)

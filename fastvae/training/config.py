@@ -127,8 +127,7 @@ class TrainingConfig:
     @property
     def ends_before_annealing(self) -> bool:
         """Whether the last step comes while the KL weight is still annealed."""
-        is_annealed = self.kl_nats is None and self.kl_floor != self.kl_target
-        return is_annealed and self.steps < self.kl_end
+        return self.kl_nats is None and self.steps < self.kl_schedule.settled
 
     @property
     def honest_kl_weight(self) -> float:

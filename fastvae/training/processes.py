@@ -76,7 +76,10 @@ def wrapped(model: nn.Module, group: dist.ProcessGroup) -> DistributedDataParall
         model: the model.
         group: the process group.
     """
-    # Batch norm keeps the buffers equal, so they need no broadcast; newer torch renames the option.
+    # Batch norm keeps the buffers equal, so they need no broadcast later on. Newer torch renames
+    # the option; the older one leaves out the first broadcast too.
+    for buffer in model.buffers():
+        dist.broadcast(buffer, group_src=0, group=group)
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(model, process_group=group, **{option: False})
