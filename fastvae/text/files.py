@@ -29,7 +29,7 @@ except ImportError:  # Windows: folders of killed builds stay
 
 CHUNK = 1 << 20  # bytes read at once
 HEAD = 1 << 12  # bytes read to recognize a format
-FORMAT = 4  # of the cache's files: part of every key
+FORMAT = 5  # of the cache's files: part of every key
 LONGEST_STEM = 128  # bytes of the source's name in those of the cache's files
 LARGEST_NOTES = 1 << 24  # bytes: a vocabulary of every character there is fits
 PARTIAL = "fastvae-partial-"  # folders of files that are being written begin with it
